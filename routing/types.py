@@ -1,0 +1,167 @@
+"""The values that routing decides on.
+
+Everything here is immutable and free of I/O, so that a plan can be computed, replayed, simulated and tested from
+values alone. They are `msgspec.Struct`s rather than dataclasses because some of them are made for every endpoint of
+every call, and a frozen Struct is made about five times as fast as a frozen dataclass.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Literal
+
+from msgspec import Struct
+
+EndpointKind = Literal["worker", "openai"]
+TierName = Literal["priority", "default", "flex"]
+
+Capability = Literal["tools", "vision", "json_schema", "logprobs", "embeddings"]
+
+
+class Trust(IntEnum):
+    """How far the operator of an endpoint is trusted; a call may ask for a least level."""
+
+    COMMUNITY = 0
+    VERIFIED = 1
+    PROVIDER = 2
+
+
+class Price(Struct, frozen=True, gc=False):
+    """Prices in pico-USD (1e-12 USD) per token: USD per million tokens to six decimals is then a whole number."""
+
+    input_pico_usd: int = 0
+    output_pico_usd: int = 0
+    cached_input_pico_usd: int | None = None
+    """None: cached tokens cost what uncached ones do."""
+
+
+class Endpoint(Struct, frozen=True):
+    """One routable target for one model, as configured. What changes by the second is in `Load`."""
+
+    name: str
+    """Unique within its model."""
+    model: str
+    """The public name of the model that this endpoint serves."""
+    served_model: str
+    """The model's name at the endpoint."""
+    kind: EndpointKind = "worker"
+    url: str = ""
+    region: str | None = None
+    trust: Trust = Trust.COMMUNITY
+    gpu: str | None = None
+    capabilities: frozenset[Capability] | None = None
+    """None: not declared, so nothing is ruled out by it."""
+    context_tokens: int | None = None
+    cost: Price = Price()
+    """What serving it there costs us."""
+
+
+class Demands(Struct, frozen=True):
+    """What a caller insists on. All of them are hard."""
+
+    max_ttft_s: float | None = None
+    min_tokens_per_s: float | None = None
+    max_input_pico_usd: int | None = None
+    max_output_pico_usd: int | None = None
+    least_trust: Trust = Trust.COMMUNITY
+    regions: frozenset[str] = frozenset()
+    """Empty: any."""
+    only: frozenset[str] = frozenset()
+    """Endpoint names; empty: any."""
+    ignore: frozenset[str] = frozenset()
+
+
+NO_DEMANDS = Demands()
+
+
+class Tier(Struct, frozen=True):
+    """What an hour of waiting is worth to a call of this tier, and the time to first token it aims at."""
+
+    name: TierName
+    max_ttft_s: float
+    """A target: where nothing meets it, the fastest wins."""
+    waiting_nano_usd_per_s: float
+
+
+class Call(Struct, frozen=True):
+    """One request as routing sees it."""
+
+    model: str
+    """Public name, aliases resolved."""
+    tier: Tier
+    prompt_tokens: int
+    """Estimated: the gateway does not tokenize."""
+    max_tokens: int | None = None
+    needs: frozenset[Capability] = frozenset()
+    demands: Demands = NO_DEMANDS
+
+
+class Load(Struct, frozen=True):
+    """What the gateway knows of an endpoint at one moment."""
+
+    inflight: int = 0
+    """Calls sent there that have not ended."""
+    pending_work: float = 0.0
+    """Token-equivalents of prefill sent there whose first token has not come."""
+    work_per_s: float = 1.0
+    """Token-equivalents of prefill per second, learned."""
+    base_ttft_s: float = 0.0
+    """Network and fixed costs before the first token, learned."""
+    itl_s: float = 0.0
+    """Seconds per output token for one more call there, learned."""
+    unavailable: str | None = None
+    """Why it gets no call now, or None."""
+    retry_after_s: float | None = None
+    """With `unavailable`: in how many seconds it may be available again, where that is known."""
+
+
+class Estimate(Struct, frozen=True, gc=False):
+    """What serving a call at one endpoint is expected to take and cost."""
+
+    ttft_s: float
+    itl_s: float
+    imposed_s: float
+    """Seconds by which it delays others at that endpoint."""
+    cost_nano_usd: int
+    """Expected price paid for it."""
+
+
+class Candidate(Struct, frozen=True):
+    endpoint: Endpoint
+    estimate: Estimate
+    score_nano_usd: float
+    """Price plus value of waiting; the least is the best."""
+    on_time: bool
+    """Whether the estimate meets the tier's target."""
+
+
+class Rejection(Struct, frozen=True):
+    endpoint: Endpoint
+    filter: str
+    reason: str
+    retry_after_s: float | None = None
+    """Where waiting can help: in how many seconds. None: waiting does not help."""
+
+
+class Plan(Struct, frozen=True):
+    """A ranking with every estimate and every rejection in it. The ranking is the order of failover."""
+
+    ranked: tuple[Candidate, ...]
+    rejected: tuple[Rejection, ...]
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """In how many seconds the first of the rejected may be back; None where none will by waiting."""
+        waits = [r.retry_after_s for r in self.rejected if r.retry_after_s is not None]
+        return min(waits, default=None)
+
+
+class Usage(Struct, frozen=True, gc=False):
+    """Tokens of one call."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt tokens, those found in the worker's prefix cache."""
+    completion_tokens: int = 0
+    estimated: bool = False
+    """True where the worker did not report and the gateway counted what it saw itself."""
