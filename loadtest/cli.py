@@ -1,0 +1,19 @@
+"""The command line of the load generator: `python -m loadtest ...`.
+
+Each subcommand is written in a module of its own and only registered here, one line each.
+"""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(name="loadtest", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def loadtest() -> None:
+    """Load generator, simulated worker and bench."""
+
+
+def main() -> None:
+    app()
