@@ -1,0 +1,398 @@
+"""The configuration: one frozen, typed tree, parsed once at the start and handed to those who need a part of it.
+
+Whatever is wrong is reported all at once, each with its path in the file, and nothing that is secret ever reaches a
+message: an operator fixes the file in one go, and can paste what we printed. `config_file` reads the YAML, this
+module says what may stand in it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, FilePath, SecretStr, ValidationError
+
+from gateway.config_file import ConfigError, Problem, path_of, read
+from gateway.config_section import (
+    Count,
+    DatabaseUrl,
+    LiteLLMModel,
+    Location,
+    Name,
+    OpenAIUrl,
+    Seconds,
+    Secret,
+    Section,
+    ServedName,
+    SharedStateUrl,
+    Usd,
+    WorkerUrl,
+    no_boolean,
+)
+from routing.types import Capability, Endpoint, EndpointKind, Price, Tier, TierName, Trust
+
+__all__ = ["Config", "ConfigError", "Problem", "config_reference", "load"]
+
+TrustName = Literal["provider", "verified", "community"]
+
+
+class Listen(Section):
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all.")
+    port: Annotated[int, BeforeValidator(no_boolean)] = Field(
+        8000, ge=0, le=65_535, description="Port to listen on; 0 lets the system choose one."
+    )
+
+    @property
+    def is_loopback(self) -> bool:
+        return _is_loopback(self.host)
+
+
+class Cors(Section):
+    origins: tuple[str, ...] = Field(
+        (),
+        description="Origins that browsers may call from, such as `https://chat.example.com`; empty: none.",
+    )
+
+
+class Auth(Section):
+    mode: Literal["keys", "none"] = Field(
+        "keys", description="`keys`: every call needs a tenant's key. `none`: calls need none, loopback only."
+    )
+    master_key: Secret | None = Field(
+        None, description="Key to the administration; without it there is none."
+    )
+    allow_public: bool = Field(
+        default=False, description="Permits mode `none` on an address that others can reach."
+    )
+
+
+class JournalFolder(Section):
+    folder: Path = Field(
+        Path("tidegate-journal"),
+        description="Folder of the journal: usage rows wait there until they are in the database.",
+    )
+
+
+class Limits(Section):
+    body_bytes: Count = Field(33_554_432, description="Largest request body; a larger one gets a 413.")
+    header_bytes: Count = Field(65_536, description="Largest header section, of requests and of replies.")
+    reply_bytes: Count = Field(67_108_864, description="Largest reply that is not a stream.")
+    event_bytes: Count = Field(8_388_608, description="Largest single event of a stream.")
+    connections_per_endpoint: Count = Field(1024, description="Most connections to one endpoint.")
+    attempts: Count = Field(3, le=20, description="Most endpoints tried for one call.")
+
+
+class Timeouts(Section):
+    connect_s: Seconds = Field(5, description="Until a connection to an endpoint stands.")
+    first_byte_s: Seconds = Field(120, description="Until the first byte of an endpoint's reply.")
+    silence_s: Seconds = Field(30, description="Between two chunks of a reply.")
+    total_s: Seconds = Field(600, description="For the whole call.")
+    idle_connection_s: Seconds = Field(4, description="How long an unused connection to an endpoint is kept.")
+    drain_s: Seconds = Field(30, description="After SIGTERM, how long running calls may take to finish.")
+
+
+class Health(Section):
+    interval_s: Seconds = Field(5, description="Between two checks of an endpoint, with jitter.")
+    timeout_s: Seconds = Field(2, description="For one check.")
+
+
+class PriceTable(Section):
+    input: Usd = Field(description="USD per million prompt tokens, at most six decimals.")
+    output: Usd = Field(description="USD per million completion tokens.")
+    cached_input: Usd | None = Field(
+        None, description="USD per million prompt tokens found in the prefix cache; without it, as `input`."
+    )
+
+    def price(self) -> Price:
+        cached = self.cached_input
+        return Price(
+            _pico_usd_per_token(self.input),
+            _pico_usd_per_token(self.output),
+            None if cached is None else _pico_usd_per_token(cached),
+        )
+
+
+class EndpointSection(Section):
+    worker: WorkerUrl | None = Field(
+        None,
+        description="URL of a vLLM server, without a path. Exactly one of `worker`, `openai`, `litellm`.",
+    )
+    openai: OpenAIUrl | None = Field(
+        None, description="Base URL of an OpenAI-compatible API, with its path (`/v1`)."
+    )
+    litellm: LiteLLMModel | None = Field(None, description="Not supported by this version.")
+    name: Name | None = Field(
+        None, description="Unique within the model; without it, `host:port` of the URL."
+    )
+    model: ServedName | None = Field(None, description="The model's name there; without it, the public name.")
+    api_key: Secret | None = Field(None, description="Sent there as a bearer token.")
+    gpu: Name | None = Field(None, description="The card it runs on, for reports.")
+    region: Name | None = Field(None, description="Where it is; calls may ask for regions.")
+    trust: TrustName | None = Field(
+        None,
+        description="How far its operator is trusted; without it, `community` for a worker, `provider` for openai.",
+    )
+    cost: PriceTable | None = Field(None, description="What serving it there costs us; without it, nothing.")
+    capabilities: frozenset[Capability] | None = Field(
+        None, description="What it can do; without it, as the model's."
+    )
+    context_tokens: Count | None = Field(None, description="Longest context; without it, as the model's.")
+    ca_file: FilePath | None = Field(None, description="PEM file with the CA to trust for https.")
+
+    @classmethod
+    def cross_check(cls, given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+        targets = [kind for kind in ("worker", "openai", "litellm") if given.get(kind) is not None]
+        if len(targets) != 1:
+            what = " and ".join(targets) or "none"
+            yield (), f"needs exactly one of worker, openai and litellm, and has {what}"
+        elif given.get("ca_file") is not None and str(given[targets[0]]).lower().startswith("http:"):
+            yield ("ca_file",), "is of use only with an https URL"
+
+    @property
+    def kind(self) -> EndpointKind:
+        return "worker" if self.worker is not None else "openai"
+
+    @property
+    def url(self) -> str:
+        """Without a slash at the end."""
+        return self.worker or self.openai or ""
+
+    @property
+    def resolved_name(self) -> str:
+        return self.name or _name_by_url(self.url)
+
+    def endpoint(self, public_name: str, model: ModelSection) -> Endpoint:
+        """As routing sees it."""
+        own_trust: TrustName = self.trust or ("community" if self.kind == "worker" else "provider")
+        return Endpoint(
+            name=self.resolved_name,
+            model=public_name,
+            served_model=self.model or public_name,
+            kind=self.kind,
+            url=self.url,
+            region=self.region,
+            trust=Trust[own_trust.upper()],
+            gpu=self.gpu,
+            capabilities=model.capabilities if self.capabilities is None else self.capabilities,
+            context_tokens=self.context_tokens or model.context_tokens,
+            cost=Price() if self.cost is None else self.cost.price(),
+        )
+
+
+class ModelSection(Section):
+    aliases: tuple[Name, ...] = Field((), max_length=100, description="Other names that clients may use.")
+    price: PriceTable = Field(description="What tenants are charged.")
+    capabilities: frozenset[Capability] | None = Field(
+        None,
+        description="Any of `tools`, `vision`, `json_schema`, `logprobs`, `embeddings`; without it, nothing is ruled out.",
+    )
+    context_tokens: Count | None = Field(None, description="Longest context; without it, not checked.")
+    endpoints: tuple[EndpointSection, ...] = Field(max_length=1000, description="Where the model is served.")
+
+    @classmethod
+    def cross_check(cls, given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+        endpoints = given.get("endpoints")
+        if endpoints in ([], ()):
+            yield ("endpoints",), "needs at least one endpoint"
+        seen: dict[str, int] = {}
+        for index, endpoint in enumerate(endpoints if isinstance(endpoints, list | tuple) else ()):
+            name = _get(endpoint, "name") or _name_by_url(
+                _get(endpoint, "worker") or _get(endpoint, "openai")
+            )
+            if not isinstance(name, str) or not name:
+                continue
+            if name in seen:
+                other = f"endpoints[{seen[name]}]"
+                yield ("endpoints", index), f"has the name of {other}, {name}; give it another `name`"
+            seen.setdefault(name, index)
+
+
+class TierSection(Section):
+    max_ttft_ms: Count = Field(description="The time to first token it aims at, in milliseconds.")
+    waiting_usd_per_hour: Usd = Field(description="What an hour of waiting is worth.")
+
+    def tier(self, name: TierName) -> Tier:
+        nano_usd_per_s = self.waiting_usd_per_hour * 1_000_000_000 / 3600
+        return Tier(name, self.max_ttft_ms / 1000, float(nano_usd_per_s))
+
+
+class PriorityTier(TierSection):
+    max_ttft_ms: Count = Field(1000, description="Time decides: the time to first token it aims at.")
+    waiting_usd_per_hour: Usd = Field(Decimal(100), description="What an hour of waiting is worth.")
+
+
+class DefaultTier(TierSection):
+    max_ttft_ms: Count = Field(5000, description="Time counts: the time to first token it aims at.")
+    waiting_usd_per_hour: Usd = Field(Decimal(4), description="What an hour of waiting is worth.")
+
+
+class FlexTier(TierSection):
+    max_ttft_ms: Count = Field(600_000, description="Price decides: the time to first token it aims at.")
+    waiting_usd_per_hour: Usd = Field(Decimal(0), description="What an hour of waiting is worth.")
+
+
+class Tiers(Section):
+    priority: PriorityTier = PriorityTier()
+    default: DefaultTier = DefaultTier()
+    flex: FlexTier = FlexTier()
+
+
+class Config(Section):
+    """The whole of it."""
+
+    listen: Listen = Listen()
+    cors: Cors = Cors()
+    database: DatabaseUrl = Field(
+        SecretStr("sqlite:///tidegate.db"),
+        description="`sqlite:///FILE`, relative to the working directory, or `postgresql://USER:PASSWORD@HOST/NAME`.",
+    )
+    shared_state: SharedStateUrl = Field(
+        SecretStr("memory://"),
+        description="Where several processes would share state; only `memory://` for now.",
+    )
+    auth: Auth = Auth()
+    journal: JournalFolder = JournalFolder()
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    health: Health = Health()
+    models: dict[Name, ModelSection] = Field(
+        max_length=10_000, description="The models served, by the name that clients use."
+    )
+    tiers: Tiers = Tiers()
+
+    @classmethod
+    def cross_check(cls, given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+        auth, host = given.get("auth"), _get(given.get("listen"), "host") or "127.0.0.1"
+        meant = str(_get(auth, "allow_public")).lower() in {"true", "yes", "on", "1"}
+        if _get(auth, "mode") == "none" and not meant and not _is_loopback(str(host)):
+            advice = "set auth.allow_public: true if that is meant"
+            yield ("auth", "mode"), f"none on listen.host {host} lets anyone in; {advice}"
+        models = given.get("models")
+        if models == {}:
+            yield ("models",), "needs at least one model"
+        if isinstance(models, Mapping):
+            yield from _names_used_twice(models)
+
+    def endpoints_of(self, model: str) -> tuple[Endpoint, ...]:
+        """The endpoints of a model, by its public name, in the order of the file."""
+        section = self.models[model]
+        return tuple(endpoint.endpoint(model, section) for endpoint in section.endpoints)
+
+    def tier(self, name: TierName) -> Tier:
+        section: TierSection = getattr(self.tiers, name)
+        return section.tier(name)
+
+
+def load(path: Path, environ: Mapping[str, str], listen: Mapping[str, Any] | None = None) -> Config:
+    """The configuration in a file. Keys in `listen` (the command line's) win over the file's.
+
+    Raises ConfigError with every problem at once.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError((Problem("", f"no such file: {path}"),)) from None
+    except UnicodeDecodeError:
+        raise ConfigError((Problem("", f"not UTF-8 text: {path}"),)) from None
+    except OSError as error:
+        raise ConfigError((Problem("", f"cannot read {path}: {error.strerror}"),)) from None
+    given, problems = read(text, environ)
+    if listen:
+        of_file = given.get("listen")
+        given["listen"] = {**(of_file if isinstance(of_file, dict) else {}), **listen}
+    try:
+        config = Config.model_validate(given)
+    except ValidationError as error:
+        known = {problem.path for problem in problems}
+        details = error.errors(include_url=False, include_input=False)
+        found = (Problem(_path(detail["loc"]), detail["msg"]) for detail in details)
+        problems += [problem for problem in found if problem.path not in known]
+    if problems:
+        raise ConfigError(tuple(problems)) from None
+    return config
+
+
+def _path(location: Location) -> str:
+    return path_of(location[:-1] if location and location[-1] == "[key]" else location)
+
+
+def config_reference() -> str:
+    """Every key of the file with its default and meaning, as a Markdown table."""
+    lines = ["| Key | Default | Meaning |", "|---|---|---|"]
+    lines += [f"| `{key}` | {default} | {meaning} |" for key, default, meaning in _rows(Config, "")]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in section.model_fields.items():
+        key = prefix + name
+        if field.description:
+            yield key, _default_text(field.is_required(), field.default), field.description
+        below = BELOW.get(key.rpartition(".")[2])
+        if below:
+            yield from _rows(below[0], key + below[1])
+        elif isinstance(field.default, Section):
+            yield from _rows(type(field.default), key + ".")
+
+
+BELOW: dict[str, tuple[type[Section], str]] = {
+    "models": (ModelSection, ".NAME."),
+    "endpoints": (EndpointSection, "[]."),
+    "price": (PriceTable, "."),
+    "cost": (PriceTable, "."),
+}
+
+
+def _default_text(required: bool, default: Any) -> str:  # noqa: FBT001 - one caller, one line away
+    if required:
+        return "required"
+    if default is None:
+        return ""
+    if isinstance(default, SecretStr):
+        default = default.get_secret_value()
+    if isinstance(default, tuple):
+        return "`[]`"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def _pico_usd_per_token(usd_per_million: Decimal) -> int:
+    """Exact: six decimals at most, so that nothing is left behind the point."""
+    return int(usd_per_million * 1_000_000)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _get(section: Any, key: str) -> Any:
+    """A value of a section as given, which may be a mapping, a section made in code, or nothing of the kind."""
+    return section.get(key) if isinstance(section, Mapping) else getattr(section, key, None)
+
+
+def _name_by_url(url: Any) -> str:
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        return ""
+    host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
+    return f"{host}:{port}" if host else ""
+
+
+def _names_used_twice(models: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    owner = {name: f"model {name}" for name in models}
+    for name, model in models.items():
+        aliases = _get(model, "aliases")
+        for index, alias in enumerate(aliases if isinstance(aliases, list | tuple) else ()):
+            if not isinstance(alias, str):
+                continue
+            if alias in owner:
+                yield ("models", name, "aliases", index), f"{alias} is taken already, by {owner[alias]}"
+            owner.setdefault(alias, f"an alias of model {name}")

@@ -1,0 +1,166 @@
+"""What the sections of the configuration are made of: their common base and the kinds of scalar that stand in them.
+
+The base reports every problem of a section and of all below it, each where it stands, instead of stopping at the
+first; and it drops the values that pydantic would quote, since any of them may be a secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Self
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+Location = tuple[str | int, ...]
+
+PLAIN_WORDS = {
+    "missing": "is required",
+    "model_type": "should be a mapping",
+    "string_type": "should be text (a number needs quotes)",
+    "path_not_file": "no such file",
+}
+
+
+class Section(BaseModel):
+    """A mapping in the file. Knows its keys, and reports all that is wrong with it and below it at once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def cross_check(cls, given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+        """What is wrong between keys. Sees the values as given, so that it can speak even where some are invalid."""
+        del given
+        yield from ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _every_problem(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        given = {} if given is None else given  # a section whose keys are all commented out
+        found: list[tuple[Location, str]] = []
+        section = None
+        try:
+            section = handler(given)
+        except ValidationError as error:
+            details = error.errors(include_url=False, include_input=False)
+            found = [(detail["loc"], cls._message(detail)) for detail in details]
+        if isinstance(given, Mapping):
+            found += cls.cross_check(given)
+        if section is not None and not found:
+            return section
+        raise ValidationError.from_exception_data(
+            cls.__name__,
+            [
+                InitErrorDetails(
+                    type=PydanticCustomError("config", "{message}", {"message": message}), loc=loc, input=None
+                )
+                for loc, message in found
+            ],
+        ) from None  # the original carries the values
+
+    @classmethod
+    def _message(cls, detail: ErrorDetails) -> str:
+        if detail["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(str(detail["loc"][-1]), cls.model_fields, 1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(cls.model_fields)}"
+            return f"unknown key; {hint}"
+        if detail["type"] == "value_error":
+            return str(detail["ctx"]["error"])
+        return PLAIN_WORDS.get(detail["type"], detail["msg"])
+
+
+def no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number")  # noqa: TRY004 - pydantic collects ValueErrors only
+    return value
+
+
+def _sane_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]{0,127}", name):
+        raise ValueError(
+            "should be 1 to 128 letters, digits and any of . _ : / @ + - [ ], the first a letter or digit"
+        )
+    return name
+
+
+def _web_url(text: str) -> SplitResult:
+    """The parts of an http(s) URL. Messages never quote it: what is wrong with it may be a password."""
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("should be a URL of printable ASCII characters without spaces")
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        raise ValueError("should be a URL with a valid host and port") from None
+    if url.scheme not in {"http", "https"} or not url.hostname or port == 0:
+        raise ValueError("should be a URL such as http://10.0.0.5:8000")
+    if "@" in url.netloc:
+        raise ValueError("should have no user or password in the URL; use api_key")
+    if "?" in text or "#" in text:
+        raise ValueError("should have no query and no fragment")
+    return url
+
+
+def _worker_url(text: str) -> str:
+    if _web_url(text).path.strip("/"):
+        raise ValueError("should be the worker's root: leave out the path (such as /v1)")
+    return text.rstrip("/")
+
+
+def _openai_url(text: str) -> str:
+    _web_url(text)
+    return text.rstrip("/")
+
+
+def _no_litellm(text: str) -> str:
+    del text
+    raise ValueError("litellm endpoints are not supported by this version")
+
+
+def _database_url(secret: SecretStr) -> SecretStr:
+    url = secret.get_secret_value()
+    if re.fullmatch(r"sqlite:///[^?#]+", url) and not url.endswith(":memory:"):
+        return secret
+    if re.fullmatch(r"postgresql(\+\w+)?://[^/\s]+/[^/\s]+", url):
+        return secret
+    raise ValueError("should be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
+
+
+def _shared_state_url(secret: SecretStr) -> SecretStr:
+    url = secret.get_secret_value()
+    if url == "memory://":
+        return secret
+    if re.fullmatch(r"rediss?://[^/\s]+(/\d+)?", url):
+        raise ValueError("redis is not supported by this version; use memory://")
+    raise ValueError("should be memory:// or redis://HOST:PORT/NUMBER")
+
+
+Name = Annotated[str, AfterValidator(_sane_name)]
+ServedName = Annotated[str, Field(min_length=1, max_length=512)]
+WorkerUrl = Annotated[str, AfterValidator(_worker_url)]
+OpenAIUrl = Annotated[str, AfterValidator(_openai_url)]
+LiteLLMModel = Annotated[str, AfterValidator(_no_litellm)]
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
+SharedStateUrl = Annotated[SecretStr, AfterValidator(_shared_state_url)]
+Secret = Annotated[SecretStr, Field(min_length=1)]
+Count = Annotated[int, BeforeValidator(no_boolean), Field(gt=0, le=2**53)]
+Seconds = Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=86_400, allow_inf_nan=False)]
+Usd = Annotated[
+    Decimal,
+    BeforeValidator(no_boolean),
+    Field(ge=0, le=1_000_000, decimal_places=6, allow_inf_nan=False),
+]
