@@ -165,9 +165,12 @@ class EndpointSection(Section):
     def resolved_name(self) -> str:
         return self.name or _name_by_url(self.url)
 
+    @property
+    def resolved_trust(self) -> TrustName:
+        return self.trust or ("community" if self.kind == "worker" else "provider")
+
     def endpoint(self, public_name: str, model: ModelSection) -> Endpoint:
         """As routing sees it."""
-        own_trust: TrustName = self.trust or ("community" if self.kind == "worker" else "provider")
         return Endpoint(
             name=self.resolved_name,
             model=public_name,
@@ -175,7 +178,7 @@ class EndpointSection(Section):
             kind=self.kind,
             url=self.url,
             region=self.region,
-            trust=Trust[own_trust.upper()],
+            trust=Trust[self.resolved_trust.upper()],
             gpu=self.gpu,
             capabilities=model.capabilities if self.capabilities is None else self.capabilities,
             context_tokens=self.context_tokens or model.context_tokens,
@@ -281,6 +284,11 @@ class Config(Section):
         """The endpoints of a model, by its public name, in the order of the file."""
         section = self.models[model]
         return tuple(endpoint.endpoint(model, section) for endpoint in section.endpoints)
+
+    def database_shown(self) -> str:
+        """The database's URL without user, password and options, for printing."""
+        url = urlsplit(self.database.get_secret_value())
+        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
 
     def tier(self, name: TierName) -> Tier:
         section: TierSection = getattr(self.tiers, name)
