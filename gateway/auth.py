@@ -1,0 +1,106 @@
+"""Who is calling: the keys that admit calls, in memory, and kept in step with the database.
+
+Looking a key up is on the path of every call, so it neither waits nor does I/O. A key created or revoked by another
+process (the command line, another gateway) is seen within a second, and while the database is away the last known
+keys go on admitting calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from hmac import compare_digest
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from gateway.store import MASTER, ActiveKeys, StoreAway, digest_of
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from gateway.store import Store
+
+log = logging.getLogger(__name__)
+
+_INDEXED_BYTES = 16
+
+
+class Key(Struct, frozen=True):
+    """What admits a call, and whose it is."""
+
+    id: str
+    tenant: str
+    name: str | None = None
+
+
+class Keyring:
+    """All keys that admit calls."""
+
+    def __init__(self, key_secret: bytes, master_key: str | None = None) -> None:
+        self._key_secret = key_secret
+        self._master: tuple[tuple[bytes, Key], ...] = ()
+        if master_key:
+            digest = digest_of(master_key.encode(), key_secret)
+            self._master = ((digest, Key(id=MASTER, tenant=MASTER, name=None)),)
+        self._revision: int | None = None
+        self._by_digest: dict[bytes, tuple[bytes, Key]] = {}
+        self._hold(self._master)
+
+    @classmethod
+    def read(cls, store: Store, master_key: str | None = None) -> Self:
+        """The keyring of a database as it is now. Blocks."""
+        keyring = cls(store.key_secret(), master_key)
+        keyring.refresh(store)
+        return keyring
+
+    def find(self, secret: bytes) -> Key | None:
+        """Whose key this is, or None. Takes the same time however much of a wrong key is right.
+
+        The index is over half the digest, the comparison in constant time over the whole: what the dict may let slip
+        is about a keyed hash, which whoever guesses cannot compute.
+        """
+        digest = digest_of(secret, self._key_secret)
+        found = self._by_digest.get(digest[:_INDEXED_BYTES])
+        if found is None or not compare_digest(found[0], digest):
+            return None
+        return found[1]
+
+    def refresh(self, store: Store) -> bool:
+        """Take over what has changed in the database, and say whether anything had. Blocks."""
+        active = store.active_keys(since_revision=self._revision)
+        if active is None:
+            return False
+        self._take(active)
+        return True
+
+    def __len__(self) -> int:
+        return len(self._by_digest)
+
+    def _take(self, active: ActiveKeys) -> None:
+        stored = ((digest, Key(key.id, key.tenant, key.name)) for digest, key in active.keys)
+        self._hold((*stored, *self._master))
+        self._revision = active.revision
+
+    def _hold(self, keys: tuple[tuple[bytes, Key], ...]) -> None:
+        # One assignment of a whole new dict: a lookup in another thread sees the old keys or the new, never a mixture.
+        self._by_digest = {digest[:_INDEXED_BYTES]: (digest, key) for digest, key in keys}
+
+
+async def follow(keyring: Keyring, store: Store, every_s: float = 1.0) -> None:
+    """Keep `keyring` in step with `store` until cancelled."""
+    away = False
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await asyncio.to_thread(keyring.refresh, store)
+        except StoreAway as failure:
+            if not away:
+                log.warning("the database is away, the keys known so far stay in force: %s", failure)
+            away = True
+        except Exception:  # a loop that must outlive anything: calls are admitted by what it last read
+            log.exception("keys could not be read again")
+        else:
+            if away:
+                log.info("the database is back, keys are up to date")
+            away = False

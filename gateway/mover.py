@@ -1,0 +1,241 @@
+"""Carries usage rows from the journal to the database, in batches, behind the calls.
+
+The mover reads the segments in the journal's folder, its own and those of dead processes, records their rows, and
+deletes a segment once it is closed and all of it is committed. Reading a segment twice does no harm: the database counts
+a call_id once. While the database is away the rows stay where they are. A line that is no row is set aside in a
+`.corrupt` file beside its segment and holds nothing up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from gateway.journal import Journal, Segment
+from gateway.ledger import UsageRow
+from gateway.store import RowsRefused, StoreAway
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES = (
+    256 << 10
+)  # decoding holds the interpreter, and the event loop with it, for less than a millisecond
+_BATCH_ROWS = 2000
+_LONGEST_PAUSE_S = 30.0
+
+_decoder = msgspec.json.Decoder(UsageRow)
+
+
+class RowStore(Protocol):
+    """Where rows go. It raises StoreAway where the same rows may be taken later, RowsRefused where never."""
+
+    def record(self, rows: Sequence[UsageRow]) -> int: ...
+
+
+class _Batch(msgspec.Struct):
+    """Rows of one segment that go to the database together."""
+
+    end: int
+    """Where in the segment the next batch begins."""
+    rows: list[UsageRow]
+    corrupt: list[bytes]
+    torn: int = 0
+
+
+class Mover:
+    """Carries rows from all segments in a folder to the database. Blocks; to be used by one thread at a time."""
+
+    def __init__(self, journal: Journal, store: RowStore) -> None:
+        self.moved_rows = 0
+        """Rows that were new to the database."""
+        self.torn_lines = 0
+        """Last lines cut short by the death of their process: calls whose client never got the last byte."""
+        self.corrupt_lines = 0
+        """Lines set aside."""
+        self._journal = journal
+        self._store = store
+        self._adopted: list[Segment] = []
+        self._closed_to_us: set[Path] = set()
+
+    def move(self) -> None:
+        """Record all rows there are now, and delete the segments that are done with.
+
+        StoreAway ends it; a segment that cannot be read only lets the others go first.
+        """
+        self._adopt()
+        failures: list[OSError] = []
+        for segments in (self._adopted, self._journal.segments):
+            for segment in tuple(segments):
+                closed = segment.closed  # asked before reading: its end is then in what is read
+                try:
+                    self._move_segment(segment, closed=closed)
+                    if closed:
+                        segment.discard()
+                        segments.remove(segment)
+                except OSError as failure:
+                    failures.append(failure)
+        if failures:
+            raise failures[0]
+
+    def record(self, rows: Sequence[UsageRow], aside: Path | None = None) -> None:
+        """Record `rows`. Those that the database will never take are found by halving, and set aside."""
+        try:
+            self.moved_rows += self._store.record(rows)
+        except RowsRefused as refusal:
+            if len(rows) == 1:
+                log.error("the database refuses a usage row: %s", refusal)  # noqa: TRY400  no bug of ours
+                self._set_aside(aside or self._journal.folder / "memory", [msgspec.json.encode(rows[0])])
+                return
+            half = len(rows) // 2
+            self.record(rows[:half], aside)
+            self.record(rows[half:], aside)
+
+    def release(self) -> None:
+        """Close all files. Segments with rows left in them can then be adopted by others."""
+        for segment in (*self._adopted, *self._journal.segments):
+            segment.release()
+
+    def _adopt(self) -> None:
+        for path in self._journal.folder.glob("*.journal"):
+            # Own segments, and those adopted before, are locked through another descriptor: they give None.
+            try:
+                segment = Segment.adopt(path)
+            except OSError as failure:
+                if path not in self._closed_to_us:
+                    log.error("a segment of the journal cannot be opened: %s", failure)  # noqa: TRY400  no bug of ours
+                self._closed_to_us.add(path)
+                continue
+            if segment is not None:
+                log.info("adopting %s, %d bytes, left by a process that is gone", path, segment.size)
+                self._adopted.append(segment)
+
+    def _move_segment(self, segment: Segment, *, closed: bool) -> None:
+        while (batch := _read(segment, closed=closed)).end > segment.moved:
+            self.record(batch.rows, segment.path)
+            if batch.corrupt:
+                self._set_aside(segment.path, batch.corrupt)
+            if batch.torn:
+                self.torn_lines += batch.torn
+                log.warning("%s ends within a line, which no client saw the end of", segment.path)
+            segment.moved = batch.end
+
+    def _set_aside(self, beside: Path, lines: list[bytes]) -> None:
+        path = beside.with_suffix(".corrupt")
+        with path.open("ab") as file:
+            file.write(b"".join(line + b"\n" for line in lines))
+        self.corrupt_lines += len(lines)
+        log.error("%d lines of the journal are no rows that can be recorded, see %s", len(lines), path)
+
+
+def _read(segment: Segment, *, closed: bool) -> _Batch:
+    """The next rows of a segment; with `closed` also what comes after the last newline."""
+    batch = _Batch(end=segment.moved, rows=[], corrupt=[])
+    limit = _READ_BYTES
+    while len(batch.rows) < _BATCH_ROWS:
+        chunk = segment.read(batch.end, limit)
+        whole = chunk.rfind(b"\n") + 1
+        if whole:
+            _decode_lines(chunk[:whole], batch)
+            batch.end += whole
+        elif len(chunk) == limit:
+            limit *= 2  # a line longer than all that was read
+        else:
+            if closed and chunk:
+                _decode_tail(chunk, batch)
+                batch.end += len(chunk)
+            break
+    return batch
+
+
+def _decode_lines(lines: bytes, batch: _Batch) -> None:
+    try:
+        batch.rows += _decoder.decode_lines(lines)
+    except msgspec.DecodeError:
+        for line in lines.split(b"\n"):
+            try:
+                batch.rows.append(_decoder.decode(line))
+            except msgspec.DecodeError:
+                if line:
+                    batch.corrupt.append(line)
+
+
+def _decode_tail(tail: bytes, batch: _Batch) -> None:
+    """The last line of a dead process. It may be whole but for its newline."""
+    try:
+        batch.rows.append(_decoder.decode(tail))
+    except msgspec.DecodeError:
+        batch.torn += 1
+
+
+@asynccontextmanager
+async def moving(
+    journal: Journal, store: RowStore, *, every_s: float = 0.5, closing_s: float = 10.0
+) -> AsyncIterator[Mover]:
+    """Move rows while the block runs and, once it has ended and no call is left, what remains.
+
+    `closing_s` bounds the last part: what the database does not take by then is moved by the next start.
+    """
+    mover = Mover(journal, store)
+    stop = asyncio.Event()
+    loop = asyncio.create_task(_move_until(stop, journal, mover, every_s))
+    try:
+        yield mover
+    finally:
+        stop.set()
+        await loop
+        journal.close()
+        await _finish(journal, mover, closing_s)
+        mover.release()
+
+
+async def _move_until(stop: asyncio.Event, journal: Journal, mover: Mover, every_s: float) -> None:
+    pause_s, trouble = every_s, ""
+    while not stop.is_set():
+        failure = await _pass(journal, mover)
+        if failure and not trouble:
+            log.warning("usage rows wait in the journal: %s", failure)
+        if trouble and not failure:
+            log.info("usage rows are moved to the database again")
+        trouble = failure
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if trouble else every_s
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause_s)
+
+
+async def _finish(journal: Journal, mover: Mover, limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while failure := await _pass(journal, mover):
+        if time.monotonic() > deadline:
+            log.error("%d bytes of usage rows stay for the next start: %s", journal.unmoved_bytes, failure)
+            break
+        await asyncio.sleep(limit_s / 20)
+    journal.abandon()
+
+
+async def _pass(journal: Journal, mover: Mover) -> str:
+    """Move what there is now; what kept some of it from being moved, or ""."""
+    try:
+        while rows := journal.waiting():
+            if not journal.rewrite(rows):
+                await asyncio.to_thread(mover.record, rows)
+            journal.forget(rows)
+            await asyncio.sleep(0)
+        journal.roll()
+        await asyncio.to_thread(mover.move)
+    except (StoreAway, OSError) as failure:
+        return str(failure)
+    except (
+        Exception
+    ) as failure:  # a loop that must outlive anything: the rows are on disk and it is tried again
+        log.exception("usage rows could not be moved")
+        return repr(failure)
+    return ""

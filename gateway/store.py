@@ -1,0 +1,386 @@
+"""The database: tenants, keys and usage, in SQLite or PostgreSQL with the same statements.
+
+Plain statements in explicit transactions. Everything here blocks, so the event loop calls it in a thread. Callers see
+the errors below and no others:
+
+    StoreError
+    ├── StoreAway       the database cannot be reached or is busy; the same statement may work later
+    ├── RowsRefused     the database is there and will never take these rows
+    ├── SchemaTooNew    written by a newer Tidegate than this one
+    ├── BadTenantName
+    └── KeyNotFound     no key, or more than one, answers to what was given
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct, structs
+from sqlalchemy import case, create_engine, event, func, inspect, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+
+from gateway.tables import KEYS, META, TENANTS, USAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any, Self
+
+    from alembic.config import Config
+    from sqlalchemy import Connection, Engine, Row, Table
+
+    from gateway.ledger import UsageRow
+
+HEAD = "0001"
+"""The last migration. Known here so that a database that is up to date costs one query and no Alembic."""
+
+MASTER = "master"
+"""The tenant that calls with the configured master key are metered under; nobody else may have that name."""
+
+Grouping = Literal["tenant", "model", "endpoint", "key"]
+
+_TENANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_LEAST_ID_PREFIX = len("key_") + 4
+_ADVISORY_LOCK = 0x7469_6465_6761_7465  # "tidegate": what PostgreSQL processes that migrate wait for
+_BUSY_TIMEOUT_S = 10
+
+
+class StoreError(Exception):
+    """The root of what can go wrong with the database."""
+
+
+class StoreAway(StoreError):  # noqa: N818  the name says what is the case, as the others in the tree
+    """The database cannot be reached or is busy."""
+
+
+class RowsRefused(StoreError):  # noqa: N818  as above
+    """A value that the database cannot hold is among the rows; none of them were kept."""
+
+
+class SchemaTooNew(StoreError):  # noqa: N818  as above
+    """The schema is none of those this version knows."""
+
+
+class BadTenantName(StoreError):  # noqa: N818  as above
+    """Not a name that a tenant may have."""
+
+
+class KeyNotFound(StoreError):  # noqa: N818  as above
+    """No key, or more than one, answers to what was given."""
+
+
+class KeyRecord(Struct, frozen=True):
+    """What is kept of a key besides its digest."""
+
+    id: str
+    tenant: str
+    name: str | None
+    prefix: str
+    last4: str
+    created_ms: int
+    revoked_ms: int | None
+
+
+class CreatedKey(Struct, frozen=True):
+    """A new key. This is the only time its secret is seen."""
+
+    secret: str
+    record: KeyRecord
+
+
+class ActiveKeys(Struct, frozen=True):
+    """Every key that is not revoked, with its digest, as of one revision."""
+
+    revision: int
+    keys: tuple[tuple[bytes, KeyRecord], ...]
+
+
+class UsageTotal(Struct, frozen=True):
+    """What one tenant, model, endpoint or key used in a span of time."""
+
+    name: str
+    calls: int
+    errors: int
+    """Calls that ended in neither a whole answer nor the client's leaving."""
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    estimated_calls: int
+    """Calls whose tokens the gateway counted itself."""
+    charge_nano_usd: int
+    cost_nano_usd: int
+
+
+def digest_of(secret: bytes, key_secret: bytes) -> bytes:
+    """What is stored of a key. A fast hash is enough for 256 random bits; keyed, a stolen table cannot be tried out."""
+    return blake2b(secret, digest_size=32, key=key_secret).digest()
+
+
+class Store:
+    """One database, its schema up to date. Safe to use from several threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        # SQLite gives the write lock to whoever asks at BEGIN and makes others wait; asking later fails at once instead.
+        self._writer = engine.execution_options(sqlite_begin="IMMEDIATE")
+        self._record_sql, self._positional = _record_statement(engine)
+
+    @classmethod
+    @contextmanager
+    def open(cls, url: str) -> Iterator[Self]:
+        engine = _engine(url)
+        try:
+            _bring_up_to_date(engine)
+            yield cls(engine)
+        finally:
+            engine.dispose()
+
+    # Keys
+
+    def key_secret(self) -> bytes:
+        with _reading(self._engine) as connection:
+            secret: bytes = connection.execute(select(META.c.key_secret)).scalar_one()
+            return secret
+
+    def create_key(self, tenant: str, name: str | None = None) -> CreatedKey:
+        """A new key for `tenant`, which is created with its first key."""
+        if tenant == MASTER or not _TENANT_NAME.fullmatch(tenant):
+            raise BadTenantName(
+                f"{tenant!r} cannot be a tenant's name: 1 to 64 of A-Z a-z 0-9 . _ @ - starting with a letter or digit,"
+                f" and not {MASTER!r}"
+            )
+        secret = f"tg-{secrets.token_urlsafe(32)}"
+        now_ms = time.time_ns() // 1_000_000
+        record = KeyRecord(
+            id=f"key_{secrets.token_hex(8)}",
+            tenant=tenant,
+            name=name,
+            prefix=secret[:7],
+            last4=secret[-4:],
+            created_ms=now_ms,
+            revoked_ms=None,
+        )
+        with _writing(self._writer) as connection:
+            key_secret = _next_keys_revision(connection)
+            connection.execute(
+                _insert(self._engine, TENANTS).on_conflict_do_nothing(),
+                {"name": tenant, "created_ms": now_ms},
+            )
+            digest = digest_of(secret.encode(), key_secret)
+            connection.execute(KEYS.insert(), {**structs.asdict(record), "digest": digest})
+        return CreatedKey(secret=secret, record=record)
+
+    def list_keys(self, tenant: str | None = None) -> list[KeyRecord]:
+        """Keys by tenant and age, revoked ones too."""
+        query = select(KEYS).order_by(KEYS.c.tenant, KEYS.c.created_ms, KEYS.c.id)
+        if tenant is not None:
+            query = query.where(KEYS.c.tenant == tenant)
+        with _reading(self._engine) as connection:
+            return [_key_record(row) for row in connection.execute(query)]
+
+    def revoke_key(self, id_or_prefix: str, tenant: str | None = None) -> KeyRecord:
+        """Revoke the key with this id, or whose id alone starts so. Once revoked it stays so from the first time."""
+        found = KEYS.c.id.startswith(id_or_prefix, autoescape=True)
+        if len(id_or_prefix) < _LEAST_ID_PREFIX:
+            found = KEYS.c.id == id_or_prefix
+        query = select(KEYS).where(found)
+        if tenant is not None:
+            query = query.where(KEYS.c.tenant == tenant)
+        with _writing(self._writer) as connection:
+            _next_keys_revision(connection)
+            keys = [_key_record(row) for row in connection.execute(query)]
+            if len(keys) != 1:
+                among = "" if tenant is None else f" of tenant {tenant!r}"
+                raise KeyNotFound(
+                    f"{len(keys) or 'no'} keys{among} have an id starting with {id_or_prefix!r}"
+                )
+            key = keys[0]
+            if key.revoked_ms is None:
+                key = structs.replace(key, revoked_ms=time.time_ns() // 1_000_000)
+                connection.execute(update(KEYS).where(KEYS.c.id == key.id).values(revoked_ms=key.revoked_ms))
+            return key
+
+    def active_keys(self, since_revision: int | None = None) -> ActiveKeys | None:
+        """The keys that admit calls; None if nothing has changed since `since_revision`."""
+        with _reading(self._engine) as connection:
+            revision = connection.execute(select(META.c.keys_revision)).scalar_one()
+            if revision == since_revision:
+                return None
+            rows = connection.execute(select(KEYS).where(KEYS.c.revoked_ms.is_(None)))
+            # The revision was read first: a change between the two reads is seen now and read again next time.
+            return ActiveKeys(revision, tuple((row.digest, _key_record(row)) for row in rows))
+
+    # Usage
+
+    def record(self, rows: Sequence[UsageRow]) -> int:
+        """Keep `rows` in one transaction and say how many were new; one that is there already counts once."""
+        if not rows:
+            return 0
+        as_parameters = structs.astuple if self._positional else structs.asdict
+        try:
+            with self._writer.begin() as connection:
+                parameters: Any = [as_parameters(row) for row in rows]
+                return connection.exec_driver_sql(self._record_sql, parameters).rowcount
+        except (DataError, IntegrityError, OverflowError, ValueError) as failure:
+            raise RowsRefused(str(failure)) from failure
+        except SQLAlchemyError as failure:
+            raise StoreAway(_reason(failure)) from failure
+
+    def usage(self, by: Grouping, since_ms: int, until_ms: int) -> list[UsageTotal]:
+        """Totals of the calls that began at or after `since_ms` and before `until_ms`, the largest charge first."""
+        name = USAGE.c.key_id if by == "key" else USAGE.c[by]
+        total = {
+            "calls": func.count(),
+            "errors": func.sum(case((USAGE.c.outcome.in_(("ok", "client_left")), 0), else_=1)),
+            "prompt_tokens": func.sum(USAGE.c.prompt_tokens),
+            "cached_tokens": func.sum(USAGE.c.cached_tokens),
+            "completion_tokens": func.sum(USAGE.c.completion_tokens),
+            "estimated_calls": func.sum(case((USAGE.c.estimated, 1), else_=0)),
+            "charge_nano_usd": func.sum(USAGE.c.charge_nano_usd),
+            "cost_nano_usd": func.sum(USAGE.c.cost_nano_usd),
+        }
+        query = (
+            select(name.label("name"), *(column.label(label) for label, column in total.items()))
+            .where(USAGE.c.time_ms >= since_ms, USAGE.c.time_ms < until_ms)
+            .group_by(name)
+            .order_by(total["charge_nano_usd"].desc(), name)
+        )
+        with _reading(self._engine) as connection:
+            # PostgreSQL's sums of bigint are numeric, hence int().
+            return [UsageTotal(row[0], *map(int, row[1:])) for row in connection.execute(query)]
+
+
+@contextmanager
+def _reading(engine: Engine) -> Iterator[Connection]:
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except SQLAlchemyError as failure:
+        raise StoreAway(_reason(failure)) from failure
+
+
+@contextmanager
+def _writing(engine: Engine) -> Iterator[Connection]:
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except SQLAlchemyError as failure:
+        raise StoreAway(_reason(failure)) from failure
+
+
+def _reason(failure: SQLAlchemyError) -> str:
+    """The driver's own words, without the statement: its parameters are nobody's business in a log."""
+    return str(getattr(failure, "orig", None) or failure)
+
+
+def _next_keys_revision(connection: Connection) -> bytes:
+    """Count a change of the keys. It locks the row, so changes follow each other. Returns the secret of their digests."""
+    connection.execute(update(META).values(keys_revision=META.c.keys_revision + 1))
+    secret: bytes = connection.execute(select(META.c.key_secret)).scalar_one()
+    return secret
+
+
+def _key_record(row: Row[Any]) -> KeyRecord:
+    return KeyRecord(*(getattr(row, field) for field in KeyRecord.__struct_fields__))
+
+
+def _insert(engine: Engine, table: Table) -> sqlite.Insert | postgresql.Insert:
+    return postgresql.insert(table) if engine.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def _record_statement(engine: Engine) -> tuple[str, bool]:
+    """The INSERT of usage rows as the driver takes it, and whether its parameters go by position.
+
+    Compiled once and given rows as they are: a batch then costs little of the interpreter's time, which the event
+    loop is waiting for meanwhile.
+    """
+    compiled = _insert(engine, USAGE).on_conflict_do_nothing().compile(dialect=engine.dialect)
+    return str(compiled), bool(compiled.positional)
+
+
+# Opening
+
+
+def _engine(url: str) -> Engine:
+    try:
+        engine = create_engine(make_url(url), pool_pre_ping=not url.startswith("sqlite"))
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as failure:
+        raise StoreError(f"cannot open this kind of database: {failure}") from failure
+    if engine.dialect.name not in {"sqlite", "postgresql"}:
+        raise StoreError(f"cannot open this kind of database: {engine.dialect.name}")
+    if engine.dialect.name == "sqlite":
+        if engine.url.database in {None, "", ":memory:"}:
+            raise StoreError(
+                "a database in memory would be another one in each thread: name a file, as in sqlite:///x.db"
+            )
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = (
+        None  # transactions begin where SQLAlchemy says so, not where sqlite3 guesses
+    )
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_S * 1000}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    # `synchronous` stays FULL: a segment of the journal is deleted on the strength of a commit.
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', 'DEFERRED')}")
+
+
+def _bring_up_to_date(engine: Engine) -> None:
+    try:
+        with engine.connect() as connection:
+            version = _version(connection)
+        if version != HEAD:
+            _migrate(engine, version)
+    except SQLAlchemyError as failure:
+        where = engine.url.render_as_string(hide_password=True)
+        raise StoreAway(f"cannot open the database {where}: {_reason(failure)}") from failure
+
+
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return version
+
+
+def _migrate(engine: Engine, version: str | None) -> None:
+    # Imported here: half the time of a start, and needed once per release.
+    from alembic import command  # noqa: PLC0415  as above
+    from alembic.script import ScriptDirectory  # noqa: PLC0415  as above
+
+    config = alembic_config()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if version is not None and version not in known:
+        raise SchemaTooNew(f"the database has schema {version}; this version of Tidegate knows up to {HEAD}")
+    with engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK})
+        config.attributes["connection"] = connection
+        command.upgrade(config, HEAD)
+
+
+def alembic_config() -> Config:
+    """Alembic's settings without an alembic.ini.
+
+    For a new revision: `alembic.command.revision(alembic_config(), "what changes", rev_id="0002")`.
+    """
+    from alembic.config import Config  # noqa: PLC0415  only migrations need it
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config

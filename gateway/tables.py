@@ -1,0 +1,80 @@
+"""The tables, in one place: queries are built from these, migrations create them, and a test holds the two together.
+
+Money is integers (nano-USD), time is integer milliseconds since 1970 UTC. A usage row names its tenant and key
+without a foreign key: calls with the master key, or with keys switched off, are metered as well.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+METADATA = MetaData()
+
+META = Table(
+    "meta",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # one row, 1
+    Column("key_secret", LargeBinary(32), nullable=False),  # what the digests of keys are keyed with
+    Column("keys_revision", BigInteger, nullable=False),  # goes up with every key created or revoked
+)
+
+TENANTS = Table(
+    "tenants",
+    METADATA,
+    Column("name", String(64), primary_key=True),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+KEYS = Table(
+    "keys",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", ForeignKey("tenants.name", name="keys_tenant_fkey"), nullable=False),
+    Column("name", String(128)),
+    Column("digest", LargeBinary(32), nullable=False, unique=True),
+    Column("prefix", String(16), nullable=False),
+    Column("last4", String(4), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("revoked_ms", BigInteger),
+    Index("keys_tenant", "tenant"),
+)
+
+USAGE = Table(
+    "usage",
+    METADATA,
+    Column("call_id", Text, primary_key=True),
+    Column("time_ms", BigInteger, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("tier", Text, nullable=False),
+    Column("api", Text, nullable=False),
+    Column("stream", Boolean, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("estimated", Boolean, nullable=False),
+    Column("ttft_ms", Double),
+    Column("duration_ms", Double, nullable=False),
+    Column("charge_nano_usd", BigInteger, nullable=False),
+    Column("cost_nano_usd", BigInteger, nullable=False),
+    Index("usage_time_ms", "time_ms"),
+)

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+from sqlalchemy import create_engine
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
+
+from gateway.ledger import UsageRow
+from gateway.store import (
+    HEAD,
+    BadTenantName,
+    KeyNotFound,
+    RowsRefused,
+    SchemaTooNew,
+    Store,
+    StoreAway,
+    StoreError,
+    alembic_config,
+    digest_of,
+)
+from gateway.tables import METADATA, USAGE
+
+
+def a_row(call_id: str, **changes: object) -> UsageRow:
+    row = UsageRow(
+        call_id=call_id,
+        time_ms=1_700_000_000_000,
+        request_id="r",
+        tenant="acme",
+        key_id="key_1",
+        model="llama",
+        endpoint="w1",
+        tier="default",
+        api="chat",
+        stream=True,
+        status=200,
+        outcome="ok",
+        attempts=1,
+        prompt_tokens=10,
+        cached_tokens=4,
+        completion_tokens=20,
+        estimated=False,
+        ttft_ms=12.5,
+        duration_ms=99.25,
+        charge_nano_usd=3,
+        cost_nano_usd=2,
+    )
+    return structs.replace(row, **changes)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/tidegate.db"
+
+
+@pytest.fixture
+def store(url: str):
+    with Store.open(url) as store:
+        yield store
+
+
+def test_the_migrations_make_the_tables_that_the_queries_are_built_from(store: Store, url: str):
+    from alembic.autogenerate import compare_metadata  # noqa: PLC0415  slow to import
+    from alembic.migration import MigrationContext  # noqa: PLC0415  as above
+
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    engine.dispose()
+
+
+def test_the_head_in_the_code_is_the_last_migration():
+    from alembic.script import ScriptDirectory  # noqa: PLC0415  slow to import
+
+    assert ScriptDirectory.from_config(alembic_config()).get_current_head() == HEAD
+
+
+def test_every_field_of_a_usage_row_has_its_column_in_the_same_order():
+    assert tuple(USAGE.columns.keys()) == UsageRow.__struct_fields__
+
+
+def test_the_tables_can_be_made_in_postgresql():
+    for table in METADATA.sorted_tables:
+        assert str(CreateTable(table).compile(dialect=postgresql.dialect()))
+
+
+def test_a_database_that_is_up_to_date_is_opened_without_alembic(store: Store, url: str):
+    program = (
+        "import sys; from gateway.store import Store\n"
+        f"with Store.open({url!r}): print('alembic' in sys.modules)"
+    )
+    opened = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert opened.stdout == "False\n"
+
+
+def test_many_processes_may_open_a_new_database_at_once_and_it_gets_one_secret(url: str):
+    program = (
+        f"from gateway.store import Store\nwith Store.open({url!r}) as store: print(store.key_secret().hex())"
+    )
+    openings = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    secrets = {opening.communicate()[0] for opening in openings}
+    assert [opening.returncode for opening in openings] == [0] * 4
+    assert len(secrets) == 1
+    assert len(secrets.pop().strip()) == 64
+
+
+def test_a_database_of_a_newer_version_is_refused(tmp_path: Path, url: str):
+    with Store.open(url):
+        pass
+    with sqlite3.connect(tmp_path / "tidegate.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(SchemaTooNew, match="9999"), Store.open(url):
+        pass
+
+
+def test_a_database_that_cannot_be_opened_is_away_and_says_which(tmp_path: Path):
+    with pytest.raises(StoreAway, match="nowhere"), Store.open(f"sqlite:///{tmp_path}/nowhere/x.db"):
+        pass
+
+
+@pytest.mark.parametrize("url", ["mysql://h/x", "nonsense", "sqlite://", "sqlite:///:memory:"])
+def test_other_kinds_of_database_are_refused(url: str):
+    with pytest.raises(StoreError), Store.open(url):
+        pass
+
+
+def test_the_password_of_a_database_is_not_in_the_error():
+    with pytest.raises(StoreError) as error, Store.open("postgresql://joe:hunter2@127.0.0.1:1/x"):
+        pass
+    assert "hunter2" not in str(error.value)
+
+
+# Keys
+
+
+def test_a_key_is_random_and_recognised_by_its_two_ends(store: Store):
+    created = store.create_key("acme", "ci")
+    assert created.secret.startswith("tg-")
+    assert len(created.secret) == 3 + 43
+    assert created.record.prefix == created.secret[:7]
+    assert created.record.last4 == created.secret[-4:]
+    assert store.list_keys() == [created.record]
+
+
+def test_the_secret_of_a_key_is_nowhere_in_the_database(store: Store, tmp_path: Path):
+    secret = store.create_key("acme").secret.encode()
+    for file in tmp_path.iterdir():
+        assert secret[8:-5] not in file.read_bytes()
+
+
+def test_what_is_kept_of_a_key_is_its_digest_under_the_secret_of_the_database(store: Store):
+    created = store.create_key("acme")
+    active = store.active_keys()
+    assert active is not None
+    assert active.keys == ((digest_of(created.secret.encode(), store.key_secret()), created.record),)
+
+
+@pytest.mark.parametrize("tenant", ["", "a b", "../x", "é", "a" * 65, "-x", "master", "a\n"])
+def test_a_tenant_needs_a_plain_name_that_is_not_taken_by_the_master_key(store: Store, tenant: str):
+    with pytest.raises(BadTenantName):
+        store.create_key(tenant)
+
+
+def test_keys_are_listed_by_tenant(store: Store):
+    one, two = store.create_key("acme").record, store.create_key("zeta").record
+    assert store.list_keys() == [one, two]
+    assert store.list_keys("zeta") == [two]
+    assert store.list_keys("nobody") == []
+
+
+def test_a_key_is_revoked_by_the_start_of_its_id(store: Store):
+    key = store.create_key("acme").record
+    revoked = store.revoke_key(key.id[:12])
+    assert revoked.id == key.id
+    assert revoked.revoked_ms is not None
+    assert store.list_keys() == [revoked]
+    assert store.revoke_key(key.id) == revoked
+    active = store.active_keys()
+    assert active is not None
+    assert active.keys == ()
+
+
+@pytest.mark.parametrize("start", ["", "key_", "%", "key_zzzzzz", "____________"])
+def test_an_id_that_points_at_no_one_key_revokes_nothing(store: Store, start: str):
+    store.create_key("acme")
+    with pytest.raises(KeyNotFound):
+        store.revoke_key(start)
+    assert store.list_keys()[0].revoked_ms is None
+
+
+def test_a_key_of_another_tenant_is_not_revoked(store: Store):
+    key = store.create_key("acme").record
+    with pytest.raises(KeyNotFound, match="zeta"):
+        store.revoke_key(key.id, tenant="zeta")
+
+
+def test_active_keys_are_read_again_only_after_a_change(store: Store):
+    first = store.active_keys()
+    assert first is not None
+    assert store.active_keys(since_revision=first.revision) is None
+    key = store.create_key("acme").record
+    second = store.active_keys(since_revision=first.revision)
+    assert second is not None
+    assert [record for _, record in second.keys] == [key]
+    with pytest.raises(KeyNotFound):
+        store.revoke_key("key_nosuch")
+    assert store.active_keys(since_revision=second.revision) is None
+
+
+# Usage
+
+
+def test_a_call_recorded_twice_counts_once(store: Store):
+    assert store.record([a_row("1"), a_row("2")]) == 2
+    assert store.record([a_row("2"), a_row("3"), a_row("3")]) == 1
+    assert store.record([]) == 0
+    assert store.usage("tenant", 0, 2**62)[0].calls == 3
+
+
+def test_every_field_of_a_row_arrives_unchanged(store: Store, url: str):
+    rows = [
+        a_row("1", ttft_ms=None, stream=False, estimated=True),
+        a_row("2", charge_nano_usd=2**63 - 1, endpoint="", model="m'\"é☃"),
+    ]
+    store.record(rows)
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        stored = [UsageRow(*row) for row in connection.execute(USAGE.select().order_by(USAGE.c.call_id))]
+    engine.dispose()
+    assert stored == rows
+
+
+def test_a_batch_with_a_row_that_no_database_can_hold_is_refused_whole(store: Store):
+    with pytest.raises(RowsRefused):
+        store.record([a_row("1"), a_row("2", charge_nano_usd=2**63)])
+    assert store.usage("tenant", 0, 2**62) == []
+
+
+def test_usage_is_summed_by_what_is_asked_for_over_a_half_open_span(store: Store):
+    store.record(
+        [
+            a_row("1", time_ms=999, charge_nano_usd=1000),
+            a_row("2", time_ms=1000, charge_nano_usd=5, key_id="key_2"),
+            a_row("3", time_ms=1999, outcome="client_left", estimated=True, charge_nano_usd=7),
+            a_row(
+                "4", time_ms=1500, outcome="upstream_timeout", tenant="zeta", model="qwen", charge_nano_usd=30
+            ),
+            a_row("5", time_ms=2000, charge_nano_usd=1000),
+        ]
+    )
+    zeta, acme = store.usage("tenant", 1000, 2000)
+    assert (zeta.name, zeta.calls, zeta.errors, zeta.charge_nano_usd) == ("zeta", 1, 1, 30)
+    assert (acme.name, acme.calls, acme.errors, acme.estimated_calls) == ("acme", 2, 0, 1)
+    assert (acme.prompt_tokens, acme.cached_tokens, acme.completion_tokens) == (20, 8, 40)
+    assert (acme.charge_nano_usd, acme.cost_nano_usd) == (12, 4)
+    assert {total.name for total in store.usage("key", 1000, 2000)} == {"key_1", "key_2"}
+    assert {total.name for total in store.usage("model", 1000, 2000)} == {"llama", "qwen"}
+    assert {total.name for total in store.usage("endpoint", 1000, 2000)} == {"w1"}
+
+
+def test_usage_by_time_reads_an_index(store: Store, tmp_path: Path):
+    with sqlite3.connect(tmp_path / "tidegate.db") as connection:
+        plan = connection.execute(
+            "EXPLAIN QUERY PLAN SELECT tenant, sum(charge_nano_usd) FROM usage WHERE time_ms >= 1 AND time_ms < 2 GROUP BY 1"
+        ).fetchall()
+    connection.close()
+    assert "usage_time_ms" in str(plan)
+
+
+def test_a_store_leaves_no_connection_behind(url: str, tmp_path: Path):
+    with Store.open(url) as store:
+        store.create_key("acme")
+    assert not (tmp_path / "tidegate.db-wal").exists()
