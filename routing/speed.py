@@ -1,0 +1,320 @@
+"""How fast an endpoint is, learned from the calls sent there.
+
+A declared GPU is only a first guess: cards are throttled, shared, misdeclared, or busy with what this gateway does not
+see. So each endpoint's speed is measured on its own calls, with nothing to scrape: the prefill rate from when first
+tokens come, the decode pace from how long streams take, fixed costs from the quickest short prompts. What was seen
+fades, and the guess returns by itself, which is all the exploration needed.
+
+Every operation is O(1). Time is whatever monotonic clock the caller passes; a step back counts as standing still.
+"""
+
+# ruff: noqa: PLR1730 - `max` costs five times a comparison, and `load` runs for every endpoint of every call.
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+
+from msgspec import Struct
+
+from routing.types import Load
+
+HALF_LIFE_S = 30.0
+"""After this long an observation counts half: long against one prefill, short against a slow-down of minutes."""
+
+PRIOR_S = 2.0
+"""Seconds of observation that the guess from the GPU counts for. A wrongly declared class is then forgotten within a
+few calls; 10 s proved too strong in simulation."""
+
+LONGEST_SAMPLE_S = 60.0
+"""Seconds one observation counts for at most. What took longer (a suspended process, a dead network) says little of
+speed, and two half-lives are enough to believe it."""
+
+LEAST_SAMPLE_S = 1e-4
+"""Seconds one observation counts for at least: two prompts prefilled in one batch answer together."""
+
+BASE_PRIOR_S = 0.02
+"""Seconds to the first token of an empty prompt before any is seen: a network nearby and a step of the scheduler."""
+
+BASE_WORK = 512.0
+"""Token-equivalents of prefill up to which a time to first token tells of fixed costs rather than of the rate."""
+
+BASE_RISE = 1.05
+BASE_RISE_S = 0.0005
+"""How far the fixed cost may rise at one sample, as a factor and in seconds. It falls at once: only delays that this
+gateway did not cause can make a sample too long, nothing can make it too short."""
+
+
+class Gpu(Struct, frozen=True):
+    """A card by its two figures that matter here, from the vendor's data sheet."""
+
+    tflops: float
+    """Dense bf16 (fp16 where the card has no bf16), 1e12 operations per second: bounds prefill."""
+    gb_per_s: float
+    """Memory bandwidth, 1e9 bytes per second: bounds decode."""
+
+
+GPUS: dict[str, Gpu] = {
+    "b200": Gpu(2250, 8000),
+    "h200": Gpu(989, 4800),
+    "h100": Gpu(989, 3350),
+    "mi300x": Gpu(1307, 5300),
+    "a100": Gpu(312, 2039),
+    "l40s": Gpu(362, 864),
+    "a6000": Gpu(155, 768),
+    "a40": Gpu(150, 696),
+    "a10": Gpu(125, 600),
+    "a10g": Gpu(70, 600),
+    "l4": Gpu(121, 300),
+    "v100": Gpu(125, 900),
+    "t4": Gpu(65, 320),
+    "5090": Gpu(210, 1792),
+    "4090": Gpu(165, 1008),
+    "4080": Gpu(97, 717),
+    "3090": Gpu(71, 936),
+}
+"""Data sheets of NVIDIA (architecture white papers for GeForce, FP32 accumulation) and AMD. Half of a bound or double
+of it makes little difference: see PRIOR_S."""
+
+UNKNOWN_GPU = GPUS["4090"]
+"""For a class that is not declared or not listed, and for hosted endpoints: in the middle of the table."""
+
+MODEL_PARAMETERS = 8e9
+"""The guess is made for a model of this size at two bytes a parameter."""
+
+USED_TFLOPS = 0.5
+USED_GB_PER_S = 0.8
+"""Shares of the two bounds that a well kept vLLM reaches."""
+
+KV_BYTES_PER_SEQUENCE = 131_072 * 2_000
+"""Bytes that each running sequence adds to a decode step: the KV cache of 2,000 tokens of Llama-3.1-8B."""
+
+
+class Prior(Struct, frozen=True):
+    """What to expect of an endpoint before it has been seen."""
+
+    work_per_s: float
+    """Token-equivalents of prefill per second."""
+    step_s: float
+    """Seconds per decode step, whatever the batch."""
+    sequence_s: float
+    """Seconds that each sequence of the batch adds to a step."""
+
+
+def prior_for(gpu: str | None) -> Prior:
+    """The guess for a declared GPU; any usual spelling does ("rtx-4090", "NVIDIA A100-SXM4-80GB")."""
+    words = (word.removeprefix("rtx") for word in re.findall(r"[a-z0-9]+", (gpu or "").lower()))
+    card = next((GPUS[word] for word in words if word in GPUS), UNKNOWN_GPU)
+    bytes_per_s = card.gb_per_s * 1e9 * USED_GB_PER_S
+    return Prior(
+        work_per_s=card.tflops * 1e12 * USED_TFLOPS / (2 * MODEL_PARAMETERS),
+        step_s=2 * MODEL_PARAMETERS / bytes_per_s,
+        sequence_s=KV_BYTES_PER_SEQUENCE / bytes_per_s,
+    )
+
+
+class Ticket(Struct, eq=False):
+    """One attempt on one endpoint, from dispatch to its end. Compared by identity."""
+
+    work: float
+    """Token-equivalents of prefill."""
+    start_s: float
+    alone: bool
+    """Whether nothing else ran there when it was sent, so that its wait was its own."""
+    first_s: float | None = None
+    """When its first token came."""
+    mark: float = 0.0
+    """What `Speed` expected a stream to have produced by then; see `_Pace`."""
+    ended: bool = False
+
+
+class _Ratio:
+    """A ratio of two observed sums, both fading with HALF_LIFE_S."""
+
+    __slots__ = ("_at_s", "_over", "_under")
+
+    def __init__(self) -> None:
+        self._over = self._under = self._at_s = 0.0
+
+    def add(self, now_s: float, over: float, under: float) -> None:
+        faded_over, faded_under = self.sums(now_s)
+        self._over, self._under, self._at_s = faded_over + over, faded_under + under, now_s
+
+    def sums(self, now_s: float) -> tuple[float, float]:
+        fade = 2.0 ** ((self._at_s - now_s) / HALF_LIFE_S)
+        return self._over * fade, self._under * fade
+
+
+class _Pace:
+    """The decode pace: how much slower streams are than expected of the batch they run in.
+
+    The batch changes while a stream runs, so expectation is kept as a running count: the tokens that a stream there
+    since the beginning would have. What a stream should have made is the difference between two readings.
+    """
+
+    __slots__ = ("_at_s", "_expected", "_prior", "_seen", "decoding")
+
+    def __init__(self, prior: Prior) -> None:
+        self._prior = prior
+        self._seen = _Ratio()
+        self._expected = self._at_s = 0.0
+        self.decoding = 0
+
+    def reading(self, now_s: float) -> float:
+        """Tokens expected up to now; call before each change of `decoding`."""
+        if self.decoding:
+            self._expected += (now_s - self._at_s) / (
+                self._prior.step_s + self._prior.sequence_s * self.decoding
+            )
+        self._at_s = now_s
+        return self._expected
+
+    def learn(self, now_s: float, seconds: float, expected_tokens: float, tokens: int) -> None:
+        """A stream of `tokens` after the first took `seconds`, in which `expected_tokens` were expected."""
+        if tokens <= 0 or expected_tokens <= 0.0 or seconds < LEAST_SAMPLE_S:
+            return
+        share = min(1.0, LONGEST_SAMPLE_S / seconds)
+        self._seen.add(now_s, seconds * share, tokens * seconds / expected_tokens * share)
+
+    def itl_s(self, now_s: float, batch: int) -> float:
+        """Seconds per token in a batch of `batch`."""
+        observed_s, expected_s = self._seen.sums(now_s)
+        slower = (PRIOR_S + observed_s) / (PRIOR_S + expected_s)
+        return (self._prior.step_s + self._prior.sequence_s * batch) * slower
+
+
+class Speed:
+    """The work under way at one endpoint and the speed learned from it.
+
+    Each attempt is a ticket: `start`, then `first_token` if one comes, then `finish`, however it ended. A ticket that
+    never finishes counts as a stalled call for ever, so finish it in a `finally`. Finishing twice does nothing.
+    """
+
+    __slots__ = (
+        "_base_s",
+        "_now_s",
+        "_pace",
+        "_pending",
+        "_pending_work",
+        "_prior",
+        "_rate",
+        "_served_until_s",
+    )
+
+    def __init__(self, gpu: str | None = None) -> None:
+        self._prior = prior_for(gpu)
+        self._rate = _Ratio()
+        self._pace = _Pace(self._prior)
+        self._base_s = BASE_PRIOR_S
+        self._pending: OrderedDict[Ticket, None] = OrderedDict()
+        """Tickets whose first token has not come, oldest first."""
+        self._pending_work = 0.0
+        self._served_until_s = float("-inf")
+        """Up to when the endpoint's time is accounted for: work that comes out next has been done since."""
+        self._now_s = float("-inf")
+
+    def start(self, now_s: float, work: float) -> Ticket:
+        """Work of so many token-equivalents has been sent."""
+        alone = not self._pending and not self._pace.decoding
+        ticket = Ticket(max(0.0, work), self._forward(now_s), alone)
+        self._pending[ticket] = None
+        self._pending_work += ticket.work
+        return ticket
+
+    def first_token(self, ticket: Ticket, now_s: float) -> None:
+        """Its first token has come: a sample of the prefill rate, and of fixed costs where the prompt was short."""
+        if ticket.ended or ticket.first_s is not None:
+            return
+        now_s = self._forward(now_s)
+        self._learn_base(ticket, now_s)
+        self._learn_rate(now_s, ticket.work, self._serving_s(ticket, now_s))
+        self._drop_pending(ticket)
+        ticket.first_s = now_s
+        ticket.mark = self._pace.reading(now_s)
+        self._pace.decoding += 1
+
+    def finish(self, ticket: Ticket, now_s: float, completion_tokens: int = 0) -> None:
+        """It has ended, whole or not, with so many tokens received.
+
+        Without a first token it teaches only what is certain: if it was given up after longer than its work should
+        have taken, then at most that work was done in that time.
+        """
+        if ticket.ended:
+            return
+        ticket.ended = True
+        now_s = self._forward(now_s)
+        if ticket.first_s is None:
+            waited_s = self._serving_s(ticket, now_s)
+            if waited_s * self._work_per_s(now_s) > ticket.work:
+                self._learn_rate(now_s, ticket.work, waited_s)
+            self._drop_pending(ticket)
+            return
+        expected_tokens = self._pace.reading(now_s) - ticket.mark
+        self._pace.decoding -= 1
+        self._pace.learn(now_s, now_s - ticket.first_s, expected_tokens, completion_tokens - 1)
+
+    def load(
+        self,
+        now_s: float,
+        inflight: int,
+        unavailable: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> Load:
+        """What is known of the endpoint now, with what the fleet knows of its health. Changes nothing.
+
+        The oldest pending ticket is evidence by how long it has been pending: up to when it should have come, the time
+        is progress on it; from then on it is proof of a lower rate. That is what finds a stalled worker before anything
+        has come back from it.
+        """
+        if now_s < self._now_s:
+            now_s = self._now_s
+        work, seconds = self._rate.sums(now_s)
+        work += PRIOR_S * self._prior.work_per_s
+        seconds += PRIOR_S
+        rate = work / seconds
+        pending = self._pending_work
+        if self._pending:
+            head = next(iter(self._pending))
+            waited_s = self._serving_s(head, now_s)
+            if waited_s * rate > head.work:
+                rate = (work + head.work) / (seconds + waited_s)
+                pending -= head.work
+            else:
+                pending -= waited_s * rate
+            if pending < 0.0:
+                pending = 0.0
+        itl_s = self._pace.itl_s(now_s, inflight + 1)
+        return Load(inflight, pending, rate, self._base_s, itl_s, unavailable, retry_after_s)
+
+    def _forward(self, now_s: float) -> float:
+        if now_s > self._now_s:
+            self._now_s = now_s
+        return self._now_s
+
+    def _serving_s(self, ticket: Ticket, now_s: float) -> float:
+        """For how long the endpoint can have been at this ticket: not before it got there, nor while at another."""
+        since_s = ticket.start_s + self._base_s
+        if since_s < self._served_until_s:
+            since_s = self._served_until_s
+        return now_s - since_s if now_s > since_s else 0.0
+
+    def _work_per_s(self, now_s: float) -> float:
+        work, seconds = self._rate.sums(now_s)
+        return (work + PRIOR_S * self._prior.work_per_s) / (seconds + PRIOR_S)
+
+    def _learn_rate(self, now_s: float, work: float, seconds: float) -> None:
+        seconds = max(seconds, LEAST_SAMPLE_S)
+        share = min(1.0, LONGEST_SAMPLE_S / seconds)
+        self._rate.add(now_s, work * share, seconds * share)
+        self._served_until_s = now_s
+
+    def _learn_base(self, ticket: Ticket, now_s: float) -> None:
+        if not ticket.alone or ticket.work > BASE_WORK:
+            return
+        seen_s = max(0.0, now_s - ticket.start_s - ticket.work / self._work_per_s(now_s))
+        self._base_s = min(seen_s, self._base_s * BASE_RISE + BASE_RISE_S)
+
+    def _drop_pending(self, ticket: Ticket) -> None:
+        del self._pending[ticket]
+        # Sums of floats drift; an empty queue is exactly empty.
+        self._pending_work = max(0.0, self._pending_work - ticket.work) if self._pending else 0.0

@@ -1,0 +1,80 @@
+from collections import Counter
+
+import pytest
+
+from routing.objective import rank
+from routing.types import Endpoint, Estimate, Tier
+
+USD_PER_HOUR = 1e9 / 3600
+PRIORITY = Tier(name="priority", max_ttft_s=1.0, waiting_nano_usd_per_s=100 * USD_PER_HOUR)
+DEFAULT = Tier(name="default", max_ttft_s=5.0, waiting_nano_usd_per_s=4 * USD_PER_HOUR)
+FLEX = Tier(name="flex", max_ttft_s=600.0, waiting_nano_usd_per_s=0.0)
+
+
+def option(name: str, ttft_s: float = 0.5, cost: int = 1000, itl_s: float = 0.01, imposed_s: float = 0.0):
+    return Endpoint(name=name, model="m", served_model="m"), Estimate(ttft_s, itl_s, imposed_s, cost)
+
+
+def order(tier: Tier, *options: tuple, roll: float = 0.0):
+    return [candidate.endpoint.name for candidate in rank(tier, options, 100, roll)]
+
+
+CHEAP_SLOW = option("cheap", ttft_s=0.9, cost=100_000)
+DEAR_FAST = option("dear", ttft_s=0.1, cost=3_000_000)
+
+
+@pytest.mark.parametrize(
+    ("tier", "best"),
+    # The dear one saves 2.4 s, which are worth 67 milli-USD to priority, 2.7 to default and nothing to flex.
+    [(PRIORITY, "dear"), (DEFAULT, "cheap"), (FLEX, "cheap")],
+)
+def test_tiers_differ_in_what_they_pay_for_time(tier: Tier, best: str):
+    assert order(tier, CHEAP_SLOW, DEAR_FAST)[0] == best
+
+
+def test_the_score_is_price_plus_the_value_of_waiting():
+    (only,) = rank(DEFAULT, [option("a", ttft_s=0.5, cost=700, itl_s=0.01, imposed_s=0.2)], 100, 0.0)
+    seconds = 2 * 0.5 + (0.5 + 100 * 0.01) + 0.2
+    assert only.score_nano_usd == pytest.approx(700 + 4 * USD_PER_HOUR * seconds)
+
+
+def test_flex_goes_by_price_and_between_equal_prices_by_seconds():
+    assert order(FLEX, option("slow", ttft_s=9.0), option("fast"), option("dear", cost=1001)) == [
+        "fast",
+        "slow",
+        "dear",
+    ]
+
+
+def test_those_late_for_the_tier_come_after_those_on_time_fastest_first():
+    ranked = rank(
+        PRIORITY,
+        [option("late", 3.0, cost=0), option("later", 9.0, cost=0), option("on time", 1.0, cost=10**9)],
+        100,
+        0.0,
+    )
+    assert [candidate.endpoint.name for candidate in ranked] == ["on time", "late", "later"]
+    assert [candidate.on_time for candidate in ranked] == [True, False, False]
+
+
+def test_of_those_equally_late_the_cheaper_comes_first():
+    assert order(PRIORITY, option("dear", 3.0, cost=2), option("cheap", 3.0, cost=1)) == ["cheap", "dear"]
+
+
+def test_delay_imposed_on_others_counts():
+    assert order(DEFAULT, option("busy", imposed_s=0.5), option("idle")) == ["idle", "busy"]
+
+
+def test_equals_share_the_load_evenly_wherever_they_stand():
+    options = [option("a"), option("x", 2.0), option("y", 3.0), option("b"), option("z", 4.0), option("c")]
+    firsts = Counter(order(DEFAULT, *options, roll=k / 300)[0] for k in range(300))
+    assert firsts == {"a": 100, "b": 100, "c": 100}
+
+
+def test_the_second_choice_among_equals_is_shared_too():
+    options = [option("best", 0.1), option("a"), option("b")]
+    assert Counter(order(DEFAULT, *options, roll=k / 10)[1] for k in range(10)) == {"a": 5, "b": 5}
+
+
+def test_nothing_to_rank_is_ranked_as_nothing():
+    assert rank(DEFAULT, [], 100, 0.5) == ()

@@ -1,0 +1,184 @@
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.pipeline import describe, plan
+from routing.types import NO_DEMANDS, Call, Demands, Endpoint, Load, Plan, Price, Tier, Trust
+
+TIERS = (
+    Tier(name="priority", max_ttft_s=1.0, waiting_nano_usd_per_s=2.8e7),
+    Tier(name="default", max_ttft_s=5.0, waiting_nano_usd_per_s=1.1e6),
+    Tier(name="flex", max_ttft_s=600.0, waiting_nano_usd_per_s=0.0),
+)
+DEFAULT = TIERS[1]
+REGIONS = ["eu", "us"]
+CAPABILITIES = ["tools", "vision"]
+
+
+def maybe(strategy: st.SearchStrategy):
+    return st.none() | strategy
+
+
+def endpoints(name: str):
+    return st.builds(
+        Endpoint,
+        name=st.just(name),
+        model=st.just("m"),
+        served_model=st.just("m"),
+        region=maybe(st.sampled_from(REGIONS)),
+        trust=st.sampled_from(Trust),
+        capabilities=maybe(st.frozensets(st.sampled_from(CAPABILITIES))),
+        context_tokens=maybe(st.sampled_from([2048, 8192])),
+        cost=st.builds(Price, st.integers(0, 10**6), st.integers(0, 10**6)),
+    )
+
+
+LOADS = st.builds(
+    Load,
+    inflight=st.integers(0, 50),
+    pending_work=st.floats(0, 1e5),
+    work_per_s=st.floats(1, 1e5),
+    base_ttft_s=st.floats(0, 2),
+    itl_s=st.floats(0, 1),
+    unavailable=maybe(st.just("draining")),
+    retry_after_s=maybe(st.floats(0, 60)),
+)
+SNAPSHOTS = st.integers(0, 6).flatmap(
+    lambda n: st.tuples(*(st.tuples(endpoints(f"e{i}"), LOADS) for i in range(n)))
+)
+DEMANDS = st.builds(
+    Demands,
+    max_ttft_s=maybe(st.floats(0.01, 20)),
+    min_tokens_per_s=maybe(st.floats(0.1, 200)),
+    max_input_pico_usd=maybe(st.integers(0, 10**6)),
+    max_output_pico_usd=maybe(st.integers(0, 10**6)),
+    least_trust=st.sampled_from(Trust),
+    regions=st.frozensets(st.sampled_from(REGIONS)),
+    only=st.frozensets(st.sampled_from(["e0", "e1", "e2"])),
+    ignore=st.frozensets(st.sampled_from(["e0", "e1", "e2"])),
+)
+CALLS = st.builds(
+    Call,
+    model=st.just("m"),
+    tier=st.sampled_from(TIERS),
+    prompt_tokens=st.integers(0, 20_000),
+    max_tokens=maybe(st.integers(0, 4000)),
+    needs=st.frozensets(st.sampled_from(CAPABILITIES)),
+    demands=st.just(NO_DEMANDS) | DEMANDS,
+)
+ROLLS = st.floats(0, 1, exclude_max=True)
+
+
+def names(chosen: Plan):
+    return [candidate.endpoint.name for candidate in chosen.ranked]
+
+
+@given(CALLS, SNAPSHOTS, ROLLS)
+def test_each_endpoint_is_ranked_or_rejected_exactly_once(call: Call, snapshot: tuple, roll: float):
+    chosen = plan(call, snapshot, roll)
+    listed = [c.endpoint for c in chosen.ranked] + [r.endpoint for r in chosen.rejected]
+    assert sorted(e.name for e in listed) == sorted(e.name for e, _ in snapshot)
+    assert all(any(e is known for known, _ in snapshot) for e in listed)
+    assert all(r.reason and r.filter for r in chosen.rejected)
+
+
+@given(CALLS, SNAPSHOTS, ROLLS, DEMANDS, st.sampled_from(Demands.__struct_fields__))
+def test_adding_a_demand_adds_no_candidate(
+    call: Call, snapshot: tuple, roll: float, other: Demands, field: str
+):
+    free = msgspec.structs.replace(
+        call, demands=msgspec.structs.replace(call.demands, **{field: getattr(Demands(), field)})
+    )
+    bound = msgspec.structs.replace(
+        call, demands=msgspec.structs.replace(free.demands, **{field: getattr(other, field)})
+    )
+    before, after = names(plan(free, snapshot, roll)), names(plan(bound, snapshot, roll))
+    assert set(after) <= set(before)
+    assert bool(after) <= bool(before), "a demand made an infeasible call feasible"
+
+
+@given(CALLS, SNAPSHOTS, ROLLS)
+def test_no_demands_and_demands_of_nothing_give_the_same_plan(call: Call, snapshot: tuple, roll: float):
+    nothing, none = (msgspec.structs.replace(call, demands=d) for d in (Demands(), NO_DEMANDS))
+    assert plan(nothing, snapshot, roll) == plan(none, snapshot, roll)
+
+
+@given(CALLS, endpoints("dear"), LOADS, SNAPSHOTS, ROLLS, st.booleans())
+def test_a_cheaper_identical_endpoint_is_never_ranked_lower(
+    call: Call, dear: Endpoint, load: Load, others: tuple, roll: float, *, first: bool
+):
+    call = msgspec.structs.replace(call, tier=DEFAULT, demands=NO_DEMANDS)
+    price = dear.cost
+    dear = msgspec.structs.replace(dear, cost=Price(price.input_pico_usd + 10**6, price.output_pico_usd))
+    cheap = msgspec.structs.replace(dear, name="cheap", cost=price)
+    pair = ((cheap, load), (dear, load)) if first else ((dear, load), (cheap, load))
+    ranked = plan(call, (*pair, *others), roll)
+    order = names(ranked)
+    if "dear" in order:
+        costs = {c.endpoint.name: c.estimate.cost_nano_usd for c in ranked.ranked}
+        assert order.index("cheap") < order.index("dear") or costs["cheap"] == costs["dear"]
+
+
+@given(CALLS, SNAPSHOTS, ROLLS, st.randoms(use_true_random=False))
+def test_the_ranking_does_not_depend_on_the_order_of_the_snapshot_but_for_ties(
+    call: Call, snapshot: tuple, roll: float, dice: object
+):
+    shuffled = list(snapshot)
+    dice.shuffle(shuffled)
+    one, other = plan(call, snapshot, roll), plan(call, shuffled, roll)
+    assert [c.score_nano_usd for c in one.ranked] == [c.score_nano_usd for c in other.ranked]
+    assert {r.endpoint.name: r.reason for r in one.rejected} == {
+        r.endpoint.name: r.reason for r in other.rejected
+    }
+
+
+@given(CALLS, SNAPSHOTS, ROLLS)
+def test_a_call_on_time_is_never_ranked_behind_one_that_is_late(call: Call, snapshot: tuple, roll: float):
+    on_time = [candidate.on_time for candidate in plan(call, snapshot, roll).ranked]
+    assert on_time == sorted(on_time, reverse=True)
+
+
+A = Endpoint(name="a", model="m", served_model="m", trust=Trust.COMMUNITY)
+CALL = Call("m", DEFAULT, 8000, 100)
+
+
+@pytest.mark.parametrize(
+    ("demands", "filter_name", "reason"),
+    [
+        (
+            Demands(max_ttft_s=0.5),
+            "max_ttft",
+            "expected first token in 1.8 s, asked for at most 0.5 s",
+        ),
+        (
+            Demands(min_tokens_per_s=60.0),
+            "min_tokens_per_s",
+            "expected 50 tokens per second, asked for at least 60",
+        ),
+    ],
+)
+def test_a_demand_on_speed_that_is_missed_is_told_with_its_figure(
+    demands: Demands, filter_name: str, reason: str
+):
+    call = msgspec.structs.replace(CALL, demands=demands)
+    chosen = plan(call, [(A, Load(work_per_s=8800.0, base_ttft_s=0.8, itl_s=0.02))], 0.0)
+    (rejection,) = chosen.rejected
+    assert (rejection.filter, rejection.reason, rejection.retry_after_s) == (filter_name, reason, None)
+
+
+def test_waiting_helps_only_against_unavailability():
+    down = Load(unavailable="ejected", retry_after_s=7.0)
+    assert plan(CALL, [(A, down)], 0.0).retry_after_s == 7.0
+    trusting = msgspec.structs.replace(CALL, demands=Demands(least_trust=Trust.PROVIDER))
+    rejected = plan(trusting, [(A, down)], 0.0)
+    assert (rejected.rejected[0].filter, rejected.retry_after_s) == ("trust", None)
+
+
+def test_a_plan_describes_itself():
+    b = msgspec.structs.replace(A, name="b")
+    text = describe(plan(CALL, [(A, Load(work_per_s=8800.0)), (b, Load(unavailable="draining"))], 0.0))
+    assert text.splitlines() == [
+        "1. a: first token 1 s, then 0 ms a token, delays others 0 s, costs 0 nano-USD, score 3.3e+06",
+        "-  b: draining (availability)",
+    ]

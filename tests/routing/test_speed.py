@@ -1,0 +1,275 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.speed import GPUS, UNKNOWN_GPU, Speed, prior_for
+
+
+def serve(
+    speed: Speed,
+    *,
+    rate: float,
+    work: float = 2000.0,
+    calls: int = 20,
+    at_s: float = 0.0,
+    base_s: float = 0.02,
+):
+    """Calls one after another on an endpoint that prefills `rate` per second; returns when the last has ended."""
+    for _ in range(calls):
+        ticket = speed.start(at_s, work)
+        at_s += base_s + work / rate
+        speed.first_token(ticket, at_s)
+        speed.finish(ticket, at_s, 1)
+    return at_s
+
+
+@pytest.mark.parametrize(
+    ("spelling", "card"),
+    [
+        ("rtx-4090", "4090"),
+        ("NVIDIA GeForce RTX 4090", "4090"),
+        ("RTX4090", "4090"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("l40s", "l40s"),
+        ("L4", "l4"),
+    ],
+)
+def test_a_gpu_is_known_by_any_usual_spelling(spelling: str, card: str):
+    assert prior_for(spelling) == prior_for(card)
+    assert prior_for(spelling).work_per_s == pytest.approx(GPUS[card].tflops * 1e12 * 0.5 / 16e9)
+
+
+@pytest.mark.parametrize("gpu", [None, "", "abacus", "a4000"])
+def test_an_unknown_gpu_is_taken_for_a_middling_one(gpu: str | None):
+    assert prior_for(gpu) == prior_for("4090")
+    rates = sorted(card.tflops for card in GPUS.values())
+    assert rates[2] < UNKNOWN_GPU.tflops < rates[-3]
+
+
+def test_priors_are_ordered_as_the_cards_are():
+    l4, rtx, h100 = prior_for("l4"), prior_for("rtx-4090"), prior_for("h100")
+    assert l4.work_per_s < rtx.work_per_s < h100.work_per_s
+    assert l4.step_s > rtx.step_s > h100.step_s
+
+
+@pytest.mark.parametrize(("declared", "true_rate"), [("h100", 2500.0), ("t4", 12_000.0), (None, 6000.0)])
+def test_a_wrongly_declared_gpu_is_forgotten_within_half_a_minute_of_work(
+    declared: str | None, true_rate: float
+):
+    speed = Speed(declared)
+    end_s = serve(speed, rate=true_rate, work=8000.0, calls=math.ceil(30 * true_rate / 8000))
+    assert 0.5 * true_rate < speed.load(end_s, 0).work_per_s < 2 * true_rate
+
+
+def test_what_was_learned_fades_back_to_the_prior():
+    speed = Speed("a100")
+    end_s = serve(speed, rate=1000.0)
+    assert speed.load(end_s, 0).work_per_s < 0.5 * prior_for("a100").work_per_s
+    assert speed.load(end_s + 600, 0).work_per_s == pytest.approx(prior_for("a100").work_per_s, rel=0.01)
+
+
+def test_work_sent_is_pending_until_its_first_token():
+    speed = Speed()
+    first, second = speed.start(0.0, 1000.0), speed.start(0.0, 500.0)
+    assert speed.load(0.0, 2).pending_work == pytest.approx(1500.0)
+    speed.first_token(first, 0.2)
+    assert speed.load(0.2, 2).pending_work == pytest.approx(500.0)
+    speed.finish(second, 0.2)
+    assert speed.load(0.2, 1).pending_work == 0.0
+
+
+def test_pending_work_shrinks_while_the_head_is_being_prefilled():
+    speed = Speed()
+    speed.start(0.0, 4000.0)
+    seen = [speed.load(t, 1).pending_work for t in (0.0, 0.2, 0.4, 0.6)]
+    assert seen == sorted(seen, reverse=True)
+    assert seen[0] == 4000.0
+    assert 0.0 < seen[-1] < 2000.0
+
+
+def test_a_stalled_worker_looks_slower_the_longer_it_stalls_before_anything_has_come_back():
+    speed = Speed()
+    prior = speed.load(0.0, 0).work_per_s
+    speed.start(0.0, 1000.0)
+    rates = [speed.load(t, 1).work_per_s for t in (0.1, 1.0, 5.0, 20.0)]
+    assert rates[0] == pytest.approx(prior)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < prior / 5
+
+
+def test_progress_and_proof_of_slowness_meet_without_a_jump():
+    speed = Speed()
+    speed.start(0.0, 1000.0)
+    due_s = 0.02 + 1000.0 / speed.load(0.0, 1).work_per_s
+    before, after = speed.load(due_s - 1e-9, 1), speed.load(due_s + 1e-9, 1)
+    assert before.work_per_s == pytest.approx(after.work_per_s, rel=1e-6)
+    assert before.pending_work == pytest.approx(after.pending_work, abs=1e-3)
+
+
+def test_a_stall_is_remembered_after_the_call_is_given_up():
+    speed = Speed()
+    ticket = speed.start(0.0, 1000.0)
+    stalled = speed.load(5.0, 1).work_per_s
+    speed.finish(ticket, 5.0)
+    assert speed.load(5.0, 0).work_per_s == pytest.approx(stalled, rel=1e-6)
+
+
+def test_calls_given_up_together_after_one_stall_count_its_time_once():
+    speed, lone = Speed(), Speed()
+    for ticket in [speed.start(0.0, 100.0) for _ in range(20)]:
+        speed.finish(ticket, 5.0)
+    lone.finish(lone.start(0.0, 100.0), 5.0)
+    assert speed.load(5.0, 0).work_per_s == pytest.approx(lone.load(5.0, 0).work_per_s, rel=0.01)
+
+
+def test_a_client_that_leaves_early_teaches_nothing():
+    speed = Speed()
+    prior = speed.load(0.0, 0)
+    speed.finish(speed.start(0.0, 8000.0), 0.1)
+    assert speed.load(0.1, 0) == prior
+
+
+def test_a_refused_connection_does_not_make_an_endpoint_look_fast_or_slow():
+    speed = Speed()
+    prior = speed.load(0.0, 0)
+    for at_s in range(100):
+        speed.finish(speed.start(float(at_s), 100.0), at_s + 0.0005)
+    assert speed.load(99.1, 0) == prior
+
+
+def test_queued_prompts_are_timed_from_the_first_token_before_them():
+    speed = Speed()
+    tickets = [speed.start(0.0, 2000.0) for _ in range(40)]
+    for place, ticket in enumerate(tickets, start=1):
+        speed.first_token(ticket, 0.02 + place * 0.5)
+    assert speed.load(20.02, 40).work_per_s == pytest.approx(4000.0, rel=0.05)
+
+
+def test_prompts_prefilled_in_one_batch_are_rated_together():
+    speed = Speed()
+    at_s = 0.0
+    for _ in range(30):
+        tickets = [speed.start(at_s, 1000.0) for _ in range(4)]
+        at_s += 0.02 + 1.0
+        for ticket in tickets:
+            speed.first_token(ticket, at_s)
+    assert speed.load(at_s, 0).work_per_s == pytest.approx(4000.0, rel=0.1)
+
+
+def test_fixed_costs_are_learned_from_short_prompts_sent_alone():
+    speed = Speed()
+    serve(speed, rate=1e6, work=16.0, calls=60, base_s=0.12)
+    assert speed.load(100.0, 0).base_ttft_s == pytest.approx(0.12, rel=0.1)
+
+
+def test_a_slow_first_token_hardly_raises_fixed_costs():
+    speed = Speed()
+    end_s = serve(speed, rate=1e6, work=16.0, calls=5, base_s=0.01)
+    before = speed.load(end_s, 0).base_ttft_s
+    serve(speed, rate=1e6, work=16.0, calls=1, base_s=8.0, at_s=end_s)
+    assert speed.load(end_s, 0).base_ttft_s < before * 1.2
+
+
+def decode(
+    speed: Speed,
+    *,
+    seconds_per_token: float,
+    streams: int = 4,
+    tokens: int = 101,
+    rounds: int = 4,
+    at_s: float = 0.0,
+):
+    for _ in range(rounds):
+        tickets = [speed.start(at_s, 16.0) for _ in range(streams)]
+        for ticket in tickets:
+            speed.first_token(ticket, at_s + 0.02)
+        at_s += 0.02 + (tokens - 1) * seconds_per_token
+        for ticket in tickets:
+            speed.finish(ticket, at_s, tokens)
+    return at_s
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])
+def test_the_pace_of_streams_is_learned_for_the_batch_they_ran_in(factor: float):
+    speed = Speed("a100")
+    expected = speed.load(0.0, 3).itl_s
+    end_s = decode(speed, seconds_per_token=expected * factor)
+    assert speed.load(end_s, 3).itl_s == pytest.approx(expected * factor, rel=0.35)
+    assert speed.load(end_s, 30).itl_s > speed.load(end_s, 3).itl_s
+
+
+def test_a_stream_is_judged_by_the_batches_it_lived_through():
+    speed = Speed("a100")
+    prior = prior_for("a100")
+    alone_s = prior.step_s + prior.sequence_s
+    pair_s = prior.step_s + 2 * prior.sequence_s
+    first = speed.start(0.0, 16.0)
+    speed.first_token(first, 0.02)
+    joins_s = 0.02 + 1000 * alone_s
+    second = speed.start(joins_s - 0.02, 16.0)
+    speed.first_token(second, joins_s)
+    speed.finish(first, joins_s + 1000 * pair_s, 2001)
+    assert speed.load(joins_s + 1000 * pair_s, 0).itl_s == pytest.approx(alone_s, rel=1e-3)
+
+
+def test_a_ticket_finished_twice_counts_once():
+    speed = Speed()
+    first, second = speed.start(0.0, 100.0), speed.start(0.0, 100.0)
+    speed.first_token(first, 0.1)
+    speed.first_token(first, 0.2)
+    for _ in range(3):
+        speed.finish(first, 0.3, 5)
+    speed.first_token(first, 0.4)
+    assert speed.load(0.1, 1).pending_work <= 100.0
+    speed.finish(second, 0.5)
+    assert speed.load(0.5, 0).pending_work == 0.0
+
+
+def test_a_clock_that_steps_back_stands_still():
+    speed = Speed()
+    ticket = speed.start(100.0, 100.0)
+    speed.first_token(ticket, 50.0)
+    speed.finish(ticket, 10.0, 50)
+    assert speed.load(0.0, 0) == speed.load(100.0, 0)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["start", "first_token", "finish", "load"]),
+        st.floats(-5.0, 5.0) | st.sampled_from([0.0, 3600.0, 1e6]),
+        st.floats(0.0, 1e6),
+        st.integers(0, 20),
+    ),
+    max_size=80,
+)
+
+
+@given(STEPS, st.sampled_from([None, "h100", "t4"]))
+def test_no_interleaving_makes_a_figure_negative_or_infinite(
+    steps: list[tuple[str, float, float, int]], gpu: str | None
+):
+    speed = Speed(gpu)
+    now_s, tickets, work_left = 1000.0, [], {}
+    for what, passed_s, work, number in steps:
+        now_s += passed_s
+        if what == "start":
+            work_left[len(tickets)] = work
+            tickets.append(speed.start(now_s, work))
+        elif what != "load" and tickets:
+            index = number % len(tickets)
+            work_left.pop(index, None)
+            if what == "first_token":
+                speed.first_token(tickets[index], now_s)
+            else:
+                speed.finish(tickets[index], now_s, number)
+        load = speed.load(now_s, number)
+        assert 0.0 < load.work_per_s < 1e12
+        assert 0.0 < load.itl_s < 1e6
+        assert 0.0 <= load.base_ttft_s < 1e6
+        assert 0.0 <= load.pending_work <= sum(work_left.values()) * (1 + 1e-9) + 1e-3
+        assert load == speed.load(now_s, number)
+    for ticket in tickets:
+        speed.finish(ticket, now_s)
+    assert speed.load(now_s, 0).pending_work == 0.0
