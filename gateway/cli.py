@@ -1,0 +1,191 @@
+"""The command line, `tidegate`.
+
+What a user can cause ends in one line per problem on stderr and an exit code: 2 for a configuration or an argument
+that is wrong, 1 for what could not be done. Whatever takes time to import is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from gateway import cli_keys
+from gateway.cli_usage import usage
+from gateway.config_file import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.config import Config, EndpointSection, ModelSection, PriceTable
+
+app = typer.Typer(
+    name="tidegate",
+    help="An OpenAI-compatible gateway over hosted providers and a pool of vLLM workers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they print local variables, and those hold secrets
+)
+app.add_typer(cli_keys.app, name="keys")
+app.command()(usage)
+
+DEFAULT_CONFIG = Path("tidegate.yaml")
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+def _show_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the flag's value
+    if asked:
+        typer.echo(f"tidegate {installed_version('tidegate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def tidegate(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def serve(
+    config: Annotated[Path, typer.Option(help="The configuration file.")] = DEFAULT_CONFIG,
+    host: Annotated[str | None, typer.Option(help="Address to listen on, instead of the file's.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Port to listen on, instead of the file's.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; more than one is not supported yet.")] = 1,
+) -> None:
+    """Run the gateway."""
+    if workers > 1:
+        _fail("more than one worker process is not supported by this version; use --workers 1", 2)
+    from gateway.config import load  # noqa: PLC0415 - see the module's docstring
+
+    overrides = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    parsed = load(config, os.environ, overrides)
+    from gateway.app import run  # noqa: PLC0415 - as above
+    from gateway.store import StoreError  # noqa: PLC0415 - as above
+
+    try:
+        raise typer.Exit(run(parsed))
+    except StoreError as error:
+        _fail(f"database: {error}", 1)
+
+
+@app.command()
+def check(
+    config: Annotated[Path, typer.Argument(help="The configuration file.")] = DEFAULT_CONFIG,
+    output: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.TABLE,
+) -> None:
+    """Validate a configuration file; every error with its path in the file, exit 2 if there is any."""
+    from gateway.config import load  # noqa: PLC0415 - see the module's docstring
+
+    try:
+        parsed = load(config, os.environ)
+    except ConfigError as error:
+        if output is Format.TABLE:
+            raise  # main prints it
+        typer.echo(json.dumps({"valid": False, "errors": [problem._asdict() for problem in error.problems]}))
+        raise typer.Exit(2) from None
+    if output is Format.JSON:
+        typer.echo(json.dumps({"valid": True, "config": _masked(parsed)}))
+        return
+    for line in _summary(parsed):
+        typer.echo(line)
+    typer.echo(f"{config} is valid")
+
+
+@app.command()
+def demo(
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Port of the gateway; 0: any free one.")
+    ] = 8000,
+    nodes: Annotated[int, typer.Option(min=1, max=16, help="How many simulated workers.")] = 3,
+) -> None:
+    """Gateway, simulated vLLM workers and SQLite in a temporary folder; Ctrl-C stops all of it."""
+    from gateway.demo import DemoError, run  # noqa: PLC0415 - see the module's docstring
+
+    try:
+        raise typer.Exit(run(port, nodes))
+    except DemoError as error:
+        _fail(str(error), 1)
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+    },
+    add_help_option=False,
+)
+def loadtest(context: typer.Context) -> None:
+    """Load generator, simulated worker and benches (the same as `python -m loadtest`)."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "loadtest", *context.args])  # noqa: S606 - our own module, no shell
+
+
+def main() -> None:
+    try:
+        app()
+    except ConfigError as error:
+        _fail(str(error), 2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    sys.exit(code)
+
+
+def _masked(config: Config) -> dict[str, Any]:
+    """The whole configuration as JSON values; of secrets, only whether they are set."""
+    return config.model_dump(mode="json") | {"database": config.database_shown()}
+
+
+def _summary(config: Config) -> Iterator[str]:
+    yield f"listen    {config.listen.host}:{config.listen.port}, auth {config.auth.mode}"
+    yield f"database  {config.database_shown()}"
+    yield f"journal   {config.journal.folder}"
+    for name, model in config.models.items():
+        yield f"model     {name}: {_model_line(model)}"
+        for endpoint in model.endpoints:
+            yield f"  {endpoint.kind:6}  {_endpoint_line(endpoint)}"
+    for name in ("priority", "default", "flex"):
+        tier = getattr(config.tiers, name)
+        aim, worth = f"{tier.max_ttft_ms} ms to first token", f"{tier.waiting_usd_per_hour} USD"
+        yield f"tier      {name}: aims at {aim}, an hour of waiting is worth {worth}"
+
+
+def _model_line(model: ModelSection) -> str:
+    aliases = f" (also {', '.join(model.aliases)})" if model.aliases else ""
+    return f"{_price_text(model.price)}{aliases}"
+
+
+def _endpoint_line(endpoint: EndpointSection) -> str:
+    parts = [
+        endpoint.resolved_name,
+        endpoint.url,
+        f"trust {endpoint.resolved_trust}",
+        endpoint.region and f"region {endpoint.region}",
+        endpoint.gpu and f"gpu {endpoint.gpu}",
+        endpoint.api_key and f"api_key {endpoint.api_key}",
+        endpoint.cost and f"cost {_price_text(endpoint.cost)}",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _price_text(price: PriceTable) -> str:
+    cached = "" if price.cached_input is None else f", cached {price.cached_input}"
+    return f"input {price.input}, output {price.output}{cached} USD per million tokens"

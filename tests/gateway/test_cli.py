@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+VALID = """
+auth: {master_key: ${MASTER}}
+database: postgresql://tide:${MASTER}@db.internal/tidegate
+models:
+  llama:
+    aliases: [gpt-4o-mini]
+    price: {input: 0.05, output: 0.10}
+    endpoints:
+      - {worker: 'http://10.0.0.5:8000', gpu: rtx-4090, region: eu-west, cost: {input: 0.02, output: 0.04}}
+      - {openai: 'https://api.example.com/v1', api_key: '${MASTER}'}
+"""
+INVALID = """
+listen: {prot: 1}
+models:
+  llama:
+    price: {input: -1, output: 0.10}
+    endpoints: [{worker: 'http://h'}, {worker: 'http://h:1/v1'}]
+"""
+
+
+def tidegate(*arguments: str, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gateway", *arguments]
+    environment = {**os.environ, "COLUMNS": "120", **environ}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def valid(tmp_path: Path) -> str:
+    path = tmp_path / "valid.yaml"
+    path.write_text(VALID)
+    return str(path)
+
+
+@pytest.fixture
+def invalid(tmp_path: Path) -> str:
+    path = tmp_path / "invalid.yaml"
+    path.write_text(INVALID)
+    return str(path)
+
+
+def test_help_names_every_command():
+    shown = tidegate("--help")
+    assert shown.returncode == 0
+    for command in ("serve", "check", "demo", "loadtest", "keys", "usage"):
+        assert command in shown.stdout
+
+
+def test_the_installed_command_knows_its_version():
+    command = Path(sys.executable).with_name("tidegate")
+    installed = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)
+    assert installed.stdout.startswith("tidegate 0.")
+    assert tidegate("--version").stdout == installed.stdout
+
+
+def test_importing_the_gateway_is_fast():
+    program = "import time; start = time.perf_counter(); import gateway; print(time.perf_counter() - start)"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(shown.stdout) < 0.3
+
+
+def test_check_prints_every_error_on_a_line_of_its_own_and_exits_with_2(invalid: str):
+    shown = tidegate("check", invalid)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert shown.stderr.splitlines() == [
+        "listen.prot: unknown key; did you mean port?",
+        "models.llama.price.input: Input should be greater than or equal to 0",
+        "models.llama.endpoints[1].worker: should be the worker's root: leave out the path (such as /v1)",
+    ]
+
+
+def test_check_prints_errors_as_json_when_asked(invalid: str):
+    shown = tidegate("check", invalid, "--format", "json")
+    answer = json.loads(shown.stdout)
+    assert (shown.returncode, shown.stderr, answer["valid"]) == (2, "", False)
+    assert answer["errors"][0] == {"path": "listen.prot", "message": "unknown key; did you mean port?"}
+    assert len(answer["errors"]) == 3
+
+
+def test_check_of_a_valid_file_prints_what_it_says_with_secrets_masked(valid: str):
+    shown = tidegate("check", valid, MASTER="hunter2")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "hunter2" not in shown.stdout
+    assert "postgresql://db.internal/tidegate" in shown.stdout
+    assert "llama: input 0.05, output 0.10 USD per million tokens (also gpt-4o-mini)" in shown.stdout
+    assert (
+        "10.0.0.5:8000, http://10.0.0.5:8000, trust community, region eu-west, gpu rtx-4090" in shown.stdout
+    )
+    assert "api_key ****" in shown.stdout
+    assert "priority: aims at 1000 ms" in shown.stdout
+    assert shown.stdout.endswith("valid.yaml is valid\n")
+
+
+def test_check_prints_the_whole_configuration_as_json_with_secrets_masked(valid: str):
+    shown = tidegate("check", valid, "--format", "json", MASTER="hunter2")
+    config = json.loads(shown.stdout)["config"]
+    assert "hunter2" not in shown.stdout
+    assert config["database"] == "postgresql://db.internal/tidegate"
+    assert config["models"]["llama"]["price"]["output"] == "0.10"
+
+
+@pytest.mark.parametrize("command", [["check"], ["serve", "--config"]])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file"),
+        ("a: [", "not valid YAML: line 1, column 5"),
+        ("", "the file is empty"),
+        (VALID, "auth.master_key: the environment has no MASTER"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_an_error_and_no_traceback(
+    tmp_path: Path, command: list[str], text: str | None, message: str
+):
+    path = tmp_path / "c.yaml"
+    if text is not None:
+        path.write_text(text)
+    shown = tidegate(*command, str(path))
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert message in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_serve_looks_for_tidegate_yaml_where_it_is_started(tmp_path: Path):
+    shown = tidegate("serve", cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (2, "no such file: tidegate.yaml\n")
+
+
+def test_serve_refuses_more_than_one_process_for_now(valid: str):
+    shown = tidegate("serve", "--config", valid, "--workers", "2")
+    assert shown.returncode == 2
+    assert "not supported by this version" in shown.stderr
+
+
+def test_serve_without_keys_on_all_addresses_is_refused_also_from_the_command_line(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        INVALID.replace("listen: {prot: 1}", "auth: {mode: none}").replace("-1", "1").replace("/v1", "")
+    )
+    shown = tidegate("serve", "--config", str(path), "--host", "0.0.0.0")
+    assert shown.returncode == 2
+    assert shown.stderr.startswith("auth.mode: none on listen.host 0.0.0.0 lets anyone in")
+
+
+def test_the_demo_on_a_busy_port_is_an_error_before_anything_starts():
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        start = time.monotonic()
+        shown = tidegate("demo", "--port", str(port))
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr == (
+        f"cannot listen on 127.0.0.1:{port}: address already in use; choose another port with --port\n"
+    )
+    assert time.monotonic() - start < 10
+
+
+def test_loadtest_passes_its_arguments_on_as_they_are():
+    ours = tidegate("loadtest", "worker", "--no-such-option", "--", "x")
+    theirs = subprocess.run(
+        [sys.executable, "-m", "loadtest", "worker", "--no-such-option", "--", "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+    assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
+    assert tidegate("loadtest", "--help").stdout.lstrip().startswith("Usage: python -m loadtest")
