@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import typer
 
+from loadtest import commands
+from loadtest.simworker.command import worker
+
 app = typer.Typer(name="loadtest", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
 @app.callback()
 def loadtest() -> None:
     """Load generator, simulated worker and bench."""
+
+
+commands.register(app)
+app.command()(worker)
 
 
 def main() -> None:

@@ -12,99 +12,27 @@ task and no timer per call, which drives some ten thousand calls a second on one
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import ssl
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Self, cast
 from urllib.parse import urlsplit
 
 import httptools
-from msgspec import Struct
 
 from loadtest.sample import ABORTED, OK, Sample, StreamTally, judge_body
+from loadtest.workloads import render_requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-_BODIES = 64
-"""Different prompts, used in turn."""
+    from loadtest.workloads import Workload
+
 _SWEEP_S = 0.1
 _RETRY_CONNECT_S = 0.05
 """A closed loop's client that could not connect waits this long, or it would do nothing but hammer."""
-_WORDS = [
-    "the",
-    "tide",
-    "comes",
-    "in",
-    "and",
-    "goes",
-    "out",
-    "again",
-    "while",
-    "boats",
-    "wait",
-    "for",
-    "water",
-    "under",
-    "a",
-    "grey",
-    "sky",
-    "near",
-    "the",
-    "old",
-    "harbour",
-]
-
-
-class Workload(Struct, frozen=True):
-    """What is asked, and of whom."""
-
-    url: str
-    """Base URL, ending in /v1."""
-    key: str
-    model: str
-    stream: bool = True
-    include_usage: bool = True
-    prompt_tokens: int = 200
-    max_tokens: int = 64
-    abort_fraction: float = 0.0
-    timeout_s: float = 60.0
-    extra: dict[str, Any] = {}
-    """Further fields of the body."""
-    seed: int = 0
-
-
-def render_requests(workload: Workload) -> tuple[bytes, ...]:
-    """Whole requests, head and body, with prompts that differ."""
-    dice = random.Random(workload.seed)
-    parts = urlsplit(workload.url)
-    head = (
-        f"POST {parts.path.rstrip('/')}/chat/completions HTTP/1.1\r\nhost: {parts.netloc}\r\n"
-        f"authorization: Bearer {workload.key}\r\ncontent-type: application/json\r\ncontent-length: "
-    )
-    requests = []
-    for _ in range(_BODIES):
-        body = json.dumps(
-            chat_body(workload, " ".join(dice.choices(_WORDS, k=workload.prompt_tokens)))
-        ).encode()
-        requests.append(f"{head}{len(body)}\r\n\r\n".encode() + body)
-    return tuple(requests)
-
-
-def chat_body(workload: Workload, prompt: str) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "model": workload.model,
-        "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": workload.max_tokens,
-    }
-    if workload.stream:
-        body["stream"] = True
-        if workload.include_usage:
-            body["stream_options"] = {"include_usage": True}
-    return body | workload.extra
 
 
 class _Exchange:
@@ -345,7 +273,7 @@ class Load:
 
     def _begin(self, intended_s: float, *, client: bool) -> None:
         workload = self._workload
-        request = self._requests[(len(self.samples) + len(self._active)) % _BODIES]
+        request = self._requests[(len(self.samples) + len(self._active)) % len(self._requests)]
         exchange = _Exchange(intended_s, self.now_s(), request, client=client, stream=workload.stream)
         self._active[exchange] = None
         if workload.abort_fraction and self._dice.random() < workload.abort_fraction:

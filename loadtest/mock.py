@@ -2,8 +2,8 @@
 
 The simulated worker (`worker.py`) behaves like vLLM; this one only looks like it. It parses no more of a request than
 where it ends and whether it asks for a stream, its replies are rendered before the first request comes, and one
-process can listen on as many ports as a pool needs endpoints. A stream goes out in one burst, or, where the body says
-`"user": "paced"`, chunk by chunk at a fixed pace kept by one ticker for all streams.
+process can listen on as many ports as a pool needs endpoints. A stream goes out in one burst, or, where the prompt begins
+with `paced: `, chunk by chunk at a fixed pace kept by one ticker for all streams.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 BURST_CHUNKS = 32
-_PACED = re.compile(rb'"user"\s*:\s*"paced"')
+PACED_PROMPT = "paced: "
+"""In the prompt, because proxies drop or rewrite other fields of a body, but never this."""
+_PACED = f'"{PACED_PROMPT}'.encode()
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _INCLUDE_USAGE = re.compile(rb'"include_usage"\s*:\s*true')
 _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens"\s*:\s*(\d+)')
@@ -38,12 +40,12 @@ class Replies(Struct, frozen=True):
     role: bytes
     token: bytes
     last_token: bytes
-    usage: bytes
     end: bytes
     burst: bytes
     burst_with_usage: bytes
     pages: dict[bytes, bytes]
     missing: bytes
+    events: _Events
 
 
 def reply_text(chunks: int = BURST_CHUNKS) -> str:
@@ -67,7 +69,6 @@ def render_replies(model: str) -> Replies:
         role=role,
         token=token,
         last_token=last_token,
-        usage=usage,
         end=end,
         burst=body + end,
         burst_with_usage=body + usage + end,
@@ -76,6 +77,7 @@ def render_replies(model: str) -> Replies:
             {"error": {"message": "Not Found", "type": "NotFoundError", "param": None, "code": 404}},
             "404 Not Found",
         ),
+        events=events,
     )
 
 
@@ -273,7 +275,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(self._replies.missing)
         elif _STREAM.search(body) is None:
             self._transport.write(self._replies.json)
-        elif _PACED.search(body) is not None:
+        elif _PACED in body:
             self._begin_paced(body)
         elif _INCLUDE_USAGE.search(body) is None:
             self._transport.write(self._replies.burst)
@@ -284,9 +286,9 @@ class Connection(asyncio.Protocol):
         replies = self._replies
         asked = _MAX_TOKENS.search(body)
         tokens = int(asked[1]) if asked else BURST_CHUNKS - 1
-        with_usage = _INCLUDE_USAGE.search(body) is not None
+        usage = replies.events.usage(tokens) if _INCLUDE_USAGE.search(body) else b""
         self._transport.write(replies.stream_head + replies.role)
-        self._paced = _PacedStream(self, tokens, (replies.usage if with_usage else b"") + replies.end)
+        self._paced = _PacedStream(self, tokens, usage + replies.end)
         self._ticker.join(self._paced)
 
     def send_token(self, end: bytes | None) -> None:
