@@ -19,7 +19,7 @@ from asyncio.subprocess import PIPE, Process, create_subprocess_exec
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import yaml
 from rich.console import Console
@@ -31,6 +31,8 @@ from gateway.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+
+Stream = TypeVar("Stream", asyncio.StreamReader, asyncio.StreamWriter)
 
 MODEL = "llama-3.1-8b"
 HOST = "127.0.0.1"
@@ -94,31 +96,34 @@ async def _story(folder: Path, port: int, nodes: int, processes: list[Process]) 
     config = load(path, os.environ)
     with Store.open(config.database.get_secret_value()) as store:
         key = store.create_key(tenant="demo", name="demo").secret
-    watching = asyncio.gather(*(_watch(worker) for worker in workers))
+    watching = [asyncio.create_task(_watch(worker)) for worker in workers]
     try:
         return await app.serve(config, on_ready=partial(_announce, path, port, key, workers))
     finally:
-        watching.cancel()  # from here on they are meant to end
+        for watch in watching:
+            watch.cancel()  # from here on the workers are meant to end
 
 
 @contextlib.asynccontextmanager
 async def _ended_together() -> AsyncIterator[list[Process]]:
-    """A list of processes, none of which outlives the block."""
+    """A list of processes, none of which outlives the block: the end of its stdin ends each."""
     processes: list[Process] = []
     try:
         yield processes
     finally:
         for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-        ended = asyncio.gather(*(process.wait() for process in processes))
+            _pipe(process.stdin).close()
         try:
-            await asyncio.wait_for(ended, STOP_WITHIN_S)
+            await asyncio.wait_for(_all_ended(processes), STOP_WITHIN_S)
         except TimeoutError:
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
-            await asyncio.gather(*(process.wait() for process in processes))
+            await _all_ended(processes)
+
+
+async def _all_ended(processes: Sequence[Process]) -> None:
+    await asyncio.gather(*(process.wait() for process in processes))
 
 
 def _plan(index: int) -> WorkerPlan:
@@ -141,7 +146,7 @@ async def _start(plan: WorkerPlan, processes: list[Process]) -> None:
 
 async def _url_when_ready(plan: WorkerPlan, process: Process) -> str:
     try:
-        line = await asyncio.wait_for(_stdout(process).readline(), READY_WITHIN_S)
+        line = await asyncio.wait_for(_pipe(process.stdout).readline(), READY_WITHIN_S)
     except TimeoutError:
         raise DemoError(f"{plan.name} was not ready within {READY_WITHIN_S} s") from None
     word, _, url = line.decode().strip().partition(" ")
@@ -151,7 +156,7 @@ async def _url_when_ready(plan: WorkerPlan, process: Process) -> str:
 
 
 async def _watch(worker: Worker) -> None:
-    while await _stdout(worker.process).read(65_536):
+    while await _pipe(worker.process.stdout).read(65_536):
         pass  # so that it never waits for a reader
     code = await worker.process.wait()
     message = (
@@ -160,10 +165,10 @@ async def _watch(worker: Worker) -> None:
     _say(Console(stderr=True), message, "bold red")
 
 
-def _stdout(process: Process) -> asyncio.StreamReader:
-    if process.stdout is None:
-        raise AssertionError("started without a pipe")
-    return process.stdout
+def _pipe(stream: Stream | None) -> Stream:
+    if stream is None:
+        raise AssertionError("processes here are started with pipes")
+    return stream
 
 
 def _config(folder: Path, port: int, workers: Sequence[Worker]) -> dict[str, Any]:
