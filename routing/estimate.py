@@ -22,8 +22,7 @@ QUADRATIC_TOKENS = 40_000
 """Tokens of context at which attention doubles the price of prefilling one more token. It matters little below 10k."""
 
 STALL_SHARE = 0.25
-"""Share of the seconds that others are stalled for which counts as a second of this call's own: from simulation,
-where a stalled decoder still has text to show, and 1 made the router hoard idle endpoints."""
+"""Share of the seconds for which others are stalled that counts as seconds of this call's own; from simulation."""
 
 MEAN_OUTPUT_TOKENS = 256.0
 """Tokens of output to expect before any call of a model has ended."""

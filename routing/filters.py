@@ -1,8 +1,8 @@
 """Who cannot serve a call, and why: one small policy for each reason.
 
 A policy sees one endpoint at a time, keeps nothing, and answers with a sentence or None. All of them are hard; what is
-merely slow or dear is for the estimate. Only unavailability passes by waiting; the other reasons hold until the call
-or the configuration changes.
+merely slow or dear is for the estimate. These reasons hold until the call or the configuration changes; the one that
+passes by waiting, unavailability, is no policy but a finding of the fleet, and the pipeline takes it from the `Load`.
 """
 
 from __future__ import annotations
@@ -10,24 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from routing.types import NO_DEMANDS, Call, Endpoint, Load, Trust
+from routing.types import NO_DEMANDS, Call, Endpoint, Trust
 
 if TYPE_CHECKING:
     from routing.types import Demands
 
-Reject = Callable[[Call, Endpoint, Load], str | None]
+Reject = Callable[[Call, Endpoint], str | None]
 
 LEAST_SHARE_OF_PROMPT = 0.5
 """Share of the estimated prompt that it has at the least. The estimate is made from bytes, and code or text of one
 long word after another comes to half of it; the worker, which tokenizes, refuses what truly does not fit."""
 
 
-def availability(_call: Call, _endpoint: Endpoint, load: Load) -> str | None:
-    """Ejected, unhealthy, cooling down, draining: whatever the fleet has found."""
-    return load.unavailable
-
-
-def context(call: Call, endpoint: Endpoint, _load: Load) -> str | None:
+def context(call: Call, endpoint: Endpoint) -> str | None:
     """Prompt and output must fit the context. The prompt is an estimate, so only a clear excess is refused."""
     if endpoint.context_tokens is None:
         return None
@@ -39,14 +34,14 @@ def context(call: Call, endpoint: Endpoint, _load: Load) -> str | None:
     )
 
 
-def capability(call: Call, endpoint: Endpoint, _load: Load) -> str | None:
+def capability(call: Call, endpoint: Endpoint) -> str | None:
     """What the call needs must be among what the endpoint declares; one that declares nothing is given the chance."""
     if endpoint.capabilities is None or call.needs <= endpoint.capabilities:
         return None
     return f"does not offer {', '.join(sorted(call.needs - endpoint.capabilities))}"
 
 
-def trust(call: Call, endpoint: Endpoint, _load: Load) -> str | None:
+def trust(call: Call, endpoint: Endpoint) -> str | None:
     """Trusted at least as far as asked."""
     least = call.demands.least_trust
     if endpoint.trust >= least:
@@ -54,7 +49,7 @@ def trust(call: Call, endpoint: Endpoint, _load: Load) -> str | None:
     return f"its trust is {endpoint.trust.name.lower()}, asked for at least {least.name.lower()}"
 
 
-def region(call: Call, endpoint: Endpoint, _load: Load) -> str | None:
+def region(call: Call, endpoint: Endpoint) -> str | None:
     """In one of the regions asked for. Where it runs must be declared: a guess is no answer to a hard demand."""
     regions = call.demands.regions
     if not regions or endpoint.region in regions:
@@ -63,7 +58,7 @@ def region(call: Call, endpoint: Endpoint, _load: Load) -> str | None:
     return f"{where}, asked for {' or '.join(sorted(regions))}"
 
 
-def price(call: Call, endpoint: Endpoint, _load: Load) -> str | None:
+def price(call: Call, endpoint: Endpoint) -> str | None:
     """At most as dear per token as asked, input and output each on its own."""
     demands, cost = call.demands, endpoint.cost
     if demands.max_input_pico_usd is not None and cost.input_pico_usd > demands.max_input_pico_usd:
@@ -80,7 +75,7 @@ def _too_dear(what: str, pico_usd: int, most_pico_usd: int) -> str:
     )
 
 
-def named(call: Call, endpoint: Endpoint, _load: Load) -> str | None:
+def named(call: Call, endpoint: Endpoint) -> str | None:
     """Among `only`, where that is given, and not among `ignore`."""
     demands = call.demands
     if endpoint.name in demands.ignore:
@@ -93,8 +88,7 @@ def named(call: Call, endpoint: Endpoint, _load: Load) -> str | None:
 def filters_for(call: Call) -> tuple[tuple[str, Reject], ...]:
     """The filters that can have something to say on `call`, with their names.
 
-    What holds for every endpoint alike is settled here, once a call: most calls demand nothing and pay for two filters.
-    Demands come first, so that an endpoint that will never do is not reported as one worth waiting for.
+    What holds for every endpoint alike is settled here, once a call: most calls demand nothing and pay for one filter.
     """
     chosen: list[tuple[str, Reject]] = []
     if call.demands is not NO_DEMANDS:
@@ -102,7 +96,6 @@ def filters_for(call: Call) -> tuple[tuple[str, Reject], ...]:
     if call.needs:
         chosen.append(("capability", capability))
     chosen.append(("context", context))
-    chosen.append(("availability", availability))
     return tuple(chosen)
 
 

@@ -23,8 +23,8 @@ HALF_LIFE_S = 30.0
 """After this long an observation counts half: long against one prefill, short against a slow-down of minutes."""
 
 PRIOR_S = 2.0
-"""Seconds of observation that the guess from the GPU counts for. A wrongly declared class is then forgotten within a
-few calls; 10 s proved too strong in simulation."""
+"""Seconds of observation that the guess from the GPU counts for, so that a wrongly declared class is soon forgotten;
+10 s proved too strong in simulation."""
 
 LONGEST_SAMPLE_S = 60.0
 """Seconds one observation counts for at most. What took longer (a suspended process, a dead network) says little of
@@ -73,8 +73,7 @@ GPUS: dict[str, Gpu] = {
     "4080": Gpu(97, 717),
     "3090": Gpu(71, 936),
 }
-"""Data sheets of NVIDIA (architecture white papers for GeForce, FP32 accumulation) and AMD. Half of a bound or double
-of it makes little difference: see PRIOR_S."""
+"""Rounded from the data sheets of NVIDIA (for GeForce the architecture white papers, FP32 accumulation) and AMD."""
 
 UNKNOWN_GPU = GPUS["4090"]
 """For a class that is not declared or not listed, and for hosted endpoints: in the middle of the table."""
@@ -84,7 +83,7 @@ MODEL_PARAMETERS = 8e9
 
 USED_TFLOPS = 0.5
 USED_GB_PER_S = 0.8
-"""Shares of the two bounds that a well kept vLLM reaches."""
+"""Shares of the two bounds assumed to be reached in practice. A guess, which PRIOR_S keeps from mattering for long."""
 
 KV_BYTES_PER_SEQUENCE = 131_072 * 2_000
 """Bytes that each running sequence adds to a decode step: the KV cache of 2,000 tokens of Llama-3.1-8B."""
@@ -119,8 +118,8 @@ class Ticket(Struct, eq=False):
     work: float
     """Token-equivalents of prefill."""
     start_s: float
-    alone: bool
-    """Whether nothing else ran there when it was sent, so that its wait was its own."""
+    queued: bool
+    """Whether others waited there when it was sent, so that its wait was not its own."""
     first_s: float | None = None
     """When its first token came."""
     mark: float = 0.0
@@ -134,7 +133,8 @@ class _Ratio:
     __slots__ = ("_at_s", "_over", "_under")
 
     def __init__(self) -> None:
-        self._over = self._under = self._at_s = 0.0
+        self._over = self._under = 0.0
+        self._at_s = float("-inf")
 
     def add(self, now_s: float, over: float, under: float) -> None:
         faded_over, faded_under = self.sums(now_s)
@@ -215,8 +215,7 @@ class Speed:
 
     def start(self, now_s: float, work: float) -> Ticket:
         """Work of so many token-equivalents has been sent."""
-        alone = not self._pending and not self._pace.decoding
-        ticket = Ticket(max(0.0, work), self._forward(now_s), alone)
+        ticket = Ticket(max(0.0, work), self._forward(now_s), bool(self._pending))
         self._pending[ticket] = None
         self._pending_work += ticket.work
         return ticket
@@ -247,6 +246,9 @@ class Speed:
             waited_s = self._serving_s(ticket, now_s)
             if waited_s * self._work_per_s(now_s) > ticket.work:
                 self._learn_rate(now_s, ticket.work, waited_s)
+            elif ticket is next(iter(self._pending)):
+                # The time since was spent on it; what comes next must not be charged with that.
+                self._served_until_s = now_s
             self._drop_pending(ticket)
             return
         expected_tokens = self._pace.reading(now_s) - ticket.mark
@@ -309,7 +311,7 @@ class Speed:
         self._served_until_s = now_s
 
     def _learn_base(self, ticket: Ticket, now_s: float) -> None:
-        if not ticket.alone or ticket.work > BASE_WORK:
+        if ticket.queued or ticket.work > BASE_WORK:
             return
         seen_s = max(0.0, now_s - ticket.start_s - ticket.work / self._work_per_s(now_s))
         self._base_s = min(seen_s, self._base_s * BASE_RISE + BASE_RISE_S)

@@ -148,6 +148,8 @@ class Plan(Struct, frozen=True):
 
     ranked: tuple[Candidate, ...]
     rejected: tuple[Rejection, ...]
+    passed_over: tuple[Endpoint, ...] = ()
+    """Could serve the call, but others were drawn to be looked at; only where there are very many."""
 
     @property
     def retry_after_s(self) -> float | None:

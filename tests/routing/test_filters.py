@@ -1,10 +1,9 @@
 import pytest
 
-from routing.filters import availability, capability, context, filters_for, named, price, region, trust
-from routing.types import NO_DEMANDS, Call, Demands, Endpoint, Load, Price, Tier, Trust
+from routing.filters import capability, context, filters_for, named, price, region, trust
+from routing.types import NO_DEMANDS, Call, Demands, Endpoint, Price, Tier, Trust
 
 TIER = Tier(name="default", max_ttft_s=5.0, waiting_nano_usd_per_s=1e6)
-IDLE = Load()
 
 
 def call(
@@ -16,11 +15,6 @@ def call(
 
 def endpoint(**declared: object):
     return Endpoint(name="a", model="m", served_model="m", **declared)
-
-
-def test_what_the_fleet_found_unavailable_is_rejected_with_its_reason():
-    assert availability(call(), endpoint(), Load(unavailable="draining")) == "draining"
-    assert availability(call(), endpoint(), IDLE) is None
 
 
 @pytest.mark.parametrize(
@@ -37,7 +31,7 @@ def test_what_the_fleet_found_unavailable_is_rejected_with_its_reason():
 def test_only_what_clearly_exceeds_the_context_is_rejected(
     context_tokens: int | None, prompt_tokens: int, max_tokens: int | None, *, fits: bool
 ):
-    reason = context(call(prompt_tokens, max_tokens), endpoint(context_tokens=context_tokens), IDLE)
+    reason = context(call(prompt_tokens, max_tokens), endpoint(context_tokens=context_tokens))
     assert (reason is None) == fits
     if not fits:
         assert "8192" in reason
@@ -56,14 +50,14 @@ def test_a_capability_is_missed_only_where_capabilities_are_declared(
     declared: frozenset | None, reason: str | None
 ):
     needing = call(needs=frozenset({"tools", "vision"}))
-    assert capability(needing, endpoint(capabilities=declared), IDLE) == reason
+    assert capability(needing, endpoint(capabilities=declared)) == reason
 
 
 def test_less_trust_than_asked_is_rejected():
     asking = call(least_trust=Trust.VERIFIED)
-    assert trust(asking, endpoint(trust=Trust.PROVIDER), IDLE) is None
-    assert trust(asking, endpoint(trust=Trust.VERIFIED), IDLE) is None
-    reason = trust(asking, endpoint(trust=Trust.COMMUNITY), IDLE)
+    assert trust(asking, endpoint(trust=Trust.PROVIDER)) is None
+    assert trust(asking, endpoint(trust=Trust.VERIFIED)) is None
+    reason = trust(asking, endpoint(trust=Trust.COMMUNITY))
     assert reason == "its trust is community, asked for at least verified"
 
 
@@ -76,7 +70,7 @@ def test_less_trust_than_asked_is_rejected():
     ],
 )
 def test_a_region_asked_for_must_be_declared(where: str | None, reason: str | None):
-    assert region(call(regions=frozenset({"eu-west", "eu-north"})), endpoint(region=where), IDLE) == reason
+    assert region(call(regions=frozenset({"eu-west", "eu-north"})), endpoint(region=where)) == reason
 
 
 @pytest.mark.parametrize(
@@ -92,7 +86,7 @@ def test_a_region_asked_for_must_be_declared(where: str | None, reason: str | No
     ],
 )
 def test_a_price_cap_holds_for_input_and_output_each(cap: dict, reason: str | None):
-    assert price(call(**cap), endpoint(cost=Price(50_000, 100_000)), IDLE) == reason
+    assert price(call(**cap), endpoint(cost=Price(50_000, 100_000))) == reason
 
 
 @pytest.mark.parametrize(
@@ -106,11 +100,11 @@ def test_a_price_cap_holds_for_input_and_output_each(cap: dict, reason: str | No
     ],
 )
 def test_only_and_ignore_go_by_name_and_ignore_wins(demands: dict, reason: str | None):
-    assert named(call(**demands), endpoint(), IDLE) == reason
+    assert named(call(**demands), endpoint()) == reason
 
 
-def test_a_call_without_demands_pays_for_two_filters():
-    assert [name for name, _ in filters_for(call())] == ["context", "availability"]
+def test_a_call_without_demands_pays_for_one_filter():
+    assert [name for name, _ in filters_for(call())] == ["context"]
 
 
 def test_every_demand_brings_its_filter():
@@ -122,4 +116,4 @@ def test_every_demand_brings_its_filter():
         only=frozenset({"a"}),
     )
     names = [name for name, _ in filters_for(asking)]
-    assert names == ["named", "trust", "region", "price", "capability", "context", "availability"]
+    assert names == ["named", "trust", "region", "price", "capability", "context"]

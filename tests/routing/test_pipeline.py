@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.pipeline import describe, plan
+from routing.pipeline import LOOK_AT, describe, plan
 from routing.types import NO_DEMANDS, Call, Demands, Endpoint, Load, Plan, Price, Tier, Trust
 
 TIERS = (
@@ -104,15 +104,15 @@ def test_no_demands_and_demands_of_nothing_give_the_same_plan(call: Call, snapsh
     assert plan(nothing, snapshot, roll) == plan(none, snapshot, roll)
 
 
-@given(CALLS, endpoints("dear"), LOADS, SNAPSHOTS, ROLLS, st.booleans())
+@given(CALLS, endpoints("dear"), LOADS, SNAPSHOTS, ROLLS, st.permutations([0, 1]))
 def test_a_cheaper_identical_endpoint_is_never_ranked_lower(
-    call: Call, dear: Endpoint, load: Load, others: tuple, roll: float, *, first: bool
+    call: Call, dear: Endpoint, load: Load, others: tuple, roll: float, turns: list[int]
 ):
     call = msgspec.structs.replace(call, tier=DEFAULT, demands=NO_DEMANDS)
     price = dear.cost
     dear = msgspec.structs.replace(dear, cost=Price(price.input_pico_usd + 10**6, price.output_pico_usd))
     cheap = msgspec.structs.replace(dear, name="cheap", cost=price)
-    pair = ((cheap, load), (dear, load)) if first else ((dear, load), (cheap, load))
+    pair = [((cheap, load), (dear, load))[turn] for turn in turns]
     ranked = plan(call, (*pair, *others), roll)
     order = names(ranked)
     if "dear" in order:
@@ -173,6 +173,47 @@ def test_waiting_helps_only_against_unavailability():
     trusting = msgspec.structs.replace(CALL, demands=Demands(least_trust=Trust.PROVIDER))
     rejected = plan(trusting, [(A, down)], 0.0)
     assert (rejected.rejected[0].filter, rejected.retry_after_s) == ("trust", None)
+
+
+def test_an_unavailable_endpoint_is_rejected_with_what_the_fleet_found():
+    (rejection,) = plan(CALL, [(A, Load(unavailable="draining"))], 0.0).rejected
+    assert (rejection.filter, rejection.reason, rejection.retry_after_s) == ("availability", "draining", None)
+
+
+def crowd(count: int, **load: float):
+    """Many endpoints, each dearer than the one before."""
+    return [
+        (
+            msgspec.structs.replace(A, name=f"e{i}", cost=Price(i * 1000, 0)),
+            Load(**{"work_per_s": 8800.0} | load),
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [LOOK_AT, LOOK_AT + 1, 100, 257])
+@pytest.mark.parametrize("roll", [0.0, 0.5, 1.0 - 2.0**-53])
+def test_of_very_many_some_are_passed_over_and_all_are_accounted_for(count: int, roll: float):
+    chosen = plan(CALL, crowd(count), roll)
+    assert min(LOOK_AT, count) <= len(chosen.ranked) <= LOOK_AT + 2
+    listed = names(chosen) + [e.name for e in chosen.passed_over]
+    assert sorted(listed) == sorted(f"e{i}" for i in range(count))
+    assert {"e0", f"e{count - 1}"} <= set(names(chosen)), "the ends of the price range are always looked at"
+
+
+def test_every_one_of_very_many_has_its_turn():
+    seen = {name for k in range(50) for name in names(plan(CALL, crowd(200), k / 50))}
+    assert len(seen) == 200
+
+
+@pytest.mark.parametrize("demands", [NO_DEMANDS, Demands(max_ttft_s=2.0)])
+def test_nobody_is_passed_over_where_only_one_of_very_many_is_fast_enough(demands: Demands):
+    snapshot = crowd(300, pending_work=1e6)
+    snapshot[123] = (snapshot[123][0], Load(work_per_s=8800.0))
+    call = msgspec.structs.replace(CALL, demands=demands)
+    for k in range(5):
+        chosen = plan(call, snapshot, k / 5)
+        assert names(chosen)[0] == "e123"
 
 
 def test_a_plan_describes_itself():

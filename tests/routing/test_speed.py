@@ -131,6 +131,21 @@ def test_a_client_that_leaves_early_teaches_nothing():
     assert speed.load(0.1, 0) == prior
 
 
+def test_time_spent_on_a_call_that_left_is_not_charged_to_the_next():
+    speed, free = Speed(), Speed()
+    left, stays = speed.start(0.0, 4000.0), speed.start(0.0, 4000.0)
+    speed.finish(left, 0.5)
+    speed.first_token(stays, 1.5)
+    ticket = free.start(0.48, 4000.0)
+    free.first_token(ticket, 1.5)
+    assert speed.load(1.5, 0).work_per_s == pytest.approx(free.load(1.5, 0).work_per_s)
+
+
+def test_any_origin_of_the_clock_will_do():
+    far = [Speed().load(now_s, 0) for now_s in (-1e9, 0.0, 1e9)]
+    assert far[0] == far[1] == far[2]
+
+
 def test_a_refused_connection_does_not_make_an_endpoint_look_fast_or_slow():
     speed = Speed()
     prior = speed.load(0.0, 0)
