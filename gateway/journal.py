@@ -131,7 +131,7 @@ def _open_locked(path: Path, flags: int) -> int | None:
 class Journal:
     """Where rows are appended. To be opened by the process that appends, not before a fork, and used on its event loop."""
 
-    def __init__(self, folder: Path, segment: Segment) -> None:
+    def __init__(self, folder: Path, segment: Segment, segment_bytes: int, segment_age_s: float) -> None:
         self.folder = folder
         """Where all processes on this machine that meter into one database have their segments."""
         self.segments = [segment]
@@ -139,14 +139,18 @@ class Journal:
         self.failed_writes = 0
         self.lost_rows = 0
         self._open = segment
+        self._segment_bytes = segment_bytes
+        self._segment_age_s = segment_age_s
         self._closed = False
         self._backlog: deque[UsageRow] = deque()
         self._encode = msgspec.json.Encoder().encode
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(
+        cls, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, segment_age_s: float = SEGMENT_AGE_S
+    ) -> Self:
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, Segment.create(folder))
+        return cls(folder, Segment.create(folder), segment_bytes, segment_age_s)
 
     def append(self, row: UsageRow) -> None:
         """Put `row` on disk with one write. Never fails: what the disk does not take is kept and tried again."""
@@ -197,7 +201,7 @@ class Journal:
     def roll(self) -> None:
         """Begin a new segment if the open one is large or old. Where none can be made, the old one serves on."""
         size, age_s = self._open.size, time.monotonic() - self._open.opened_s
-        if size == 0 or (size < SEGMENT_BYTES and age_s < SEGMENT_AGE_S):
+        if size == 0 or (size < self._segment_bytes and age_s < self._segment_age_s):
             return
         try:
             fresh = Segment.create(self.folder)

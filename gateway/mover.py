@@ -64,15 +64,11 @@ class Mover:
         self._journal = journal
         self._store = store
         self._adopted: list[Segment] = []
-        self._closed_to_us: set[Path] = set()
+        self._stuck: set[Path] = set()
 
     def move(self) -> None:
-        """Record all rows there are now, and delete the segments that are done with.
-
-        StoreAway ends it; a segment that cannot be read only lets the others go first.
-        """
+        """Record all rows there are now, and delete the segments that are done with. StoreAway ends it."""
         self._adopt()
-        failures: list[OSError] = []
         for segments in (self._adopted, self._journal.segments):
             for segment in tuple(segments):
                 closed = segment.closed  # asked before reading: its end is then in what is read
@@ -82,9 +78,9 @@ class Mover:
                         segment.discard()
                         segments.remove(segment)
                 except OSError as failure:
-                    failures.append(failure)
-        if failures:
-            raise failures[0]
+                    self._report_stuck(segment.path, failure)
+                else:
+                    self._stuck.discard(segment.path)
 
     def record(self, rows: Sequence[UsageRow], aside: Path | None = None) -> None:
         """Record `rows`. Those that the database will never take are found by halving, and set aside."""
@@ -110,16 +106,23 @@ class Mover:
             try:
                 segment = Segment.adopt(path)
             except OSError as failure:
-                if path not in self._closed_to_us:
-                    log.error("a segment of the journal cannot be opened: %s", failure)  # noqa: TRY400  no bug of ours
-                self._closed_to_us.add(path)
+                self._report_stuck(path, failure)
                 continue
             if segment is not None:
                 log.info("adopting %s, %d bytes, left by a process that is gone", path, segment.size)
                 self._adopted.append(segment)
 
+    def _report_stuck(self, path: Path, failure: OSError) -> None:
+        """Say, once, that a segment has to be tried again. The others go on meanwhile."""
+        if path not in self._stuck:
+            log.error("a segment of the journal cannot be moved or deleted now: %s", failure)
+        self._stuck.add(path)
+
     def _move_segment(self, segment: Segment, *, closed: bool) -> None:
-        while (batch := _read(segment, closed=closed)).end > segment.moved:
+        end = (
+            segment.size
+        )  # what is appended from here on is the next round's: a busy segment must not hold up others
+        while segment.moved < end and (batch := _read(segment, closed=closed)).end > segment.moved:
             self.record(batch.rows, segment.path)
             if batch.corrupt:
                 self._set_aside(segment.path, batch.corrupt)

@@ -3,13 +3,13 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from msgspec import structs
 from sqlalchemy import create_engine
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
+from usage_rows import a_row
 
 from gateway.ledger import UsageRow
 from gateway.store import (
@@ -26,32 +26,8 @@ from gateway.store import (
 )
 from gateway.tables import METADATA, USAGE
 
-
-def a_row(call_id: str, **changes: object) -> UsageRow:
-    row = UsageRow(
-        call_id=call_id,
-        time_ms=1_700_000_000_000,
-        request_id="r",
-        tenant="acme",
-        key_id="key_1",
-        model="llama",
-        endpoint="w1",
-        tier="default",
-        api="chat",
-        stream=True,
-        status=200,
-        outcome="ok",
-        attempts=1,
-        prompt_tokens=10,
-        cached_tokens=4,
-        completion_tokens=20,
-        estimated=False,
-        ttft_ms=12.5,
-        duration_ms=99.25,
-        charge_nano_usd=3,
-        cost_nano_usd=2,
-    )
-    return structs.replace(row, **changes)
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -65,7 +41,8 @@ def store(url: str):
         yield store
 
 
-def test_the_migrations_make_the_tables_that_the_queries_are_built_from(store: Store, url: str):
+@pytest.mark.usefixtures("store")
+def test_the_migrations_make_the_tables_that_the_queries_are_built_from(url: str):
     from alembic.autogenerate import compare_metadata  # noqa: PLC0415  slow to import
     from alembic.migration import MigrationContext  # noqa: PLC0415  as above
 
@@ -90,7 +67,8 @@ def test_the_tables_can_be_made_in_postgresql():
         assert str(CreateTable(table).compile(dialect=postgresql.dialect()))
 
 
-def test_a_database_that_is_up_to_date_is_opened_without_alembic(store: Store, url: str):
+@pytest.mark.usefixtures("store")
+def test_a_database_that_is_up_to_date_is_opened_without_alembic(url: str):
     program = (
         "import sys; from gateway.store import Store\n"
         f"with Store.open({url!r}): print('alembic' in sys.modules)"
@@ -267,7 +245,8 @@ def test_usage_is_summed_by_what_is_asked_for_over_a_half_open_span(store: Store
     assert {total.name for total in store.usage("endpoint", 1000, 2000)} == {"w1"}
 
 
-def test_usage_by_time_reads_an_index(store: Store, tmp_path: Path):
+@pytest.mark.usefixtures("store")
+def test_usage_by_time_reads_an_index(tmp_path: Path):
     with sqlite3.connect(tmp_path / "tidegate.db") as connection:
         plan = connection.execute(
             "EXPLAIN QUERY PLAN SELECT tenant, sum(charge_nano_usd) FROM usage WHERE time_ms >= 1 AND time_ms < 2 GROUP BY 1"
