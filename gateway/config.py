@@ -24,6 +24,7 @@ from gateway.config_section import (
     Location,
     Name,
     OpenAIUrl,
+    Origin,
     Seconds,
     Secret,
     Section,
@@ -52,9 +53,9 @@ class Listen(Section):
 
 
 class Cors(Section):
-    origins: tuple[str, ...] = Field(
+    origins: tuple[Origin, ...] = Field(
         (),
-        description="Origins that browsers may call from, such as `https://chat.example.com`; empty: none.",
+        description="Origins that browsers may call from, such as `https://chat.example.com`, or `*`; empty: none.",
     )
 
 
@@ -309,9 +310,9 @@ def load(path: Path, environ: Mapping[str, str], listen: Mapping[str, Any] | Non
     except OSError as error:
         raise ConfigError((Problem("", f"cannot read {path}: {error.strerror}"),)) from None
     given, problems = read(text, environ)
-    if listen:
-        of_file = given.get("listen")
-        given["listen"] = {**(of_file if isinstance(of_file, dict) else {}), **listen}
+    of_file = given.get("listen")
+    if listen and (of_file is None or isinstance(of_file, dict)):
+        given["listen"] = {**(of_file or {}), **listen}
     try:
         config = Config.model_validate(given)
     except ValidationError as error:

@@ -39,7 +39,7 @@ PLAIN_WORDS = {
 class Section(BaseModel):
     """A mapping in the file. Knows its keys, and reports all that is wrong with it and below it at once."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
 
     @classmethod
     def cross_check(cls, given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -126,6 +126,14 @@ def _openai_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _origin(text: str) -> str:
+    if not re.fullmatch(r"\*|https?://[a-z0-9.:\[\]-]+", text):
+        raise ValueError(
+            "should be * or an origin as browsers send it, such as https://chat.example.com (no path)"
+        )
+    return text
+
+
 def _no_litellm(text: str) -> str:
     del text
     raise ValueError("litellm endpoints are not supported by this version")
@@ -153,6 +161,7 @@ Name = Annotated[str, AfterValidator(_sane_name)]
 ServedName = Annotated[str, Field(min_length=1, max_length=512)]
 WorkerUrl = Annotated[str, AfterValidator(_worker_url)]
 OpenAIUrl = Annotated[str, AfterValidator(_openai_url)]
+Origin = Annotated[str, AfterValidator(_origin)]
 LiteLLMModel = Annotated[str, AfterValidator(_no_litellm)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 SharedStateUrl = Annotated[SecretStr, AfterValidator(_shared_state_url)]

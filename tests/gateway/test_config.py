@@ -164,6 +164,7 @@ BREAKAGES = {
     ("database",): "mysql://h/d",
     ("tiers", "flex", "max_ttft_ms"): None,
     ("journal", "fodler"): "x",
+    ("cors", "origins", 0): "https://example.com/",
     ("models", "a", "price", "input"): "free",
     ("models", "a", "endpoints", 0, "worker"): "ftp://x",
     ("models", "a", "endpoints", 1, "gpu"): "no spaces",
@@ -180,7 +181,8 @@ def test_whatever_is_broken_exactly_that_is_reported(problems: Problems, broken:
         "models": {
             "a": {"price": {**price}, "endpoints": [{"worker": "http://a:1"}, {"worker": "http://a:2"}]},
             "b": {"price": {**price}, "endpoints": [{"openai": "http://b/v1", "cost": {**price}}]},
-        }
+        },
+        "cors": {"origins": ["*"]},
     }
     for keys in broken:
         place: Any = tree
@@ -368,6 +370,7 @@ def test_the_command_line_wins_over_the_file_and_is_checked_with_it(read: Read, 
     text = MINIMAL + "auth: {mode: none}\nlisten: {port: 1}\n"
     assert read(text, port=2).listen.port == 2
     assert problems(text, host="0.0.0.0").keys() == {"auth.mode"}
+    assert problems(MINIMAL + "listen: 8000\n", port=2) == {"listen": "should be a mapping"}
 
 
 def test_an_endpoint_takes_from_its_model_what_it_does_not_declare(read: Read):
