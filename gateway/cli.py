@@ -142,6 +142,8 @@ def main() -> None:
         app()
     except ConfigError as error:
         _fail(str(error), 2)
+    except KeyboardInterrupt:  # Ctrl-C before there was anything to stop in order
+        sys.exit(130)
 
 
 def _fail(message: str, code: int) -> NoReturn:
