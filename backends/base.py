@@ -1,0 +1,127 @@
+"""What every backend promises, and every way in which an attempt can fail.
+
+The failures form one tree, so that the edge translates them once and the fleet draws its conclusions once:
+
+    AttemptFailed                   one attempt at one endpoint brought no whole reply
+    ├── LaneFull                    no free connection to the endpoint
+    ├── ConnectFailed               no connection could be made
+    │   ├── ConnectTimeout
+    │   └── TlsFailed               certificate or handshake
+    ├── ReplyBroken                 the connection ended before the reply did
+    │   └── StreamTruncated         the stream ended without a finish_reason on every choice
+    ├── ReplyLate
+    │   ├── FirstByteTimeout        nothing came
+    │   ├── SilenceTimeout          it began, then fell silent
+    │   └── CallTimeout             the whole call took too long
+    ├── ReplyMalformed              not HTTP, not JSON, not server-sent events
+    │   └── ReplyOversized
+    └── Refused                     a whole reply that says no
+        ├── Overloaded              429 and 503: come back later
+        ├── Misconfigured           401, 403, 404, 405: the endpoint does not take what it was configured for
+        └── ServerFault             any other 5xx, or an error event in a stream
+
+    CallRejected                    the endpoint says that the call itself is wrong; no other endpoint is asked
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from routing.ejection import FailureKind
+
+
+class AttemptFailed(Exception):
+    """One attempt at one endpoint brought no whole reply."""
+
+    code = "upstream_failed"
+    ejects: FailureKind | None = "server_error"
+    """What this failure says of the endpoint's health; None: nothing."""
+
+
+class LaneFull(AttemptFailed):
+    code = "upstream_busy"
+    ejects = None
+
+
+class ConnectFailed(AttemptFailed):
+    code = "upstream_connect_failed"
+    ejects = "connect"
+
+
+class ConnectTimeout(ConnectFailed):
+    code = "upstream_connect_timeout"
+
+
+class TlsFailed(ConnectFailed):
+    code = "upstream_tls_failed"
+
+
+class ReplyBroken(AttemptFailed):
+    code = "upstream_broken"
+    ejects = "reset"
+
+
+class StreamTruncated(ReplyBroken):
+    code = "upstream_truncated"
+    ejects = "server_error"
+
+
+class ReplyLate(AttemptFailed):
+    code = "upstream_timeout"
+    ejects = "timeout"
+
+
+class FirstByteTimeout(ReplyLate):
+    code = "upstream_first_byte_timeout"
+
+
+class SilenceTimeout(ReplyLate):
+    code = "upstream_silence_timeout"
+
+
+class CallTimeout(ReplyLate):
+    code = "call_timeout"
+    ejects = None  # a long answer is no sign of a sick worker
+
+
+class ReplyMalformed(AttemptFailed):
+    code = "upstream_malformed"
+
+
+class ReplyOversized(ReplyMalformed):
+    code = "upstream_oversized"
+    ejects = None
+
+
+class Refused(AttemptFailed):
+    """A whole reply that says no."""
+
+    def __init__(self, message: str, status: int = 500, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(Refused):
+    code = "upstream_busy"
+    ejects = None  # it cools down for as long as it asked instead
+
+
+class Misconfigured(Refused):
+    code = "upstream_misconfigured"
+
+
+class ServerFault(Refused):
+    code = "upstream_error"
+
+
+class CallRejected(Exception):
+    """The endpoint says that the call itself is wrong (a 4xx of the client's own); no other endpoint is asked."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code

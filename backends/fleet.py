@@ -1,0 +1,153 @@
+"""All endpoints as they are now: what is under way at each, how fast it has been, whether it is to be left alone.
+
+Routing decides on a snapshot, an immutable copy taken without waiting; everything that happens to an endpoint comes
+back here through an `Attempt`, which is counted from the moment it is sent until its block is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct
+
+from backends.base import AttemptFailed, Overloaded
+from backends.health import watch
+from backends.lane import Exchange, LaneLimits, Patience, Sweep
+from backends.worker import Access, HttpBackend, Opening, Outgoing, lane_to
+from routing.ejection import Ejection
+from routing.speed import Speed
+from routing.types import Endpoint, Load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class FleetSettings(Struct, frozen=True):
+    lane: LaneLimits = LaneLimits()
+    patience: Patience = Patience()
+    health_interval_s: float = 5.0
+    health_timeout_s: float = 2.0
+
+
+class Member:
+    """One endpoint of the fleet, alive."""
+
+    def __init__(self, endpoint: Endpoint, access: Access, settings: FleetSettings) -> None:
+        self.endpoint = endpoint
+        self.lane = lane_to(access, settings.lane)
+        root = "/v1" if endpoint.kind == "worker" else access.url.partition("://")[2].partition("/")[2]
+        self.backend = HttpBackend(access, self.lane, "/" + root.strip("/"), settings.patience)
+        self.speed = Speed(endpoint.gpu)
+        self.ejection = Ejection()
+        self.header_name = endpoint.name.encode()
+        self.inflight = 0
+        self.checked = endpoint.kind != "worker"
+        """Whether its health is known. A provider is not asked: that would cost money, and calls tell."""
+
+    def load(self, now_s: float) -> Load:
+        unavailable, retry_after_s = self.ejection.state(now_s)
+        if unavailable is None and self.inflight >= self.lane.limits.connections:
+            unavailable, retry_after_s = f"busy with {self.inflight} calls", 1.0
+        return self.speed.load(now_s, self.inflight, unavailable, retry_after_s)
+
+    def attempt(self, outgoing: Outgoing, work: float) -> Attempt:
+        return Attempt(self, outgoing, work)
+
+
+class Attempt:
+    """One try of a call at one endpoint: counted there, judged there, and its reply open inside the block.
+
+    Entering raises AttemptFailed or CallRejected.
+    """
+
+    def __init__(self, member: Member, outgoing: Outgoing, work: float) -> None:
+        self.member = member
+        self.reply: Exchange
+        self.completion_tokens = 0
+        """Told by whoever counts them, so that the endpoint's speed can be learned."""
+        self._opening: Opening = member.backend.open(outgoing)
+        self._work = work
+        self._loop = asyncio.get_running_loop()
+
+    async def __aenter__(self) -> Self:
+        member = self.member
+        member.inflight += 1
+        self._ticket = member.speed.start(self._loop.time(), self._work)
+        try:
+            self.reply = await self._opening.__aenter__()
+        except BaseException as error:
+            self._end(error)
+            raise
+        return self
+
+    def first_token(self) -> None:
+        self.member.speed.first_token(self._ticket, self._loop.time())
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            await self._opening.__aexit__()
+        finally:
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Judge the endpoint by how the attempt ended. A client that left or a call that was wrong says nothing."""
+        member, now_s = self.member, self._loop.time()
+        member.inflight -= 1
+        member.speed.finish(self._ticket, now_s, self.completion_tokens)
+        if error is None:
+            member.ejection.succeeded(now_s)
+        elif isinstance(error, Overloaded):
+            member.ejection.cool_down(now_s, error.retry_after_s or 1.0)
+        elif isinstance(error, AttemptFailed) and error.ejects is not None:
+            member.ejection.failed(now_s, error.ejects, random.random())  # noqa: S311 - jitter
+
+
+class Fleet:
+    """The members, by model; inside its block they are watched, and after it their connections are closed."""
+
+    def __init__(self, endpoints: Mapping[str, Sequence[tuple[Endpoint, Access]]], settings: FleetSettings) -> None:
+        self._settings = settings
+        self._members: dict[str, dict[str, Member]] = {
+            model: {endpoint.name: Member(endpoint, access, settings) for endpoint, access in listed}
+            for model, listed in endpoints.items()
+        }
+        self._all = [member for members in self._members.values() for member in members.values()]
+
+    async def __aenter__(self) -> Self:
+        self._stack = AsyncExitStack()
+        await self._stack.enter_async_context(Sweep(lambda: [member.lane for member in self._all]))
+        for member in self._all:
+            self._stack.push_async_callback(member.lane.close)
+            if member.endpoint.kind == "worker":
+                settings = self._settings
+                watching = watch(member, settings.health_interval_s, settings.health_timeout_s)
+                await self._stack.enter_async_context(watching)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(self._members)
+
+    @property
+    def members(self) -> Sequence[Member]:
+        return self._all
+
+    def member(self, endpoint: Endpoint) -> Member:
+        return self._members[endpoint.model][endpoint.name]
+
+    def snapshot(self, model: str) -> list[tuple[Endpoint, Load]]:
+        """The endpoints of a model with their load now. Raises KeyError where there is no such model."""
+        now_s = asyncio.get_running_loop().time()
+        return [(member.endpoint, member.load(now_s)) for member in self._members[model].values()]
+
+    @property
+    def ready(self) -> bool:
+        """Whether any endpoint is known to be able to serve."""
+        now_s = asyncio.get_running_loop().time()
+        return any(member.checked and member.load(now_s).unavailable is None for member in self._all)

@@ -1,0 +1,52 @@
+"""Active health checks: a look at each worker every few seconds, so that a dead one is found before a call finds it.
+
+A check that succeeds is no promise (a worker that is shutting down still answers /health), so calls that fail eject a
+worker as well; what a check adds is that a worker which nobody calls is seen to be gone, and seen to be back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from backends.base import AttemptFailed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from backends.fleet import Member
+
+JITTER = 0.2
+"""Checks of many workers by many gateways drift apart instead of coming in step."""
+
+
+@asynccontextmanager
+async def watch(member: Member, interval_s: float, timeout_s: float) -> AsyncIterator[None]:
+    """Check the member's health now and then, as long as the block runs."""
+    task = asyncio.create_task(_keep_checking(member, interval_s, timeout_s), name="health checks")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _keep_checking(member: Member, interval_s: float, timeout_s: float) -> None:
+    while True:
+        wait_s = interval_s * random.uniform(1.0 - JITTER, 1.0 + JITTER)  # noqa: S311 - jitter
+        await check(member, timeout_s, wait_s)
+        await asyncio.sleep(wait_s)
+
+
+async def check(member: Member, timeout_s: float, next_check_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        status = await member.backend.probe("/health", timeout_s)
+    except AttemptFailed as failure:
+        ok, detail = False, str(failure)
+    else:
+        ok, detail = status == 200, f"/health answered {status}"
+    member.ejection.health(loop.time(), ok, "" if ok else detail, next_check_s)
+    member.checked = True

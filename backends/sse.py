@@ -1,0 +1,233 @@
+"""Server-sent events of a completion stream, read and rewritten as bytes.
+
+A gateway that parses every chunk of every stream spends most of its time on it. Almost every chunk is of one kind,
+though: the same head (id, created, model), one more token, no finish_reason. `CompletionStream` learns the head from
+the first chunk and from then on recognises whole runs of such chunks with a few searches over bytes. What it recognises
+needs no parsing: in JSON an unescaped quote cannot stand inside a string, so `"finish_reason":"` or `"usage":` found in
+the bytes is always a key. All other chunks are decoded in full.
+
+Lines end as the specification allows (LF, CRLF, CR), and never at U+2028 or U+0085, which are text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from backends.base import ReplyMalformed, ReplyOversized, ServerFault, StreamTruncated
+from backends.usage import WireUsage
+from routing.types import Usage
+
+DONE = b"data: [DONE]\n\n"
+_NOTABLE = (b'"finish_reason":"', b'"usage":', b'"error":', b"[DONE]")
+_PLAIN = b'"finish_reason":null'
+
+
+class _Delta(Struct):
+    content: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    tool_calls: Any = None
+    refusal: Any = None
+
+    @property
+    def shows_something(self) -> bool:
+        return bool(
+            self.content or self.reasoning or self.reasoning_content or self.tool_calls or self.refusal
+        )
+
+
+class _Choice(Struct):
+    index: int = 0
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(Struct):
+    choices: list[_Choice] = []
+    usage: WireUsage | None = None
+    error: Any = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Shown(Struct, frozen=True):
+    """How the client is to see a stream."""
+
+    model: str
+    """The public name, put where the worker's own name stands."""
+    tier: str | None = None
+    """Put in as service_tier, where the client asked for one."""
+    usage: bool = False
+    """Whether the client asked for the usage chunk. The gateway itself always asks."""
+    choices: int = 1
+    """How many choices have to finish."""
+
+
+class CompletionStream:
+    """One stream on its way through: feed it what came, forward what it returns, then ask it how it ended."""
+
+    def __init__(self, shown: Shown, event_limit_bytes: int) -> None:
+        self.usage: Usage | None = None
+        """As the worker reported it, at the end."""
+        self.tokens = 0
+        """Tokens seen, at least one a chunk that shows any."""
+        self.begun = False
+        """A chunk has come; comments that only keep the connection alive do not count."""
+        self.done = False
+        """`[DONE]` has come. It is not forwarded: the gateway sends its own once the call is accounted for."""
+        self._shown = shown
+        self._limit_bytes = event_limit_bytes
+        self._rest = b""
+        self._finished: set[int] = set()
+        self._head: bytes | None = None
+        self._shown_head = b""
+        self._model_field = _encode(shown.model)
+        self._tier_field = None if shown.tier is None else _encode(shown.tier)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has its finish_reason."""
+        return len(self._finished) >= self._shown.choices
+
+    def feed(self, block: bytes) -> bytes:
+        """The whole events in what has come so far, as the client is to see them; b"" where there is none yet.
+
+        Raises ReplyMalformed, ReplyOversized, or ServerFault for an error event.
+        """
+        text = self._rest + block if self._rest else block
+        if b"\r" in text:
+            text = self._with_plain_line_ends(text)
+        end = text.rfind(b"\n\n") + 2
+        if end == 1:
+            self._keep(text)
+            return b""
+        self._keep(text[end:])
+        events = text[:end]
+        first = b""
+        if self._head is None:
+            start = events.find(b"\n\n") + 2
+            first, events = self._event(events[: start - 2]), events[start:]
+        plain_end = self._plain_run(events)
+        plain = events[:plain_end]
+        if self._head is not None and self._shown_head != self._head:
+            plain = plain.replace(self._head, self._shown_head)
+        return first + plain + self._one_by_one(events[plain_end:])
+
+    def end(self) -> None:
+        """Judge the stream whole, once it has ended.
+
+        Raises StreamTruncated: `[DONE]` alone is no proof, vLLM sends it after an error event too.
+        """
+        if not self.finished:
+            missing = self._shown.choices - len(self._finished)
+            raise StreamTruncated(
+                f"the stream ended without a finish_reason on {missing} of {self._shown.choices} choices"
+            )
+
+    def _keep(self, rest: bytes) -> None:
+        if len(rest) > self._limit_bytes:
+            raise ReplyOversized(f"a stream event of more than {self._limit_bytes} bytes")
+        self._rest = rest
+
+    def _with_plain_line_ends(self, text: bytes) -> bytes:
+        # A CR at the very end may be half of a CRLF: it waits for what follows.
+        held = b"\r" if text.endswith(b"\r") else b""
+        body = text[: len(text) - len(held)]
+        return body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + held
+
+    def _plain_run(self, events: bytes) -> int:
+        """How many bytes at the start are chunks of the usual kind. Counts their tokens."""
+        head, end = self._head, len(events)
+        if head is None or not events.startswith(head):
+            return 0
+        for mark in _NOTABLE:
+            found = events.find(mark, 0, end)
+            if found >= 0:
+                end = events.rfind(b"\n\n", 0, found) + 2
+                if end == 1:
+                    return 0
+        count = events.count(b"\n\n", 0, end)
+        if events.count(head, 0, end) != count or events.count(_PLAIN, 0, end) != count:
+            return 0
+        self.tokens += count
+        return end
+
+    def _one_by_one(self, events: bytes) -> bytes:
+        return b"".join([self._event(event) for event in events.split(b"\n\n") if event])
+
+    def _event(self, event: bytes) -> bytes:
+        """One event as the client is to see it, b"" where it is not to see it."""
+        lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
+        if not lines:
+            # Comments keep a connection alive; other fields have no meaning in this protocol.
+            return event + b"\n\n" if event.startswith(b":") else b""
+        content = b"\n".join(lines)
+        if self.done:
+            return b""
+        if content == b"[DONE]":
+            self.done = True
+            return b""
+        try:
+            chunk = _decode_chunk(content)
+            fields = _decode_fields(content)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ReplyMalformed(f"a stream event that is no completion chunk: {error}") from None
+        if chunk.error is not None:
+            raise _fault(chunk.error)
+        self.begun = True
+        self._note(chunk)
+        if chunk.usage is not None and not chunk.choices and not self._shown.usage:
+            return b""
+        if not self._shown.usage:
+            fields.pop("usage", None)
+        return b"data: " + self._rewritten(event, fields) + b"\n\n"
+
+    def _note(self, chunk: _Chunk) -> None:
+        if chunk.usage is not None:
+            self.usage = chunk.usage.tokens()
+        shows = False
+        for choice in chunk.choices:
+            if choice.finish_reason is not None:
+                self._finished.add(choice.index)
+            shows = shows or bool(choice.text) or (choice.delta is not None and choice.delta.shows_something)
+        self.tokens += shows
+
+    def _rewritten(self, event: bytes, fields: dict[str, Raw]) -> bytes:
+        if "model" in fields:
+            before = fields["model"]
+            fields["model"] = Raw(self._model_field)
+            self._learn_head(event, fields, before)
+        if self._tier_field is not None:
+            fields["service_tier"] = Raw(self._tier_field)
+        return _encode(fields)
+
+    def _learn_head(self, event: bytes, fields: dict[str, Raw], model: Raw) -> None:
+        """Everything up to and with the model, which is the same in every chunk of a stream."""
+        if self._head is not None or (self._tier_field is not None and "service_tier" in fields):
+            return
+        head: dict[str, Raw] = {}
+        for name, value in fields.items():
+            head[name] = value
+            if name == "model":
+                break
+        shown_head = b"data: " + _encode(head)[:-1] + b","
+        head["model"] = model
+        own_head = b"data: " + _encode(head)[:-1] + b","
+        if not event.startswith(own_head):
+            return  # spaced otherwise: each chunk is decoded then
+        self._head = own_head
+        if self._tier_field is not None:
+            shown_head += b'"service_tier":' + self._tier_field + b","
+        self._shown_head = shown_head
+
+
+def _fault(error: object) -> ServerFault:
+    message = error.get("message") if isinstance(error, dict) else error
+    return ServerFault(f"the worker reported an error in its stream: {str(message)[:500]}")

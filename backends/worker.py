@@ -1,0 +1,117 @@
+"""The way a call goes out to an endpoint that speaks OpenAI's API over HTTP: a vLLM worker or a hosted provider.
+
+Both take the lane; what differs is the path in front of the API and the key. The body goes out as it was prepared and
+the reply comes back as bytes.
+"""
+
+from __future__ import annotations
+
+import ssl
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from backends.base import ReplyMalformed
+from backends.lane import Exchange, Lane, LaneLimits, Origin, Patience
+from backends.refusal import refusal
+
+_ERROR_BODY_BYTES = 65_536
+
+
+class Outgoing(Struct, frozen=True):
+    """A call on its way to one endpoint."""
+
+    api: str
+    """Path below the API's root, such as "/chat/completions"."""
+    body: bytes
+    request_id: str
+    stream: bool
+    ends_s: float
+    """When the call has to be done, on the loop's clock."""
+    trace: bytes = b""
+    """Header lines with the client's trace context, or nothing."""
+
+
+class Access(Struct, frozen=True):
+    """How an endpoint is reached."""
+
+    url: str
+    """A worker's origin, or a provider's URL up to and with its /v1."""
+    api_key: str | None = None
+    ca_file: str | None = None
+    """PEM file with the authority to trust in place of the system's."""
+
+
+def lane_to(access: Access, limits: LaneLimits) -> Lane:
+    parts = urlsplit(access.url)
+    tls = ssl.create_default_context(cafile=access.ca_file) if parts.scheme == "https" else None
+    port = parts.port or (443 if tls else 80)
+    return Lane(Origin(parts.hostname or "", port, tls), limits)
+
+
+class HttpBackend:
+    """One endpoint's API over its lane."""
+
+    def __init__(self, access: Access, lane: Lane, root: str, patience: Patience) -> None:
+        self.lane = lane
+        self._root = root.encode()
+        self._patience = patience
+        # A reply that is not streamed has its first byte at its end.
+        self._whole_patience = Patience(patience.total_s, patience.silence_s, patience.total_s)
+        key = f"authorization: Bearer {access.api_key}\r\n" if access.api_key else ""
+        self._fixed = (
+            f"host: {urlsplit(access.url).netloc}\r\n"
+            "user-agent: tidegate\r\naccept: */*\r\naccept-encoding: identity\r\n"
+            f"content-type: application/json\r\n{key}"
+        ).encode()
+
+    def open(self, outgoing: Outgoing) -> Opening:
+        """Send the call; the reply is open inside the block.
+
+        Entering raises AttemptFailed or CallRejected.
+        """
+        head = b"POST %b%b HTTP/1.1\r\n%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
+            self._root,
+            outgoing.api.encode(),
+            self._fixed,
+            outgoing.request_id.encode(),
+            outgoing.trace,
+            len(outgoing.body),
+        )
+        patience = self._patience if outgoing.stream else self._whole_patience
+        exchange = self.lane.exchange(head, outgoing.body, patience, outgoing.ends_s)
+        return Opening(exchange, stream=outgoing.stream)
+
+    async def probe(self, path: str, timeout_s: float) -> int:
+        """The status of a GET below the worker's root. Raises AttemptFailed."""
+        head = b"GET %b HTTP/1.1\r\n%bcontent-length: 0\r\n\r\n" % (path.encode(), self._fixed)
+        patience = Patience(timeout_s, timeout_s, timeout_s)
+        async with self.lane.exchange(head, b"", patience) as exchange:
+            await exchange.read_whole(_ERROR_BODY_BYTES)
+            return exchange.status
+
+
+class Opening:
+    """An exchange whose block is entered only with a reply that says yes."""
+
+    def __init__(self, exchange: Exchange, *, stream: bool) -> None:
+        self._exchange = exchange
+        self._stream = stream
+
+    async def __aenter__(self) -> Exchange:
+        exchange = self._exchange
+        await exchange.__aenter__()
+        try:
+            if exchange.status != 200:
+                body = await exchange.read_whole(_ERROR_BODY_BYTES)
+                raise refusal(exchange.status, exchange.headers, body)
+            content_type = exchange.headers.get(b"content-type", b"")
+            if self._stream and not content_type.startswith(b"text/event-stream"):
+                raise ReplyMalformed(f"asked for a stream and got {content_type[:80].decode(errors='replace')!r}")
+        except BaseException:
+            await exchange.__aexit__(None, None, None)
+            raise
+        return exchange
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._exchange.__aexit__(None, None, None)

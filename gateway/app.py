@@ -1,0 +1,165 @@
+"""The composition root: every part is made here, handed what it needs, and closed in the reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import uvloop
+from starlette.middleware.cors import CORSMiddleware
+
+from backends.fleet import Fleet, FleetSettings
+from backends.lane import LaneLimits, Patience
+from backends.worker import Access
+from gateway.auth import Keyring, follow
+from gateway.catalog import Catalog
+from gateway.control import control_app
+from gateway.dispatch import Dispatch
+from gateway.http import Edge
+from gateway.journal import Journal
+from gateway.mover import moving
+from gateway.server import Server
+from gateway.store import Store
+from gateway.telemetry import FleetCollector, Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from gateway.config import Config, EndpointSection, Listen
+
+log = logging.getLogger(__name__)
+
+_REPLY_HEADERS = [
+    "x-request-id",
+    "x-tidegate-endpoint",
+    "x-tidegate-tier",
+    "x-tidegate-attempts",
+    "x-tidegate-hedged",
+    "x-tidegate-overhead-ms",
+    "x-tidegate-cost-usd",
+    "retry-after",
+]
+"""What a page from an allowed origin may read of a reply."""
+
+
+def run(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    return uvloop.run(serve(config))
+
+
+class CannotListen(Exception):
+    """The address is taken, or not ours."""
+
+
+async def serve(config: Config, on_ready: Callable[[], None] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; `on_ready` is called once connections are accepted."""
+
+    def ready() -> None:
+        log.info("serving on http://%s:%d", *listener.getsockname()[:2])
+        if on_ready is not None:
+            on_ready()
+
+    with _listener(config.listen) as listener:
+        async with application(config) as app:
+            server = Server(
+                app,
+                drain_s=float(config.timeouts.drain_s),
+                header_limit_bytes=config.limits.header_bytes,
+                on_ready=ready,
+            )
+            await server.serve([listener])
+    return 0
+
+
+def _listener(listen: Listen) -> socket.socket:
+    """The socket to serve on, taken before anything else is started. Raises CannotListen."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {listen.host}:{listen.port}: {error.strerror}") from None
+    return listener
+
+
+@asynccontextmanager
+async def application(config: Config) -> AsyncIterator[Any]:
+    """The ASGI application with all that it stands on; closed when the block is left."""
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        store = stack.enter_context(Store.open(config.database.get_secret_value()))
+        keyring = _keyring(config, store)
+        if keyring is not None:
+            await stack.enter_async_context(_background(follow(keyring, store), "keys"))
+        journal = Journal.open(config.journal.folder)
+        await stack.enter_async_context(moving(journal, store))
+        fleet = await stack.enter_async_context(_fleet(config))
+        telemetry = Telemetry()
+        telemetry.registry.register(FleetCollector(fleet, journal, loop))
+        catalog = Catalog(config, int(time.time()))
+        dispatch = Dispatch(catalog, fleet, journal, telemetry, loop)
+        edge = Edge(dispatch, catalog, keyring, telemetry)
+        edge.control = control_app(catalog, fleet, telemetry, edge.authenticate)
+        await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
+        yield _with_cors(edge, config)
+
+
+def _keyring(config: Config, store: Store) -> Keyring | None:
+    if config.auth.mode == "none":
+        return None
+    master_key = config.auth.master_key
+    return Keyring.read(store, None if master_key is None else master_key.get_secret_value())
+
+
+def _fleet(config: Config) -> Fleet:
+    timeouts, limits = config.timeouts, config.limits
+    settings = FleetSettings(
+        lane=LaneLimits(limits.connections_per_endpoint, float(timeouts.idle_connection_s), float(timeouts.connect_s)),
+        patience=Patience(float(timeouts.first_byte_s), float(timeouts.silence_s), float(timeouts.total_s)),
+        health_interval_s=float(config.health.interval_s),
+        health_timeout_s=float(config.health.timeout_s),
+    )
+    endpoints = {
+        name: list(zip(config.endpoints_of(name), map(_access, section.endpoints), strict=True))
+        for name, section in config.models.items()
+    }
+    return Fleet(endpoints, settings)
+
+
+def _access(section: EndpointSection) -> Access:
+    return Access(
+        url=section.url,
+        api_key=None if section.api_key is None else section.api_key.get_secret_value(),
+        ca_file=None if section.ca_file is None else str(section.ca_file),
+    )
+
+
+def _with_cors(edge: Edge, config: Config) -> Any:
+    if not config.cors.origins:
+        return edge
+    return CORSMiddleware(
+        edge,
+        allow_origins=config.cors.origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=_REPLY_HEADERS,
+    )
+
+
+@asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

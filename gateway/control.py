@@ -1,0 +1,93 @@
+"""The control routes: models, health, metrics; and an answer in the usual shape for every path that there is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from gateway.errors import ApiError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backends.fleet import Fleet
+    from gateway.catalog import Catalog
+    from gateway.meter import Caller
+    from gateway.telemetry import Telemetry
+
+
+class ModelCard(BaseModel):
+    """A model as OpenAI's API lists it."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "tidegate"
+
+
+class ModelList(BaseModel):
+    object: str = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    status: str
+
+
+def control_app(
+    catalog: Catalog, fleet: Fleet, telemetry: Telemetry, authenticate: Callable[[dict[bytes, bytes]], Caller]
+) -> FastAPI:
+    app = FastAPI(title="Tidegate", docs_url=None, redoc_url=None, openapi_url=None)
+
+    def caller(request: Request) -> Caller:
+        return authenticate(dict(request.scope["headers"]))
+
+    def card(name: str) -> ModelCard:
+        return ModelCard(id=name, created=catalog.created_s)
+
+    @app.get("/v1/models", dependencies=[Depends(caller)])
+    async def list_models() -> ModelList:
+        return ModelList(data=[card(name) for name in catalog.models])
+
+    @app.get("/v1/models/{name:path}", dependencies=[Depends(caller)])
+    async def get_model(name: str) -> ModelCard:
+        return card(catalog.model(name).name)
+
+    @app.get("/health/live")
+    async def live() -> Health:
+        return Health(status="ok")
+
+    @app.get("/health/ready")
+    async def ready(response: Response) -> Health:
+        if fleet.ready:
+            return Health(status="ok")
+        response.status_code = 503
+        return Health(status="no endpoint can serve")
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(telemetry.page(), media_type=CONTENT_TYPE_LATEST)
+
+    app.add_exception_handler(ApiError, _shown)
+    app.add_exception_handler(HTTPException, _shown_http)
+    return app
+
+
+async def _shown(_request: Request, error: Any) -> Response:
+    return Response(error.body(), error.status, {k.decode(): v.decode() for k, v in error.headers()})
+
+
+async def _shown_http(request: Request, error: Any) -> Response:
+    path = request.url.path[:200]
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("allow", "GET")
+        failure = ApiError(
+            "method_not_allowed", f"{path} does not take {request.method}", headers=[(b"allow", allow.encode())]
+        )
+    else:
+        failure = ApiError("unknown_url", f"there is no {request.method} {path}")
+    return await _shown(request, failure)

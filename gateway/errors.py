@@ -1,0 +1,124 @@
+"""Every error that a client can get, in one table, and its shape on the wire.
+
+The shape is OpenAI's everywhere, so that each SDK raises its own typed exception: the status decides which, and `code`
+says what happened to people and programs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from backends.base import AttemptFailed, CallRejected, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class ErrorKind(Struct, frozen=True):
+    status: int
+    type: str
+    meaning: str
+
+
+_REQUEST = "invalid_request_error"
+_UPSTREAM = "upstream_error"
+
+ERRORS: dict[str, ErrorKind] = {
+    "invalid_api_key": ErrorKind(401, "authentication_error", "No key, or one that is unknown or revoked."),
+    "invalid_json": ErrorKind(400, _REQUEST, "The body is no JSON; the message says where."),
+    "missing_required_parameter": ErrorKind(400, _REQUEST, "A field is missing; `param` names it."),
+    "invalid_type": ErrorKind(400, _REQUEST, "A field has the wrong type; `param` names it."),
+    "invalid_value": ErrorKind(400, _REQUEST, "A field has a value that makes no sense; `param` names it."),
+    "invalid_request": ErrorKind(400, _REQUEST, "The endpoint rejected the call; the message is its own."),
+    "invalid_http": ErrorKind(400, _REQUEST, "What came is no HTTP request; the connection is closed."),
+    "demands_not_met": ErrorKind(400, _REQUEST, "No endpoint can meet what the call insists on; names the misses."),
+    "unknown_url": ErrorKind(404, _REQUEST, "There is no such path."),
+    "model_not_found": ErrorKind(404, _REQUEST, "There is no such model; names those that are spelled alike."),
+    "method_not_allowed": ErrorKind(405, _REQUEST, "The path does not take this method; see `allow`."),
+    "request_too_large": ErrorKind(413, _REQUEST, "The body exceeds `limits.body_bytes`."),
+    "unsupported_content_encoding": ErrorKind(415, _REQUEST, "The body is compressed; send it plain."),
+    "headers_too_large": ErrorKind(431, _REQUEST, "The headers exceed `limits.header_bytes`."),
+    "internal_error": ErrorKind(500, "server_error", "A defect of the gateway; it is in its log."),
+    "upstream_failed": ErrorKind(502, _UPSTREAM, "The endpoint failed in a way of its own."),
+    "upstream_connect_failed": ErrorKind(502, _UPSTREAM, "No connection to the endpoint could be made."),
+    "upstream_tls_failed": ErrorKind(502, _UPSTREAM, "The endpoint's certificate or TLS handshake is bad."),
+    "upstream_broken": ErrorKind(502, _UPSTREAM, "The endpoint closed the connection in its reply."),
+    "upstream_truncated": ErrorKind(502, _UPSTREAM, "The stream ended before every choice had finished."),
+    "upstream_malformed": ErrorKind(502, _UPSTREAM, "The endpoint's reply is no HTTP, JSON or event stream."),
+    "upstream_oversized": ErrorKind(502, _UPSTREAM, "The reply exceeds `limits.reply_bytes` or `event_bytes`."),
+    "upstream_misconfigured": ErrorKind(502, _UPSTREAM, "The endpoint does not take our key or our model."),
+    "upstream_error": ErrorKind(502, _UPSTREAM, "The endpoint answered 5xx or an error event in its stream."),
+    "upstream_busy": ErrorKind(503, "service_unavailable", "All endpoints are busy; `retry-after` says when to come back."),
+    "no_endpoint_available": ErrorKind(503, "service_unavailable", "No endpoint can serve now; see `retry-after`."),
+    "shutting_down": ErrorKind(503, "service_unavailable", "The gateway is shutting down and the call took too long."),
+    "upstream_connect_timeout": ErrorKind(504, _UPSTREAM, "No connection within `timeouts.connect_s`."),
+    "upstream_timeout": ErrorKind(504, _UPSTREAM, "The endpoint was late."),
+    "upstream_first_byte_timeout": ErrorKind(504, _UPSTREAM, "No reply within `timeouts.first_byte_s`."),
+    "upstream_silence_timeout": ErrorKind(504, _UPSTREAM, "The reply stopped for `timeouts.silence_s`."),
+    "call_timeout": ErrorKind(504, _UPSTREAM, "The call took longer than `timeouts.total_s`."),
+}
+"""By code. The README's table is made of it."""
+
+
+class _Error(Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class _Envelope(Struct):
+    error: _Error
+
+
+class ApiError(Exception):
+    """An error on its way to the client."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.status = status or ERRORS[code].status
+        self.retry_after_s = retry_after_s
+        self.extra_headers = headers
+
+    def body(self) -> bytes:
+        kind = ERRORS.get(self.code)
+        kind_type = kind.type if kind else _REQUEST
+        return msgspec.json.encode(_Envelope(_Error(self.message, kind_type, self.param, self.code)))
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        headers = [(b"content-type", b"application/json"), *self.extra_headers]
+        if self.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil(self.retry_after_s))))
+        return headers
+
+
+def from_failure(failure: AttemptFailed, attempts: int) -> ApiError:
+    """What the client is told when the last attempt has failed too."""
+    kind = ERRORS[failure.code]
+    tried = "1 endpoint was" if attempts == 1 else f"{attempts} endpoints were"
+    retry_after_s = failure.retry_after_s if isinstance(failure, Refused) else None
+    if kind.status == 503 and retry_after_s is None:
+        retry_after_s = 1.0
+    return ApiError(failure.code, f"{tried} tried; the last: {failure}", retry_after_s=retry_after_s)
+
+
+def from_rejection(rejected: CallRejected) -> ApiError:
+    """An endpoint's own 4xx, in our shape: its message, and its status so that the SDK raises the same exception."""
+    code = rejected.code or "invalid_request"
+    return ApiError(code, rejected.message, param=rejected.param, status=rejected.status)

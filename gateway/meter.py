@@ -1,0 +1,172 @@
+"""What one call has used so far, turned into its usage row exactly once, however it ends.
+
+The row is written before the last byte goes to the client, so that a gateway that is killed has lost no call whose end
+somebody has seen. A call that ends any other way (the client leaves, the worker dies, a deadline passes) is settled
+when the meter's block is left, from what had been counted by then.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct
+
+from gateway.errors import ERRORS, ApiError
+from gateway.ledger import UsageRow, amount_nano_usd
+from routing.types import Endpoint, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backends.sse import CompletionStream
+    from gateway.catalog import Model
+    from gateway.openai import Request
+
+CLIENT_LEFT = 499
+"""The status of a call whose client left before it got one; nginx's number for it."""
+
+
+class Caller(Struct, frozen=True):
+    """Who pays for a call."""
+
+    tenant: str
+    key_id: str
+
+
+class Arrival(Struct, frozen=True):
+    """A call at the moment its body was complete."""
+
+    call_id: str
+    request_id: str
+    caller: Caller
+    started_s: float
+    """On the event loop's clock, as all times here but `time_ms`."""
+    trace: bytes = b""
+    """Header lines with the client's trace context, or nothing."""
+
+
+class Meter:
+    """The account of one call while it runs."""
+
+    def __init__(
+        self,
+        arrival: Arrival,
+        request: Request,
+        model: Model,
+        record: Callable[[UsageRow], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.attempts = 0
+        self.tier = request.tier
+        self.usage: Usage | None = None
+        """As the endpoint reported it in a whole reply; a stream knows its own."""
+        self.status = CLIENT_LEFT
+        """What the client got."""
+        self._arrival = arrival
+        self._request = request
+        self._model = model
+        self._record = record
+        self._clock = clock
+        self._endpoint: Endpoint | None = None
+        self._stream: CompletionStream | None = None
+        self._asked_s = 0.0
+        self._upstream_s = 0.0
+        """Spent waiting for endpoints."""
+        self._first_token_s: float | None = None
+        self._settled = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ApiError):
+            self.status = error.status
+        self.settle(_outcome(error))
+
+    def asked(self, endpoint: Endpoint) -> None:
+        """An attempt at `endpoint` begins."""
+        self.attempts += 1
+        self._endpoint = endpoint
+        self._asked_s = self._clock()
+
+    def answered(self, stream: CompletionStream | None) -> None:
+        """It has brought a whole reply, or the first chunk of a stream."""
+        now_s = self._clock()
+        self._upstream_s += now_s - self._asked_s
+        if stream is not None:
+            self._stream, self._first_token_s = stream, now_s
+
+    def failed(self) -> None:
+        """It brought nothing to the client: what it used is not the tenant's to pay."""
+        self._upstream_s += self._clock() - self._asked_s
+        self._endpoint = None
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self._first_token_s is None else self._first_token_s - self._arrival.started_s
+
+    @property
+    def overhead_s(self) -> float:
+        """Spent in the gateway so far rather than waiting for an endpoint."""
+        return max(0.0, self._clock() - self._arrival.started_s - self._upstream_s)
+
+    def charge_nano_usd(self) -> int:
+        """What the tenant owes for the call as counted so far."""
+        return amount_nano_usd(self._model.price, self._counted())
+
+    def settle(self, outcome: str) -> None:
+        """Write the row. The first time counts."""
+        if self._settled:
+            return
+        self._settled = True
+        usage, endpoint, request = self._counted(), self._endpoint, self._request
+        arrival, caller = self._arrival, self._arrival.caller
+        duration_s = self._clock() - arrival.started_s
+        self._record(
+            UsageRow(
+                call_id=arrival.call_id,
+                time_ms=round((time.time() - duration_s) * 1000),
+                request_id=arrival.request_id,
+                tenant=caller.tenant,
+                key_id=caller.key_id,
+                model=self._model.name,
+                endpoint="" if endpoint is None else endpoint.name,
+                tier=request.tier,
+                api=request.api,
+                stream=request.stream,
+                status=self.status,
+                outcome=outcome,
+                attempts=self.attempts,
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                completion_tokens=usage.completion_tokens,
+                estimated=usage.estimated,
+                ttft_ms=None if self.ttft_s is None else round(self.ttft_s * 1000, 3),
+                duration_ms=round(duration_s * 1000, 3),
+                charge_nano_usd=amount_nano_usd(self._model.price, usage),
+                cost_nano_usd=0 if endpoint is None else amount_nano_usd(endpoint.cost, usage),
+            )
+        )
+
+    def _counted(self) -> Usage:
+        """What the endpoint reported, or else what was counted here. Nothing was used where no endpoint is at work."""
+        reported = self.usage if self._stream is None else self._stream.usage
+        if reported is not None:
+            return reported
+        if self._endpoint is None:
+            return Usage()
+        seen = 0 if self._stream is None else self._stream.tokens
+        return Usage(self._request.prompt_tokens, 0, seen, estimated=True)
+
+
+def _outcome(error: BaseException | None) -> str:
+    match error:
+        case None:
+            return "ok"
+        case ApiError():
+            # An endpoint's own code could be anything, and an outcome is a metric's label.
+            return error.code if error.code in ERRORS else "invalid_request"
+        case Exception():
+            return "internal_error"
+    return "client_left"
