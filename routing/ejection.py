@@ -146,6 +146,5 @@ class Ejection:
         self._ejected_until_s = now_s + seconds * (1.0 - JITTER + 2.0 * JITTER * roll)
         self._ejected_by = kind
         self._doublings = min(self._doublings + 1, 10)
-        self._failures = 0
         self._half_open = True
         self.ejections += 1

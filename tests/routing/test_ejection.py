@@ -192,3 +192,14 @@ def test_no_sequence_of_events_keeps_an_endpoint_out_for_longer_than_its_bounds(
         assert (reason is None) == (wait_s is None)
     latest_s = 1000.0 + sum(abs(passed_s) for _, passed_s, _ in events)
     assert ejection.state(latest_s + 72.0) == (None, None)
+
+
+def test_successes_with_a_failure_between_them_are_no_streak():
+    ejection = Ejection()
+    ejection.failed(0.0, "connect", MIDDLE)
+    for _ in range(9):
+        ejection.succeeded(10.0)
+    ejection.failed(11.0, "timeout", MIDDLE)
+    ejection.succeeded(12.0)
+    ejection.failed(13.0, "connect", MIDDLE)
+    assert ejected_s(ejection, 13.0) == pytest.approx(2.0)

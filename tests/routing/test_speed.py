@@ -288,3 +288,26 @@ def test_no_interleaving_makes_a_figure_negative_or_infinite(
     for ticket in tickets:
         speed.finish(ticket, now_s)
     assert speed.load(now_s, 0).pending_work == 0.0
+
+
+def test_short_prompts_queued_behind_a_long_one_teach_nothing_of_fixed_costs():
+    speed = Speed()
+    before = speed.load(0.0, 0).base_ttft_s
+    for ticket in [speed.start(0.0, work) for work in (8000.0, *[16.0] * 50)]:
+        speed.first_token(ticket, 5.0)
+    assert speed.load(5.0, 0).base_ttft_s == before
+
+
+def test_streams_one_after_another_at_the_expected_pace_change_nothing():
+    speed = Speed("a100")
+    alone_s = speed.load(0.0, 0).itl_s
+    end_s = decode(speed, seconds_per_token=alone_s, streams=1, tokens=2, rounds=200)
+    assert speed.load(end_s, 0).itl_s == pytest.approx(alone_s, rel=1e-6)
+
+
+def test_a_call_that_hung_for_hours_is_forgotten_within_minutes():
+    speed = Speed()
+    prior = speed.load(0.0, 0).work_per_s
+    speed.first_token(speed.start(0.0, 100.0), 36_000.0)
+    assert speed.load(36_000.0, 0).work_per_s < prior / 10
+    assert speed.load(36_300.0, 0).work_per_s == pytest.approx(prior, rel=0.05)
