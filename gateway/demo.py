@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import uvloop
 import yaml
 from rich.console import Console
 from rich.text import Text
@@ -67,7 +68,7 @@ def run(port: int, nodes: int) -> int:
     """Runs until SIGINT or SIGTERM and returns the exit code. Raises DemoError where it cannot run."""
     port = _free_port(port)
     with TemporaryDirectory(prefix="tidegate-demo-") as folder:
-        return asyncio.run(_demo(Path(folder), port, nodes))
+        return uvloop.run(_demo(Path(folder), port, nodes))
 
 
 async def _demo(folder: Path, port: int, nodes: int) -> int:
