@@ -49,7 +49,7 @@ Grouping = Literal["tenant", "model", "endpoint", "key"]
 _TENANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _LEAST_ID_PREFIX = len("key_") + 4
 _ADVISORY_LOCK = 0x7469_6465_6761_7465  # "tidegate": what PostgreSQL processes that migrate wait for
-_BUSY_TIMEOUT_S = 10
+_WAIT_S = 10
 
 
 class StoreError(Exception):
@@ -229,7 +229,7 @@ class Store:
                 parameters: Any = [as_parameters(row) for row in rows]
                 return connection.exec_driver_sql(self._record_sql, parameters).rowcount
         except (DataError, IntegrityError, OverflowError, ValueError) as failure:
-            raise RowsRefused(str(failure)) from failure
+            raise RowsRefused(_reason(failure)) from failure
         except SQLAlchemyError as failure:
             raise StoreAway(_reason(failure)) from failure
 
@@ -275,7 +275,7 @@ def _writing(engine: Engine) -> Iterator[Connection]:
         raise StoreAway(_reason(failure)) from failure
 
 
-def _reason(failure: SQLAlchemyError) -> str:
+def _reason(failure: Exception) -> str:
     """The driver's own words, without the statement: its parameters are nobody's business in a log."""
     return str(getattr(failure, "orig", None) or failure)
 
@@ -309,8 +309,10 @@ def _record_statement(engine: Engine) -> tuple[str, bool]:
 
 
 def _engine(url: str) -> Engine:
+    sqlite_file = url.startswith("sqlite")
+    waits = {"timeout" if sqlite_file else "connect_timeout": _WAIT_S}
     try:
-        engine = create_engine(make_url(url), pool_pre_ping=not url.startswith("sqlite"))
+        engine = create_engine(make_url(url), pool_pre_ping=not sqlite_file, connect_args=waits)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as failure:
         raise StoreError(f"cannot open this kind of database: {failure}") from failure
     if engine.dialect.name not in {"sqlite", "postgresql"}:
@@ -329,7 +331,6 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = (
         None  # transactions begin where SQLAlchemy says so, not where sqlite3 guesses
     )
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_S * 1000}")
     connection.execute("PRAGMA foreign_keys = ON")
     # `synchronous` stays FULL: a segment of the journal is deleted on the strength of a commit.
     connection.execute("PRAGMA journal_mode = WAL")
