@@ -94,7 +94,6 @@ def _listener(listen: Listen) -> socket.socket:
 @asynccontextmanager
 async def application(config: Config) -> AsyncIterator[Any]:
     """The ASGI application with all that it stands on; closed when the block is left."""
-    loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         store = stack.enter_context(Store.open(config.database.get_secret_value()))
         keyring = _keyring(config, store)
@@ -104,9 +103,9 @@ async def application(config: Config) -> AsyncIterator[Any]:
         await stack.enter_async_context(moving(journal, store))
         fleet = await stack.enter_async_context(_fleet(config))
         telemetry = Telemetry()
-        telemetry.registry.register(FleetCollector(fleet, journal, loop))
+        telemetry.registry.register(FleetCollector(fleet, journal))
         catalog = Catalog(config, int(time.time()))
-        dispatch = Dispatch(catalog, fleet, journal, telemetry, loop)
+        dispatch = Dispatch(catalog, fleet, journal, telemetry)
         edge = Edge(dispatch, catalog, keyring, telemetry)
         edge.control = control_app(catalog, fleet, telemetry, edge.authenticate)
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
@@ -123,7 +122,9 @@ def _keyring(config: Config, store: Store) -> Keyring | None:
 def _fleet(config: Config) -> Fleet:
     timeouts, limits = config.timeouts, config.limits
     settings = FleetSettings(
-        lane=LaneLimits(limits.connections_per_endpoint, float(timeouts.idle_connection_s), float(timeouts.connect_s)),
+        lane=LaneLimits(
+            limits.connections_per_endpoint, float(timeouts.idle_connection_s), float(timeouts.connect_s)
+        ),
         patience=Patience(float(timeouts.first_byte_s), float(timeouts.silence_s), float(timeouts.total_s)),
         health_interval_s=float(config.health.interval_s),
         health_timeout_s=float(config.health.timeout_s),

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from gateway.errors import ApiError
-from routing.types import Price, Tier, TierName
 
 if TYPE_CHECKING:
     from gateway.config import Config, Limits
+    from routing.types import Price, Tier, TierName
 
 TIERS: tuple[TierName, ...] = ("priority", "default", "flex")
 
@@ -41,5 +41,7 @@ class Catalog:
         if model is None:
             close = difflib.get_close_matches(name[:200], self._by_name, n=3)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            raise ApiError("model_not_found", f"The model {name[:200]!r} does not exist.{hint}", param="model")
+            raise ApiError(
+                "model_not_found", f"The model {name[:200]!r} does not exist.{hint}", param="model"
+            )
         return model

@@ -86,7 +86,9 @@ async def _shown_http(request: Request, error: Any) -> Response:
     if error.status_code == 405:
         allow = (error.headers or {}).get("allow", "GET")
         failure = ApiError(
-            "method_not_allowed", f"{path} does not take {request.method}", headers=[(b"allow", allow.encode())]
+            "method_not_allowed",
+            f"{path} does not take {request.method}",
+            headers=[(b"allow", allow.encode())],
         )
     else:
         failure = ApiError("unknown_url", f"there is no {request.method} {path}")

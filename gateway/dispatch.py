@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from backends.base import AttemptFailed, CallRejected, CallTimeout, ConnectFailed, LaneFull, Overloaded
-from backends.fleet import Attempt
 from backends.sse import DONE, CompletionStream, Shown
 from backends.usage import WholeReply, whole_reply
 from backends.worker import Outgoing
@@ -24,10 +23,9 @@ from routing.pipeline import plan as make_plan
 from routing.types import Call, Plan
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import AsyncIterator
 
-    from backends.fleet import Fleet
+    from backends.fleet import Attempt, Fleet
     from gateway.catalog import Catalog, Model
     from gateway.client import Client, Headers
     from gateway.journal import Journal
@@ -58,24 +56,22 @@ class Dispatch:
         fleet: Fleet,
         journal: Journal,
         telemetry: Telemetry,
-        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._catalog = catalog
         self._fleet = fleet
         self._journal = journal
         self._telemetry = telemetry
-        self._clock = loop.time
         self._output_tokens = dict.fromkeys(catalog.models, MEAN_OUTPUT_TOKENS)
 
     async def serve(self, request: Request, model: Model, arrival: Arrival, client: Client) -> None:
         """Answer one call. Raises ApiError as long as the client has got nothing."""
-        with Meter(arrival, request, model, self._record, self._clock) as meter:
+        with Meter(arrival, request, model, self._record) as meter:
             plan = self._plan(request, model)
             try:
                 async with self._first_answer(plan, request, arrival, meter) as answer:
-                    if answer.stream is None:
-                        await self._relay_whole(answer, client, meter)
-                    else:
+                    if answer.whole is not None:
+                        await self._relay_whole(answer, answer.whole, client, meter)
+                    elif answer.stream is not None:
                         await self._relay_stream(answer, answer.stream, client, meter)
             except CallRejected as rejected:
                 raise from_rejection(rejected) from rejected
@@ -165,8 +161,7 @@ class Dispatch:
         attempt.first_token()
         return Answer(attempt, None, stream, block)
 
-    async def _relay_whole(self, answer: Answer, client: Client, meter: Meter) -> None:
-        whole = answer.whole
+    async def _relay_whole(self, answer: Answer, whole: WholeReply, client: Client, meter: Meter) -> None:
         meter.usage = whole.usage
         headers = self._headers(answer, meter, b"application/json")
         charge = meter.charge_nano_usd()

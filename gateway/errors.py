@@ -35,9 +35,13 @@ ERRORS: dict[str, ErrorKind] = {
     "invalid_value": ErrorKind(400, _REQUEST, "A field has a value that makes no sense; `param` names it."),
     "invalid_request": ErrorKind(400, _REQUEST, "The endpoint rejected the call; the message is its own."),
     "invalid_http": ErrorKind(400, _REQUEST, "What came is no HTTP request; the connection is closed."),
-    "demands_not_met": ErrorKind(400, _REQUEST, "No endpoint can meet what the call insists on; names the misses."),
+    "demands_not_met": ErrorKind(
+        400, _REQUEST, "No endpoint can meet what the call insists on; names the misses."
+    ),
     "unknown_url": ErrorKind(404, _REQUEST, "There is no such path."),
-    "model_not_found": ErrorKind(404, _REQUEST, "There is no such model; names those that are spelled alike."),
+    "model_not_found": ErrorKind(
+        404, _REQUEST, "There is no such model; names those that are spelled alike."
+    ),
     "method_not_allowed": ErrorKind(405, _REQUEST, "The path does not take this method; see `allow`."),
     "request_too_large": ErrorKind(413, _REQUEST, "The body exceeds `limits.body_bytes`."),
     "unsupported_content_encoding": ErrorKind(415, _REQUEST, "The body is compressed; send it plain."),
@@ -49,12 +53,20 @@ ERRORS: dict[str, ErrorKind] = {
     "upstream_broken": ErrorKind(502, _UPSTREAM, "The endpoint closed the connection in its reply."),
     "upstream_truncated": ErrorKind(502, _UPSTREAM, "The stream ended before every choice had finished."),
     "upstream_malformed": ErrorKind(502, _UPSTREAM, "The endpoint's reply is no HTTP, JSON or event stream."),
-    "upstream_oversized": ErrorKind(502, _UPSTREAM, "The reply exceeds `limits.reply_bytes` or `event_bytes`."),
+    "upstream_oversized": ErrorKind(
+        502, _UPSTREAM, "The reply exceeds `limits.reply_bytes` or `event_bytes`."
+    ),
     "upstream_misconfigured": ErrorKind(502, _UPSTREAM, "The endpoint does not take our key or our model."),
     "upstream_error": ErrorKind(502, _UPSTREAM, "The endpoint answered 5xx or an error event in its stream."),
-    "upstream_busy": ErrorKind(503, "service_unavailable", "All endpoints are busy; `retry-after` says when to come back."),
-    "no_endpoint_available": ErrorKind(503, "service_unavailable", "No endpoint can serve now; see `retry-after`."),
-    "shutting_down": ErrorKind(503, "service_unavailable", "The gateway is shutting down and the call took too long."),
+    "upstream_busy": ErrorKind(
+        503, "service_unavailable", "All endpoints are busy; `retry-after` says when to come back."
+    ),
+    "no_endpoint_available": ErrorKind(
+        503, "service_unavailable", "No endpoint can serve now; see `retry-after`."
+    ),
+    "shutting_down": ErrorKind(
+        503, "service_unavailable", "The gateway is shutting down and the call took too long."
+    ),
     "upstream_connect_timeout": ErrorKind(504, _UPSTREAM, "No connection within `timeouts.connect_s`."),
     "upstream_timeout": ErrorKind(504, _UPSTREAM, "The endpoint was late."),
     "upstream_first_byte_timeout": ErrorKind(504, _UPSTREAM, "No reply within `timeouts.first_byte_s`."),

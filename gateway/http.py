@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 import secrets
+import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.client import Client
@@ -73,8 +74,7 @@ class Edge:
         self, api: Api, method: str, headers: dict[bytes, bytes], call_id: str, client: Client
     ) -> None:
         try:
-            if method != "POST":
-                raise ApiError("method_not_allowed", f"use POST, not {method}", headers=[(b"allow", b"POST")])
+            _expect_post(method)
             caller = self.authenticate(headers)
             body = await self._body(headers, client)
             request = parse(api, body, headers)
@@ -82,9 +82,7 @@ class Edge:
         except ApiError as error:
             self._telemetry.refused.labels(error.code).inc()
             raise
-        arrival = Arrival(
-            call_id, client.request_id, caller, asyncio.get_running_loop().time(), _trace_lines(headers)
-        )
+        arrival = Arrival(call_id, client.request_id, caller, time.monotonic(), _trace_lines(headers))
         task = asyncio.current_task()
         if task is None:  # an ASGI server runs each request in a task
             raise RuntimeError("no task")
@@ -130,7 +128,7 @@ class Edge:
         """For ever: cancel the calls whose client reads so slowly that their time has run out."""
         while True:
             await asyncio.sleep(_OVERDUE_S / 2)
-            now_s = asyncio.get_running_loop().time()
+            now_s = time.monotonic()
             for task, (until_s, client) in list(self._running.items()):
                 if now_s >= until_s:
                     client.left = client.finished = True
@@ -151,6 +149,11 @@ async def _apologise(client: Client) -> None:
         await client.reply(error.status, error.headers(), error.body())
     elif not client.finished:
         await client.end_with(error)
+
+
+def _expect_post(method: str) -> None:
+    if method != "POST":
+        raise ApiError("method_not_allowed", f"use POST, not {method}", headers=[(b"allow", b"POST")])
 
 
 def _trace_lines(headers: dict[bytes, bytes]) -> bytes:

@@ -6,9 +6,12 @@ the database. Money is integers: prices in pico-USD per token, amounts in nano-U
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct
 
-from routing.types import Price, Usage
+if TYPE_CHECKING:
+    from routing.types import Price, Usage
 
 
 class UsageRow(Struct, frozen=True, gc=False):
@@ -50,7 +53,9 @@ class UsageRow(Struct, frozen=True, gc=False):
 
 def amount_nano_usd(price: Price, usage: Usage) -> int:
     """The amount for `usage` at `price`, in nano-USD, rounded half to even."""
-    cached_price = price.input_pico_usd if price.cached_input_pico_usd is None else price.cached_input_pico_usd
+    cached_price = (
+        price.input_pico_usd if price.cached_input_pico_usd is None else price.cached_input_pico_usd
+    )
     pico = (
         (usage.prompt_tokens - usage.cached_tokens) * price.input_pico_usd
         + usage.cached_tokens * cached_price

@@ -41,7 +41,7 @@ class Arrival(Struct, frozen=True):
     request_id: str
     caller: Caller
     started_s: float
-    """On the event loop's clock, as all times here but `time_ms`."""
+    """On the monotonic clock: the event loop's own has, with uvloop, a resolution of a millisecond."""
     trace: bytes = b""
     """Header lines with the client's trace context, or nothing."""
 
@@ -55,7 +55,6 @@ class Meter:
         request: Request,
         model: Model,
         record: Callable[[UsageRow], None],
-        clock: Callable[[], float],
     ) -> None:
         self.attempts = 0
         self.tier = request.tier
@@ -67,7 +66,6 @@ class Meter:
         self._request = request
         self._model = model
         self._record = record
-        self._clock = clock
         self._endpoint: Endpoint | None = None
         self._stream: CompletionStream | None = None
         self._asked_s = 0.0
@@ -88,18 +86,18 @@ class Meter:
         """An attempt at `endpoint` begins."""
         self.attempts += 1
         self._endpoint = endpoint
-        self._asked_s = self._clock()
+        self._asked_s = time.monotonic()
 
     def answered(self, stream: CompletionStream | None) -> None:
         """It has brought a whole reply, or the first chunk of a stream."""
-        now_s = self._clock()
+        now_s = time.monotonic()
         self._upstream_s += now_s - self._asked_s
         if stream is not None:
             self._stream, self._first_token_s = stream, now_s
 
     def failed(self) -> None:
         """It brought nothing to the client: what it used is not the tenant's to pay."""
-        self._upstream_s += self._clock() - self._asked_s
+        self._upstream_s += time.monotonic() - self._asked_s
         self._endpoint = None
 
     @property
@@ -109,7 +107,7 @@ class Meter:
     @property
     def overhead_s(self) -> float:
         """Spent in the gateway so far rather than waiting for an endpoint."""
-        return max(0.0, self._clock() - self._arrival.started_s - self._upstream_s)
+        return max(0.0, time.monotonic() - self._arrival.started_s - self._upstream_s)
 
     def charge_nano_usd(self) -> int:
         """What the tenant owes for the call as counted so far."""
@@ -122,7 +120,7 @@ class Meter:
         self._settled = True
         usage, endpoint, request = self._counted(), self._endpoint, self._request
         arrival, caller = self._arrival, self._arrival.caller
-        duration_s = self._clock() - arrival.started_s
+        duration_s = time.monotonic() - arrival.started_s
         self._record(
             UsageRow(
                 call_id=arrival.call_id,

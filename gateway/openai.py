@@ -188,7 +188,9 @@ def parse(api: Api, body: bytes, headers: dict[bytes, bytes]) -> Request:
     request.stream = bool(typed.stream)
     options = typed.stream_options
     request.shows_usage = options is not None and bool(options.include_usage)
-    request.max_tokens = typed.max_tokens if typed.max_completion_tokens is None else typed.max_completion_tokens
+    request.max_tokens = (
+        typed.max_tokens if typed.max_completion_tokens is None else typed.max_completion_tokens
+    )
     request.choices = max(1, typed.n or 1)
     if isinstance(typed, _Completions):
         request.choices *= _prompts(typed.prompt)

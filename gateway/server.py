@@ -51,7 +51,7 @@ def edge_protocol(header_limit_bytes: int) -> type[HttpToolsProtocol]:
             self._in_head = False
             super().on_headers_complete()
 
-        def send_400_response(self, msg: str) -> None:
+        def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says the same in JSON
             self._refuse(ApiError("invalid_http", "what came is not an HTTP/1.1 request"))
 
         def _refuse(self, error: ApiError) -> None:
@@ -107,7 +107,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own sends itself the signal again at the end, and so never exits with 0."""
+        """As uvicorn has it, but its own sends itself the signal again at the end, and so never exits with 0."""
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM)
         for number in signals:

@@ -7,6 +7,7 @@ and kept; what can be read from the fleet is read when it is scraped.
 
 from __future__ import annotations
 
+import time
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterable
 
     from prometheus_client.core import Metric
@@ -34,7 +34,10 @@ class Telemetry:
         self.registry = registry = CollectorRegistry()
         self.running = Gauge("tidegate_calls_running", "Calls under way.", registry=registry)
         calls = Counter(
-            "tidegate_calls_total", "Calls ended, by outcome.", ["model", "tier", "outcome"], registry=registry
+            "tidegate_calls_total",
+            "Calls ended, by outcome.",
+            ["model", "tier", "outcome"],
+            registry=registry,
         )
         tokens = Counter(
             "tidegate_tokens_total",
@@ -122,18 +125,21 @@ class Telemetry:
 class FleetCollector(Collector):
     """What the fleet and the journal are like at the moment of a scrape."""
 
-    def __init__(self, fleet: Fleet, journal: Journal, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, fleet: Fleet, journal: Journal) -> None:
         self._fleet = fleet
         self._journal = journal
-        self._loop = loop
 
     def collect(self) -> Iterable[Metric]:
         labels = ["model", "endpoint"]
         available = GaugeMetricFamily(
-            "tidegate_endpoint_available", "1 where the endpoint gets calls, 0 where it is left alone.", labels=labels
+            "tidegate_endpoint_available",
+            "1 where the endpoint gets calls, 0 where it is left alone.",
+            labels=labels,
         )
         inflight = GaugeMetricFamily("tidegate_endpoint_inflight", "Calls under way there.", labels=labels)
-        connections = GaugeMetricFamily("tidegate_endpoint_connections", "Connections open to it.", labels=labels)
+        connections = GaugeMetricFamily(
+            "tidegate_endpoint_connections", "Connections open to it.", labels=labels
+        )
         speed = GaugeMetricFamily(
             "tidegate_endpoint_prefill_tokens_per_second", "Prefill speed, as learned.", labels=labels
         )
@@ -143,7 +149,7 @@ class FleetCollector(Collector):
         checks = CounterMetricFamily(
             "tidegate_endpoint_failed_checks_total", "Health checks that failed.", labels=labels
         )
-        now_s = self._loop.time()
+        now_s = time.monotonic()
         for member in self._fleet.members:
             names = [member.endpoint.model, member.endpoint.name]
             load = member.load(now_s)
@@ -155,8 +161,12 @@ class FleetCollector(Collector):
             checks.add_metric(names, member.ejection.failed_checks)
         yield from (available, inflight, connections, speed, ejections, checks)
         yield GaugeMetricFamily(
-            "tidegate_journal_backlog_rows", "Usage rows not yet in the database.", value=self._journal.backlog
+            "tidegate_journal_backlog_rows",
+            "Usage rows not yet in the database.",
+            value=self._journal.backlog,
         )
         yield CounterMetricFamily(
-            "tidegate_journal_failed_writes_total", "Writes to the journal that failed.", value=self._journal.failed_writes
+            "tidegate_journal_failed_writes_total",
+            "Writes to the journal that failed.",
+            value=self._journal.failed_writes,
         )
