@@ -75,13 +75,18 @@ def serve(
 
     overrides = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     parsed = load(config, os.environ, overrides)
-    from gateway.app import run  # noqa: PLC0415 - as above
+    from gateway.app import CannotListen, run  # noqa: PLC0415 - as above
     from gateway.store import StoreError  # noqa: PLC0415 - as above
 
     try:
-        raise typer.Exit(run(parsed))
-    except StoreError as error:
-        _fail(f"database: {error}", 1)
+        code = run(parsed)
+    except (CannotListen, StoreError) as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"cannot use {error.filename}: {error.strerror}", 1)  # the journal's folder
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -115,12 +120,14 @@ def demo(
     nodes: Annotated[int, typer.Option(min=1, max=16, help="How many simulated workers.")] = 3,
 ) -> None:
     """Gateway, simulated vLLM workers and SQLite in a temporary folder; Ctrl-C stops all of it."""
-    from gateway.demo import DemoError, run  # noqa: PLC0415 - see the module's docstring
+    from gateway.app import CannotListen  # noqa: PLC0415 - see the module's docstring
+    from gateway.demo import DemoError, run  # noqa: PLC0415 - as above
 
     try:
-        raise typer.Exit(run(port, nodes))
-    except DemoError as error:
+        code = run(port, nodes)
+    except (CannotListen, DemoError) as error:
         _fail(str(error), 1)
+    raise typer.Exit(code)
 
 
 @app.command(

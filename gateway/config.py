@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, FilePath, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 
 from gateway.config_file import ConfigError, Problem, path_of, read
 from gateway.config_section import (
+    AuthorityFile,
     Count,
     DatabaseUrl,
     LiteLLMModel,
@@ -142,7 +143,7 @@ class EndpointSection(Section):
         None, description="What it can do; without it, as the model's."
     )
     context_tokens: Count | None = Field(None, description="Longest context; without it, as the model's.")
-    ca_file: FilePath | None = Field(None, description="PEM file with the CA to trust for https.")
+    ca_file: AuthorityFile | None = Field(None, description="PEM file with the CA to trust for https.")
 
     @classmethod
     def cross_check(cls, given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:

@@ -10,7 +10,8 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Self
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError
+from typing import TYPE_CHECKING, Annotated, Any, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
@@ -19,12 +20,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FilePath,
     ModelWrapValidatorHandler,
     SecretStr,
     ValidationError,
     model_validator,
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Location = tuple[str | int, ...]
 
@@ -134,6 +139,16 @@ def _origin(text: str) -> str:
     return text
 
 
+def _authority(path: Path) -> Path:
+    try:
+        SSLContext(PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except SSLError:
+        raise ValueError("should hold a certificate in PEM") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    return path
+
+
 def _no_litellm(text: str) -> str:
     del text
     raise ValueError("litellm endpoints are not supported by this version")
@@ -162,6 +177,7 @@ ServedName = Annotated[str, Field(min_length=1, max_length=512)]
 WorkerUrl = Annotated[str, AfterValidator(_worker_url)]
 OpenAIUrl = Annotated[str, AfterValidator(_openai_url)]
 Origin = Annotated[str, AfterValidator(_origin)]
+AuthorityFile = Annotated[FilePath, AfterValidator(_authority)]
 LiteLLMModel = Annotated[str, AfterValidator(_no_litellm)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 SharedStateUrl = Annotated[SecretStr, AfterValidator(_shared_state_url)]

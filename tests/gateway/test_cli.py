@@ -155,6 +155,30 @@ def test_serve_without_keys_on_all_addresses_is_refused_also_from_the_command_li
     assert shown.stderr.startswith("auth.mode: none on listen.host 0.0.0.0 lets anyone in")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "addition", "message"),
+    [
+        (["--port", "BUSY"], "", "cannot listen on 127.0.0.1:"),
+        (["--host", "no.such.host.invalid"], "", "cannot listen on no.such.host.invalid:"),
+        (["--port", "0"], "database: sqlite:////no/such/folder/x.db", "cannot open the database"),
+        (["--port", "0"], "journal: {folder: /dev/null/journal}", "cannot use /dev/null/journal: "),
+    ],
+)
+def test_serve_says_in_one_line_why_it_cannot(
+    tmp_path: Path, arguments: list[str], addition: str, message: str
+):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"{addition}\nmodels: {{m: {{price: {{input: 1, output: 1}}, endpoints: [{{worker: 'http://127.0.0.1:9'}}]}}}}"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        words = [word.replace("BUSY", str(busy.getsockname()[1])) for word in arguments]
+        shown = tidegate("serve", "--config", str(path), *words, cwd=tmp_path)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert message in shown.stderr.splitlines()[-1]
+    assert "Traceback" not in shown.stderr
+
+
 def test_the_demo_on_a_busy_port_is_an_error_before_anything_starts():
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]

@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -386,7 +387,11 @@ def test_a_ca_file_must_exist_and_needs_https(read: Read, problems: Problems, tm
     assert problems(with_endpoint(worker="https://h", ca_file=str(ca))) == {
         "models.llama.endpoints[0].ca_file": "no such file"
     }
-    ca.touch()
+    ca.write_text("nothing of the kind")
+    assert problems(with_endpoint(worker="https://h", ca_file=str(ca))) == {
+        "models.llama.endpoints[0].ca_file": "should hold a certificate in PEM"
+    }
+    trustme.CA().cert_pem.write_to_path(ca)
     assert read(with_endpoint(worker="https://h", ca_file=str(ca))).models["llama"].endpoints[0].ca_file == ca
     assert (
         "https"
