@@ -105,11 +105,8 @@ class Segment:
         self.release()
 
     def release(self) -> None:
-        fd, self._fd = (
-            self._fd,
-            -1,
-        )  # a late write then fails, rather than go to whatever has that number next
-        os.close(fd)
+        os.close(self._fd)
+        self._fd = -1  # a late write then fails, rather than go to whatever has that number next
 
 
 def _open_locked(path: Path, flags: int) -> int | None:
