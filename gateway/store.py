@@ -56,23 +56,23 @@ class StoreError(Exception):
     """The root of what can go wrong with the database."""
 
 
-class StoreAway(StoreError):  # noqa: N818  the name says what is the case, as the others in the tree
+class StoreAway(StoreError):
     """The database cannot be reached or is busy."""
 
 
-class RowsRefused(StoreError):  # noqa: N818  as above
+class RowsRefused(StoreError):
     """A value that the database cannot hold is among the rows; none of them were kept."""
 
 
-class SchemaTooNew(StoreError):  # noqa: N818  as above
+class SchemaTooNew(StoreError):
     """The schema is none of those this version knows."""
 
 
-class BadTenantName(StoreError):  # noqa: N818  as above
+class BadTenantName(StoreError):
     """Not a name that a tenant may have."""
 
 
-class KeyNotFound(StoreError):  # noqa: N818  as above
+class KeyNotFound(StoreError):
     """No key, or more than one, answers to what was given."""
 
 
