@@ -25,7 +25,7 @@ from loadtest.client import Load
 from loadtest.comparison import DIRECT, Comparison, Reading, compare
 from loadtest.mock import PACED_PROMPT, reply_text
 from loadtest.proxies import DidNotStartError, Running, Setting, free_port, pinned, running, spawned
-from loadtest.report import summarise
+from loadtest.report import Summary, headline, summarise
 from loadtest.workloads import Workload
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ PACED_STREAMS = 256
 CHUNKS_PER_S = 50
 LATENCY_RATE_PER_S = 1000
 _WARM_UP_S = 1.0
+_LEAST_CORE_SHARE = 0.85
+"""A saturated server uses all of its core; with less than this the figure is not about the server."""
+_KEEPS_UP = 0.97
 
 
 class Plan(Struct, frozen=True):
@@ -153,20 +156,19 @@ def _measure(place: Site, target: Running) -> Reading:
     sizes = {stream: _checked_size(target, problems, stream=stream) for stream in (False, True)}
     if problems:
         return Reading(problems=tuple(problems))
-    json_per_s = _throughput(place, target, problems, stream=False, size=sizes[False])
-    streams_per_s = _throughput(place, target, problems, stream=True, size=sizes[True])
+    json_per_s, json_cpu_us = _throughput(place, target, problems, stream=False, size=sizes[False])
+    streams_per_s, stream_cpu_us = _throughput(place, target, problems, stream=True, size=sizes[True])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        core_share, tokens_per_s = runner.run(_paced(target, place.plan.duration_s, problems))
+        core_share = runner.run(_paced(target, place.plan.duration_s, problems))
         p50_ms = p99_ms = None
-        if (
-            json_per_s is not None and json_per_s > 1.3 * LATENCY_RATE_PER_S
-        ):  # else it measures only its own queue
+        if json_per_s > 1.3 * LATENCY_RATE_PER_S:  # else it measures only its own queue
             p50_ms, p99_ms = runner.run(_latency(target, place.plan.duration_s, problems))
     return Reading(
         json_per_s=json_per_s,
+        json_cpu_us=json_cpu_us,
         streams_per_s=streams_per_s,
+        stream_cpu_us=stream_cpu_us,
         paced_core_share=core_share if target.pid else None,
-        paced_tokens_per_s=tokens_per_s,
         latency_p50_ms=p50_ms,
         latency_p99_ms=p99_ms,
         resident_mb=procfs.resident_bytes(target.pid) / 1e6 if target.pid else None,
@@ -221,20 +223,31 @@ def _content(text: str, *, stream: bool) -> str:
 
 def _throughput(
     place: Site, target: Running, problems: list[str], *, stream: bool, size: int
-) -> float | None:
-    """Requests per second of a closed loop; a problem where any reply was in error or too short."""
-    kind = "streams" if stream else "JSON"
-    if not wrk.installed():
+) -> tuple[float, float | None]:
+    """Requests per second of a closed loop, and the server's processor time for one in microseconds."""
+    kind, seconds = "streams" if stream else "JSON", place.plan.duration_s
+    if wrk.installed():
+        script = write_script(place, target, stream=stream)
+        wrk.run(script, target.url, connections=CONNECTIONS, seconds=_WARM_UP_S)
+        used_s = _cpu_s(target)
+        result = wrk.run(script, target.url, connections=CONNECTIONS, seconds=seconds)
+        used_s, per_s, elapsed_s = _cpu_s(target) - used_s, result.requests_per_s, result.duration_us / 1e6
+        if result.problem:
+            problems.append(f"{kind}: {result.problem}")
+        elif result.bytes < result.requests * size:
+            problems.append(f"{kind}: replies were shorter than the one that was looked at")
+    else:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_own_throughput(target, place.plan.duration_s, problems, stream=stream))
-    script = write_script(place, target, stream=stream)
-    wrk.run(script, target.url, connections=CONNECTIONS, seconds=_WARM_UP_S)
-    result = wrk.run(script, target.url, connections=CONNECTIONS, seconds=place.plan.duration_s)
-    if result.problem:
-        problems.append(f"{kind}: {result.problem}")
-    elif result.bytes < result.requests * size:
-        problems.append(f"{kind}: replies were shorter than the one that was looked at")
-    return result.requests_per_s
+            summary, used_s = runner.run(_own_throughput(target, seconds, stream=stream))
+        per_s, elapsed_s = summary.calls_per_s, summary.elapsed_s
+        if summary.errors:
+            problems.append(f"{kind}: {summary.errors}")
+    if not target.pid:
+        return per_s, None
+    if used_s < _LEAST_CORE_SHARE * elapsed_s:
+        share = f"{used_s / elapsed_s:.0%} of a core"
+        problems.append(f"{kind}: it had only {share}, so others slowed it down, or the load's core did")
+    return per_s, used_s / elapsed_s / per_s * 1e6 if per_s else None
 
 
 def write_script(place: Site, target: Running, *, stream: bool) -> Path:
@@ -243,23 +256,22 @@ def write_script(place: Site, target: Running, *, stream: bool) -> Path:
     return script
 
 
-async def _own_throughput(target: Running, seconds: float, problems: list[str], *, stream: bool) -> float:
+async def _own_throughput(target: Running, seconds: float, *, stream: bool) -> tuple[Summary, float]:
     async with Load(_workload(target, stream=stream)) as load:
         await load.closed_loop(CONNECTIONS, seconds=_WARM_UP_S)
         load.samples.clear()
-        begun_s = load.now_s()
+        begun_s, used_s = load.now_s(), _cpu_s(target)
         await load.closed_loop(CONNECTIONS, seconds=seconds)
-        summary = summarise(load.samples, load.now_s() - begun_s)
-    if summary.errors:
-        problems.append(f"{'streams' if stream else 'JSON'}: {summary.errors}")
-    return summary.calls_per_s
+        return summarise(load.samples, load.now_s() - begun_s), _cpu_s(target) - used_s
 
 
-async def _paced(target: Running, seconds: float, problems: list[str]) -> tuple[float, float]:
-    """The share of a core that the server uses for the paced streams, and the tokens per second that arrive."""
-    lasting = int((seconds + 60) * CHUNKS_PER_S)
+async def _paced(target: Running, seconds: float, problems: list[str]) -> float:
+    """The share of a core that the server uses for the paced streams; a problem where it falls behind."""
     workload = structs.replace(
-        _workload(target, stream=True), prompt_start=PACED_PROMPT, max_tokens=lasting, timeout_s=600
+        _workload(target, stream=True),
+        prompt_start=PACED_PROMPT,
+        max_tokens=int((seconds + 60) * CHUNKS_PER_S),
+        timeout_s=600,
     )
     async with Load(workload) as load:
         streams = asyncio.create_task(load.closed_loop(PACED_STREAMS, calls=PACED_STREAMS))
@@ -267,11 +279,14 @@ async def _paced(target: Running, seconds: float, problems: list[str]) -> tuple[
         begun_s, tokens, used_s = load.now_s(), load.tokens, _cpu_s(target)
         await asyncio.sleep(seconds)
         elapsed_s = load.now_s() - begun_s
-        figures = (_cpu_s(target) - used_s) / elapsed_s, (load.tokens - tokens) / elapsed_s
+        share, per_s = (_cpu_s(target) - used_s) / elapsed_s, (load.tokens - tokens) / elapsed_s
         streams.cancel()
         if load.samples:  # none of them was to end
-            problems.append(f"paced streams: {summarise(load.samples, elapsed_s).errors}")
-    return figures
+            problems.append(f"paced streams ended: {headline(summarise(load.samples, elapsed_s))}")
+        elif per_s < _KEEPS_UP * PACED_STREAMS * CHUNKS_PER_S:
+            wanted = PACED_STREAMS * CHUNKS_PER_S
+            problems.append(f"paced streams: it does not keep up, {per_s:,.0f} of {wanted:,} tokens/s")
+    return share
 
 
 def _cpu_s(target: Running) -> float:

@@ -22,24 +22,34 @@ BARE_PROXY = "nginx"
 RUST_ROUTERS = ("sglang-router", "vllm-router")
 FIGURES = {
     "json_per_s": "JSON replies/s",
+    "json_cpu_us": "CPU us each",
     "streams_per_s": "burst streams/s",
-    "paced_core_share": "CPU of 256 paced streams",
-    "paced_tokens_per_s": "their tokens/s",
+    "stream_cpu_us": "CPU us each",
+    "paced_core_share": "core for 256 paced streams",
     "latency_p50_ms": "p50 ms at 1,000/s",
     "latency_p99_ms": "p99 ms at 1,000/s",
-    "resident_mb": "memory MB",
+    "resident_mb": "MB",
     "start_s": "start s",
 }
-_LESS_IS_BETTER = {"paced_core_share"}
+_COMPARED = {
+    "json_per_s": "JSON replies/s",
+    "json_cpu_us": "CPU of a JSON reply",
+    "streams_per_s": "burst streams/s",
+    "stream_cpu_us": "CPU of a burst stream",
+    "paced_core_share": "CPU of paced streams",
+}
+_LESS_IS_BETTER = {"json_cpu_us", "stream_cpu_us", "paced_core_share"}
 
 
 class Reading(Struct, frozen=True):
     """One server in one round. None: not measured, and `problems` or the server's nature says why."""
 
     json_per_s: float | None = None
+    json_cpu_us: float | None = None
+    """Processor time of a reply: holds still on a busy machine, where requests per second do not."""
     streams_per_s: float | None = None
+    stream_cpu_us: float | None = None
     paced_core_share: float | None = None
-    paced_tokens_per_s: float | None = None
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
     resident_mb: float | None = None
@@ -87,7 +97,7 @@ def ratio(medians: dict[str, Reading], name: str, peers: Iterable[str], figure: 
 def ratio_lines(medians: dict[str, Reading], name: str) -> list[str]:
     """The ratios for people, one line a figure."""
     lines = []
-    for figure in ("json_per_s", "streams_per_s", "paced_core_share"):
+    for figure, title in _COMPARED.items():
         to_bare, to_rust = (
             ratio(medians, name, [BARE_PROXY], figure),
             ratio(medians, name, RUST_ROUTERS, figure),
@@ -95,7 +105,7 @@ def ratio_lines(medians: dict[str, Reading], name: str) -> list[str]:
         parts = [f"{to_bare:.2f} x {BARE_PROXY}"] if to_bare is not None else []
         parts += [f"{to_rust:.2f} x the better Rust router"] if to_rust is not None else []
         if parts:
-            lines.append(f"{name}, {FIGURES[figure]}: {', '.join(parts)}")
+            lines.append(f"{name}, {title}: {', '.join(parts)}")
     return lines + _added_latency(medians, name)
 
 
