@@ -101,7 +101,8 @@ class SimWorker:
 
     def exchange(self, connection: Connection, request: Request) -> Exchange:
         """The exchange by which this request is answered; one that goes wrong, where a fault strikes."""
-        if request.method == "POST" and request.target.startswith("/v1/"):
+        if request.is_work:
+            self.stats.requests_received += 1
             self.tape.record(request)
         fault = _own_fault(request) or self.faults.draw(request.target, request.body)
         return (

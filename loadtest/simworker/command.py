@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 import uvloop
@@ -23,20 +23,25 @@ def worker(  # noqa: PLR0913 - each argument is an option of the command line
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = 0,
     prefill_tokens_per_s: Annotated[
-        float | None, typer.Option(help="0: no time. Default 20000, or no time where decoding takes none.")
+        float | None,
+        typer.Option(help="0: no time. Default 20000, or no time where decoding takes none.", min=0),
     ] = None,
-    decode_s_per_token: Annotated[float, typer.Option(help="0: as fast as it can.")] = 0.01,
+    decode_s_per_token: Annotated[float, typer.Option(help="0: as fast as it can.", min=0)] = 0.01,
     batch_slowdown: Annotated[
-        float, typer.Option(help="Part by which a step grows per further sequence.")
+        float, typer.Option(help="Part by which a step grows per further sequence.", min=0)
     ] = 0.02,
-    max_num_seqs: Annotated[int, typer.Option(help="Sequences that run at once.")] = 16,
-    max_num_queued_reqs: Annotated[int | None, typer.Option(help="More waiting than this: 503.")] = None,
-    scheduling_policy: Annotated[str, typer.Option(help="fcfs or priority.")] = "fcfs",
-    kv_blocks: Annotated[int, typer.Option(help="Size of the prefix cache.")] = 4096,
-    block_size: Annotated[int, typer.Option(help="Tokens per block of the prefix cache.")] = 16,
-    max_model_len: Annotated[int, typer.Option(help="Most tokens of prompt and answer.")] = 32_768,
+    max_num_seqs: Annotated[int, typer.Option(help="Sequences that run at once.", min=1)] = 16,
+    max_num_queued_reqs: Annotated[
+        int | None, typer.Option(help="More waiting than this: 503.", min=0)
+    ] = None,
+    scheduling_policy: Annotated[
+        Literal["fcfs", "priority"], typer.Option(help="Who waiting goes first.")
+    ] = "fcfs",
+    kv_blocks: Annotated[int, typer.Option(help="Size of the prefix cache.", min=1)] = 4096,
+    block_size: Annotated[int, typer.Option(help="Tokens per block of the prefix cache.", min=1)] = 16,
+    max_model_len: Annotated[int, typer.Option(help="Most tokens of prompt and answer.", min=1)] = 32_768,
     shutdown_timeout: Annotated[
-        float, typer.Option(help="Seconds SIGTERM leaves to running requests.")
+        float, typer.Option(help="Seconds SIGTERM leaves to running requests.", min=0)
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Another seed is another model.")] = 0,
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Answer /v1/embeddings.")] = False,

@@ -34,6 +34,11 @@ class Request(Struct, gc=False):
     body: bytes
     keep_alive: bool
 
+    @property
+    def is_work(self) -> bool:
+        """Whether it asks the model for something."""
+        return self.method == "POST" and self.target.startswith("/v1/")
+
     def header(self, name: bytes) -> str | None:
         return next((value.decode("latin-1") for given, value in self.headers if given.lower() == name), None)
 
@@ -85,6 +90,8 @@ class Connection(asyncio.Protocol):
             self.transport.write(b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n")
             self.transport.write(b"connection: close\r\n\r\nInvalid HTTP request received.")
             self.transport.close()
+        # Not from within the parser, which would take an error of ours for one of the client's.
+        self._answer_next()
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -125,7 +132,6 @@ class Connection(asyncio.Protocol):
                 keep_alive=self._parser.should_keep_alive(),
             )
         )
-        self._answer_next()
 
     # For exchanges
 

@@ -24,7 +24,7 @@ class ErrorReply(Struct):
     error: ErrorDetail
 
 
-class Refused(Exception):  # noqa: N818 - "raise Refused" is what happens
+class Refused(Exception):
     """A request that gets an error for an answer."""
 
     def __init__(

@@ -125,6 +125,8 @@ class Generation:
             self._engine.submit(sequence)
 
     def _abort(self, sequences: list[Sequence]) -> None:
+        if all(sequence.done for sequence in sequences):
+            return  # the answer was complete, only its way to the client was not
         self._stats.requests_aborted += 1
         for sequence in sequences:
             self._engine.abort(sequence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import random
 import time
@@ -15,7 +16,14 @@ import msgspec
 from loadtest.simworker import bodies
 from loadtest.simworker.bodies import read_body
 from loadtest.simworker.connection import Exchange, Request
-from loadtest.simworker.errors import METHOD_NOT_ALLOWED, NOT_FOUND, Refused, leaving, unknown_model
+from loadtest.simworker.errors import (
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    Refused,
+    error_body,
+    leaving,
+    unknown_model,
+)
 from loadtest.simworker.faults import FaultBook, read_faults
 from loadtest.simworker.generation import Generation
 from loadtest.simworker.metrics import metrics_text
@@ -39,6 +47,7 @@ if TYPE_CHECKING:
     from loadtest.simworker.tape import Stats, Tape
 
 _EMBEDDING_DIMENSIONS = 64
+_LOG = logging.getLogger(__name__)
 _METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 Route = Callable[[Request, Exchange], None]
@@ -84,18 +93,25 @@ class Routes:
             exchange.reply(405, METHOD_NOT_ALLOWED, headers=f"allow: {', '.join(methods)}\r\n")
             return
         try:
-            if request.method == "POST":
-                _check_content_type(request)
-            if request.target.startswith("/v1/") and request.method == "POST":
-                self._stats.requests_received += 1
-                if self.leaving:
-                    raise leaving()
+            self._check_work(request)
             route(request, exchange)
         except Refused as refused:
             self._stats.requests_refused += 1
             exchange.reply(refused.status, refused.body)
+        except Exception as error:  # noqa: BLE001 - the edge: a request that cannot be dealt with harms no other
+            _LOG.exception("cannot answer %s %s", request.method, request.target)
+            exchange.reply(500, error_body(500, str(error), "InternalServerError"))
 
     # Work
+
+    def _check_work(self, request: Request) -> None:
+        if not request.is_work:
+            return
+        if "json" not in (request.header(b"content-type") or "").lower():
+            detail = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
+            raise Refused(400, detail, "Bad Request")
+        if self.leaving:
+            raise leaving()
 
     def _chat(self, request: Request, exchange: Exchange) -> None:
         body = read_body(request.body, bodies.ChatBody)
@@ -211,13 +227,6 @@ class Routes:
 
 def _send(exchange: Exchange, body: Any) -> None:
     exchange.reply(200, msgspec.json.encode(body))
-
-
-def _check_content_type(request: Request) -> None:
-    kind = request.header(b"content-type")
-    if request.body and request.target.startswith("/v1/") and (kind is None or "json" not in kind.lower()):
-        detail = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
-        raise Refused(400, detail, "Bad Request")
 
 
 def _vector(seed: int, dimensions: int) -> list[float]:

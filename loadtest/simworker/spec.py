@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
@@ -28,8 +28,8 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 16
     max_num_queued_reqs: int | None = None
     """With more than this waiting, further requests get a 503; None: no limit."""
-    scheduling_policy: str = "fcfs"
-    """fcfs or priority (lower first)."""
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    """priority: the lower number first."""
     kv_blocks: int = 4096
     block_size: int = 16
     max_model_len: int = 32_768

@@ -16,14 +16,15 @@ _MOST_BYTES = 32 * 1024 * 1024
 
 
 class Stats(Struct):
-    """The answer of GET /sim/stats. Requests are those to /v1/chat/completions, /v1/completions and /v1/embeddings."""
+    """The answer of GET /sim/stats. Requests are those that ask the model for something (`Request.is_work`)."""
 
     requests_received: int = 0
     requests_finished: int = 0
+    """The engine made the whole answer."""
     requests_aborted: int = 0
-    """The client left, or a fault struck once the engine had begun."""
+    """The client left before that, or a fault struck once the engine had begun."""
     requests_refused: int = 0
-    """Answered with an error."""
+    """Answered with an error. Where a fault struck before the engine began, a request is only received."""
     open_connections: int = 0
     prompt_tokens: int = 0
     """This and the next two: as reported in the usage of finished requests."""

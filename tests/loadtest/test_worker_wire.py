@@ -4,7 +4,7 @@ from typing import Any
 import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sim_client import CAPTURES, asking, fast_worker, needs_captures
+from sim_client import CAPTURES, asking, connected, fast_worker, needs_captures
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -161,6 +161,20 @@ async def test_wrong_types_content_types_paths_and_methods_are_refused():
         assert (await client.post(COMPLETIONS, json={"prompt": [5, "mixed"]})).status_code == 400
         assert (await client.post(CHAT, json=asking(max_tokens=10**6))).status_code == 400
         assert (await client.get("/health")).status_code == 200
+
+
+async def test_a_schema_that_nothing_can_satisfy_harms_no_other_request():
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 5, "maximum": 1}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    async with fast_worker() as (_, client):
+        assert (await client.post(CHAT, json=asking(response_format=wanted))).status_code == 500
+        assert (await client.post(CHAT, json=asking())).status_code == 200
+
+
+async def test_what_is_no_http_gets_a_400_and_the_end():
+    async with fast_worker() as (worker, _), connected(worker) as (reader, writer):
+        writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
 
 @needs_captures
