@@ -39,7 +39,6 @@ CONNECTIONS = 32
 PACED_STREAMS = 256
 CHUNKS_PER_S = 50
 LATENCY_RATE_PER_S = 1000
-_WARM_UP_S = 1.0
 _LEAST_CORE_SHARE = 0.85
 """A saturated server uses all of its core; with less than this the figure is not about the server."""
 _KEEPS_UP = 0.97
@@ -55,6 +54,13 @@ class Plan(Struct, frozen=True):
     """The model's name at the upstreams; a gateway has more to do where it differs from the public one."""
     server_core: int | None = 0
     load_core: int | None = 1
+    warm_up_s: float = 1.0
+    with_wrk: bool = True
+    """Where it is installed; else our own client sends the requests."""
+
+    @property
+    def wrk(self) -> bool:
+        return self.with_wrk and wrk.installed() is not None
 
 
 class Site(Struct, frozen=True):
@@ -76,8 +82,8 @@ def conditions(plan: Plan) -> str:
     """How the figures came about, in a sentence."""
     source = (
         f"wrk -t1 -c{CONNECTIONS}"
-        if wrk.installed()
-        else f"our own client, {CONNECTIONS} connections (wrk is not on PATH)"
+        if plan.wrk
+        else f"our own client, {CONNECTIONS} connections (wrk is absent or not wanted)"
     )
     place = (
         "not pinned, fewer than two cores"
@@ -159,10 +165,10 @@ def _measure(place: Site, target: Running) -> Reading:
     json_per_s, json_cpu_us = _throughput(place, target, problems, stream=False, size=sizes[False])
     streams_per_s, stream_cpu_us = _throughput(place, target, problems, stream=True, size=sizes[True])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        core_share = runner.run(_paced(target, place.plan.duration_s, problems))
+        core_share = runner.run(_paced(target, place.plan, problems))
         p50_ms = p99_ms = None
         if json_per_s > 1.3 * LATENCY_RATE_PER_S:  # else it measures only its own queue
-            p50_ms, p99_ms = runner.run(_latency(target, place.plan.duration_s, problems))
+            p50_ms, p99_ms = runner.run(_latency(target, place.plan, problems))
     return Reading(
         json_per_s=json_per_s,
         json_cpu_us=json_cpu_us,
@@ -225,10 +231,10 @@ def _throughput(
     place: Site, target: Running, problems: list[str], *, stream: bool, size: int
 ) -> tuple[float, float | None]:
     """Requests per second of a closed loop, and the server's processor time for one in microseconds."""
-    kind, seconds = "streams" if stream else "JSON", place.plan.duration_s
-    if wrk.installed():
+    kind, seconds, plan = "streams" if stream else "JSON", place.plan.duration_s, place.plan
+    if plan.wrk:
         script = write_script(place, target, stream=stream)
-        wrk.run(script, target.url, connections=CONNECTIONS, seconds=_WARM_UP_S)
+        wrk.run(script, target.url, connections=CONNECTIONS, seconds=plan.warm_up_s)
         used_s = _cpu_s(target)
         result = wrk.run(script, target.url, connections=CONNECTIONS, seconds=seconds)
         used_s, per_s, elapsed_s = _cpu_s(target) - used_s, result.requests_per_s, result.duration_us / 1e6
@@ -238,7 +244,7 @@ def _throughput(
             problems.append(f"{kind}: replies were shorter than the one that was looked at")
     else:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            summary, used_s = runner.run(_own_throughput(target, seconds, stream=stream))
+            summary, used_s = runner.run(_own_throughput(target, plan, stream=stream))
         per_s, elapsed_s = summary.calls_per_s, summary.elapsed_s
         if summary.errors:
             problems.append(f"{kind}: {summary.errors}")
@@ -256,28 +262,28 @@ def write_script(place: Site, target: Running, *, stream: bool) -> Path:
     return script
 
 
-async def _own_throughput(target: Running, seconds: float, *, stream: bool) -> tuple[Summary, float]:
+async def _own_throughput(target: Running, plan: Plan, *, stream: bool) -> tuple[Summary, float]:
     async with Load(_workload(target, stream=stream)) as load:
-        await load.closed_loop(CONNECTIONS, seconds=_WARM_UP_S)
+        await load.closed_loop(CONNECTIONS, seconds=plan.warm_up_s)
         load.samples.clear()
         begun_s, used_s = load.now_s(), _cpu_s(target)
-        await load.closed_loop(CONNECTIONS, seconds=seconds)
+        await load.closed_loop(CONNECTIONS, seconds=plan.duration_s)
         return summarise(load.samples, load.now_s() - begun_s), _cpu_s(target) - used_s
 
 
-async def _paced(target: Running, seconds: float, problems: list[str]) -> float:
+async def _paced(target: Running, plan: Plan, problems: list[str]) -> float:
     """The share of a core that the server uses for the paced streams; a problem where it falls behind."""
     workload = structs.replace(
         _workload(target, stream=True),
         prompt_start=PACED_PROMPT,
-        max_tokens=int((seconds + 60) * CHUNKS_PER_S),
+        max_tokens=int((plan.duration_s + 60) * CHUNKS_PER_S),
         timeout_s=600,
     )
     async with Load(workload) as load:
         streams = asyncio.create_task(load.closed_loop(PACED_STREAMS, calls=PACED_STREAMS))
-        await asyncio.sleep(2 * _WARM_UP_S)
+        await asyncio.sleep(2 * plan.warm_up_s)
         begun_s, tokens, used_s = load.now_s(), load.tokens, _cpu_s(target)
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(plan.duration_s)
         elapsed_s = load.now_s() - begun_s
         share, per_s = (_cpu_s(target) - used_s) / elapsed_s, (load.tokens - tokens) / elapsed_s
         streams.cancel()
@@ -293,12 +299,12 @@ def _cpu_s(target: Running) -> float:
     return procfs.cpu_s(target.pid) if target.pid else 0.0
 
 
-async def _latency(target: Running, seconds: float, problems: list[str]) -> tuple[float | None, float | None]:
+async def _latency(target: Running, plan: Plan, problems: list[str]) -> tuple[float | None, float | None]:
     async with Load(_workload(target, stream=False)) as load:
-        await load.open_loop(until(_WARM_UP_S, constant(LATENCY_RATE_PER_S)))
+        await load.open_loop(until(plan.warm_up_s, constant(LATENCY_RATE_PER_S)))
         load.samples.clear()
         begun_s = load.now_s()
-        await load.open_loop(until(seconds, constant(LATENCY_RATE_PER_S)))
+        await load.open_loop(until(plan.duration_s, constant(LATENCY_RATE_PER_S)))
         summary = summarise(load.samples, load.now_s() - begun_s)
     if summary.errors:
         problems.append(f"at {LATENCY_RATE_PER_S} requests/s: {summary.errors}")

@@ -147,6 +147,7 @@ def bench(  # noqa: PLR0913 - each argument is an option of the command line
         list[Path] | None,
         typer.Option(help="Folder with the peers' executables; may be given more than once."),
     ] = None,
+    with_wrk: Annotated[bool, typer.Option("--wrk/--no-wrk", help="Use wrk where it is on PATH.")] = True,
     hold: Annotated[
         bool, typer.Option("--hold", help="Measure nothing; keep it all running for a profiler.")
     ] = False,
@@ -162,6 +163,7 @@ def bench(  # noqa: PLR0913 - each argument is an option of the command line
             rounds=1 if quick else rounds,
             endpoints=endpoints,
             served_model=served_model,
+            with_wrk=with_wrk,
         )
     )
     console = Console()

@@ -6,6 +6,8 @@ stream early without anybody noticing; a reply counts as whole only if every cho
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec import Struct
 
@@ -44,7 +46,7 @@ class Sample(Struct, frozen=True, gc=False):
 class _Delta(Struct, gc=False):
     content: str | None = None
     reasoning: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: list[Any] | None = None
 
 
 class _Choice(Struct, gc=False):
@@ -63,7 +65,7 @@ class _Body(Struct, gc=False):
 
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: dict[str, Any] | str | None = None
 
 
 _decode = msgspec.json.Decoder(_Body).decode
