@@ -188,6 +188,7 @@ class Tidegate:
                 {
                     "listen": {"host": "127.0.0.1", "port": setting.port},
                     "database": f"sqlite:///{setting.folder}/tidegate.db",
+                    "journal": str(setting.folder / "journal"),
                     "auth": {"mode": "keys", "master_key": "sk-bench-master"},
                     "models": {setting.model: {"price": price, "endpoints": endpoints}},
                 }
@@ -198,7 +199,7 @@ class Tidegate:
         made = subprocess.run((*gateway, *create), check=False, capture_output=True, text=True)  # noqa: S603 - our own program
         if made.returncode != 0:
             raise DidNotStartError(f"keys create failed: {made.stderr.strip()[-500:]}")
-        return Launch((*gateway, "serve", "--config", str(config)), json.loads(made.stdout)["key"])
+        return Launch((*gateway, "serve", "--config", str(config)), json.loads(made.stdout)[0]["key"])
 
 
 class DidNotStartError(Exception):
