@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import time
@@ -53,6 +54,15 @@ def run(config: Config) -> int:
     return uvloop.run(serve(config))
 
 
+def _spare_the_collector() -> None:
+    """Garbage of a call is freed by reference counts; without this, the cycle collector walks all modules again and again
+    for nothing, a tenth of the time of a busy gateway.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 class CannotListen(Exception):
     """The address is taken, or not ours."""
 
@@ -73,6 +83,7 @@ async def serve(config: Config, on_ready: Callable[[], None] | None = None) -> i
                 header_limit_bytes=config.limits.header_bytes,
                 on_ready=ready,
             )
+            _spare_the_collector()
             await server.serve([listener])
     return 0
 
@@ -103,10 +114,10 @@ async def application(config: Config) -> AsyncIterator[Any]:
         await stack.enter_async_context(moving(journal, store))
         fleet = await stack.enter_async_context(_fleet(config))
         telemetry = Telemetry()
-        telemetry.registry.register(FleetCollector(fleet, journal))
         catalog = Catalog(config, int(time.time()))
         dispatch = Dispatch(catalog, fleet, journal, telemetry)
         edge = Edge(dispatch, catalog, keyring, telemetry)
+        telemetry.registry.register(FleetCollector(fleet, journal, lambda: edge.running))
         edge.control = control_app(catalog, fleet, telemetry, edge.authenticate)
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
         yield _with_cors(edge, config)

@@ -40,7 +40,7 @@ _OUTPUT_WEIGHT = 0.02
 """Of the newest call in the running mean of a model's output tokens: about the last fifty calls count."""
 
 
-class Answer(Struct, frozen=True):
+class Answer(Struct, frozen=True, gc=False):
     """What the first endpoint to answer has sent so far: a whole reply, or a stream that has begun."""
 
     attempt: Attempt

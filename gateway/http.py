@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
-from gateway.client import Client
+from gateway.client import CONNECTION, Client
 from gateway.errors import ApiError
+from gateway.ids import call_ids
 from gateway.meter import Arrival, Caller
 from gateway.openai import PATHS, Api, parse
 
@@ -45,13 +45,15 @@ class Edge:
         self._catalog = catalog
         self._keyring = keyring
         self._telemetry = telemetry
+        self._new_id = call_ids()
         self.control: Any = None
         """The ASGI application for all other paths. It authenticates through this one, so it is made after it."""
-        self._running: dict[asyncio.Task[Any], tuple[float, Client]] = {}
+        self._running: dict[Client, float] = {}
+        """By when each call has to be over."""
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        call_id = secrets.token_hex(16)
+        call_id = self._new_id()
         given_id = headers.get(b"x-request-id", b"")
         request_id = given_id.decode() if _REQUEST_ID.fullmatch(given_id) else f"req_{call_id}"
         client = Client(receive, send, request_id)
@@ -60,7 +62,7 @@ class Edge:
             if api is None:
                 await self.control(scope, receive, _with_request_id(send, request_id))
             else:
-                await self._call(api, scope["method"], headers, call_id, client)
+                await self._call(api, scope, headers, call_id, client)
         except ApiError as error:
             await client.reply(error.status, error.headers(), error.body())
         except asyncio.CancelledError:
@@ -71,10 +73,10 @@ class Edge:
             await _apologise(client)
 
     async def _call(
-        self, api: Api, method: str, headers: dict[bytes, bytes], call_id: str, client: Client
+        self, api: Api, scope: Any, headers: dict[bytes, bytes], call_id: str, client: Client
     ) -> None:
         try:
-            _expect_post(method)
+            _expect_post(scope["method"])
             caller = self.authenticate(headers)
             body = await self._body(headers, client)
             request = parse(api, body, headers)
@@ -83,17 +85,17 @@ class Edge:
             self._telemetry.refused.labels(error.code).inc()
             raise
         arrival = Arrival(call_id, client.request_id, caller, time.monotonic(), _trace_lines(headers))
-        task = asyncio.current_task()
-        if task is None:  # an ASGI server runs each request in a task
-            raise RuntimeError("no task")
-        self._running[task] = arrival.started_s + self._catalog.total_s + _OVERDUE_S, client
-        self._telemetry.running.inc()
+        self._running[client] = arrival.started_s + self._catalog.total_s + _OVERDUE_S
         try:
-            async with client.present():
+            with client.present(scope["extensions"][CONNECTION]):
                 await self._dispatch.serve(request, model, arrival, client)
         finally:
-            self._telemetry.running.dec()
-            del self._running[task]
+            del self._running[client]
+
+    @property
+    def running(self) -> int:
+        """Calls under way."""
+        return len(self._running)
 
     def authenticate(self, headers: dict[bytes, bytes]) -> Caller:
         """Who calls. Raises ApiError."""
@@ -129,10 +131,9 @@ class Edge:
         while True:
             await asyncio.sleep(_OVERDUE_S / 2)
             now_s = time.monotonic()
-            for task, (until_s, client) in list(self._running.items()):
+            for client, until_s in list(self._running.items()):
                 if now_s >= until_s:
-                    client.left = client.finished = True
-                    task.cancel("the call's time has run out")
+                    client.gone("the call's time has run out")
 
     async def _say_goodbye(self, client: Client) -> None:
         """The server is shutting down and has waited long enough for this call."""

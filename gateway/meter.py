@@ -27,14 +27,14 @@ CLIENT_LEFT = 499
 """The status of a call whose client left before it got one; nginx's number for it."""
 
 
-class Caller(Struct, frozen=True):
+class Caller(Struct, frozen=True, gc=False):
     """Who pays for a call."""
 
     tenant: str
     key_id: str
 
 
-class Arrival(Struct, frozen=True):
+class Arrival(Struct, frozen=True, gc=False):
     """A call at the moment its body was complete."""
 
     call_id: str

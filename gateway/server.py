@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from gateway.client import CONNECTION
 from gateway.errors import ApiError
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
+
+    from gateway.client import Client
 
 log = logging.getLogger(__name__)
 
@@ -28,41 +31,57 @@ KEEP_ALIVE_S = 75
 in between."""
 
 
-def edge_protocol(header_limit_bytes: int) -> type[HttpToolsProtocol]:
-    """The protocol class of one connection, with a limit on the size of headers."""
+class EdgeProtocol(HttpToolsProtocol):
+    """One connection, with a limit on the size of headers, that tells its client's call when it is closed."""
 
-    class EdgeProtocol(HttpToolsProtocol):
-        _head_bytes = 0
-        _in_head = True
+    header_limit_bytes = 65_536
 
-        def data_received(self, data: bytes) -> None:
-            if self._in_head:
-                self._head_bytes += len(data)
-            super().data_received(data)
-            if self._in_head and self._head_bytes > header_limit_bytes and not self.transport.is_closing():
-                message = f"the headers are larger than {header_limit_bytes} bytes"
-                self._refuse(ApiError("headers_too_large", message))
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes = 0
+        self._in_head = True
+        self._watching: set[Client] = set()
 
-        def on_message_begin(self) -> None:
-            self._in_head, self._head_bytes = True, 0
-            super().on_message_begin()
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > self.header_limit_bytes and not self.transport.is_closing():
+            message = f"the headers are larger than {self.header_limit_bytes} bytes"
+            self._refuse(ApiError("headers_too_large", message))
 
-        def on_headers_complete(self) -> None:
-            self._in_head = False
-            super().on_headers_complete()
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION: self}
 
-        def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says the same in JSON
-            self._refuse(ApiError("invalid_http", "what came is not an HTTP/1.1 request"))
+    def watch(self, client: Client) -> None:
+        self._watching.add(client)
+        # uvicorn stops reading while a body is large, and a socket that is not read does not tell of its end.
+        self.flow.resume_reading()
 
-        def _refuse(self, error: ApiError) -> None:
-            body = error.body()
-            self.transport.write(
-                b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (STATUS_LINE[error.status], len(body), body)
-            )
-            self.transport.close()
+    def unwatch(self, client: Client) -> None:
+        self._watching.discard(client)
 
-    return EdgeProtocol
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for client in list(self._watching):
+            client.gone()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says the same in JSON
+        self._refuse(ApiError("invalid_http", "what came is not an HTTP/1.1 request"))
+
+    def _refuse(self, error: ApiError) -> None:
+        body = error.body()
+        self.transport.write(
+            b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (STATUS_LINE[error.status], len(body), body)
+        )
+        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -79,7 +98,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=edge_protocol(header_limit_bytes),
+                http=type("EdgeProtocol", (EdgeProtocol,), {"header_limit_bytes": header_limit_bytes}),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

@@ -11,12 +11,12 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from prometheus_client.core import Metric
 
@@ -32,7 +32,6 @@ OVERHEAD_BUCKETS_S = (0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.
 class Telemetry:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.running = Gauge("tidegate_calls_running", "Calls under way.", registry=registry)
         calls = Counter(
             "tidegate_calls_total",
             "Calls ended, by outcome.",
@@ -125,9 +124,10 @@ class Telemetry:
 class FleetCollector(Collector):
     """What the fleet and the journal are like at the moment of a scrape."""
 
-    def __init__(self, fleet: Fleet, journal: Journal) -> None:
+    def __init__(self, fleet: Fleet, journal: Journal, running: Callable[[], int]) -> None:
         self._fleet = fleet
         self._journal = journal
+        self._running = running
 
     def collect(self) -> Iterable[Metric]:
         labels = ["model", "endpoint"]
@@ -160,6 +160,7 @@ class FleetCollector(Collector):
             ejections.add_metric(names, member.ejection.ejections)
             checks.add_metric(names, member.ejection.failed_checks)
         yield from (available, inflight, connections, speed, ejections, checks)
+        yield GaugeMetricFamily("tidegate_calls_running", "Calls under way.", value=self._running())
         yield GaugeMetricFamily(
             "tidegate_journal_backlog_rows",
             "Usage rows not yet in the database.",

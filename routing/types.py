@@ -83,7 +83,7 @@ class Tier(Struct, frozen=True):
     waiting_nano_usd_per_s: float
 
 
-class Call(Struct, frozen=True):
+class Call(Struct, frozen=True, gc=False):
     """One request as routing sees it."""
 
     model: str
@@ -96,7 +96,7 @@ class Call(Struct, frozen=True):
     demands: Demands = NO_DEMANDS
 
 
-class Load(Struct, frozen=True):
+class Load(Struct, frozen=True, gc=False):
     """What the gateway knows of an endpoint at one moment."""
 
     inflight: int = 0
@@ -126,7 +126,7 @@ class Estimate(Struct, frozen=True, gc=False):
     """Expected price paid for it."""
 
 
-class Candidate(Struct, frozen=True):
+class Candidate(Struct, frozen=True, gc=False):
     endpoint: Endpoint
     estimate: Estimate
     score_nano_usd: float
@@ -135,7 +135,7 @@ class Candidate(Struct, frozen=True):
     """Whether the estimate meets the tier's target."""
 
 
-class Rejection(Struct, frozen=True):
+class Rejection(Struct, frozen=True, gc=False):
     endpoint: Endpoint
     filter: str
     reason: str
@@ -143,7 +143,7 @@ class Rejection(Struct, frozen=True):
     """Where waiting can help: in how many seconds. None: waiting does not help."""
 
 
-class Plan(Struct, frozen=True):
+class Plan(Struct, frozen=True, gc=False):
     """A ranking with every estimate and every rejection in it. The ranking is the order of failover."""
 
     ranked: tuple[Candidate, ...]
