@@ -71,7 +71,11 @@ def worker(  # noqa: PLR0913 - each argument is an option of the command line
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    uvloop.run(serve(spec, exit_with_stdin=exit_with_stdin))
+    try:
+        uvloop.run(serve(spec, exit_with_stdin=exit_with_stdin))
+    except OSError as error:
+        print(f"cannot listen on {host}:{port}: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 async def serve(spec: WorkerSpec, *, exit_with_stdin: bool = False) -> None:

@@ -10,7 +10,7 @@ or a list of such objects (`sim_fault`: one). The first that applies to a reques
     count         how many requests it strikes; absent: all
     probability   of striking a request that it applies to
     match         it applies to requests whose body contains this
-    path          it applies to requests whose path contains this; "/v1/" unless told
+    path          it applies to requests whose path contains this; "/v1/" unless told ("/health", "/metrics"...)
     after_chunks  so many events of a stream are sent as they should be first; 0: not even the head is sent.
                   Of a reply that is no stream, any number above 0 sends head and half the body first.
 

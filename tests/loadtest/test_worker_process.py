@@ -98,6 +98,16 @@ def test_a_worker_whose_parent_is_gone_exits():
         assert process.wait(timeout=2) == 0
 
 
+async def test_a_busy_port_is_said_in_one_line():
+    async with worker_process() as worker:
+        port = worker.url.rsplit(":", 1)[1]
+        command = [sys.executable, "-m", "loadtest", "worker", "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"cannot listen on 127.0.0.1:{port}: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_faults_that_make_no_sense_are_a_usage_error():
     command = [sys.executable, "-m", "loadtest", "worker", "--faults", '{"kind":"typo"}']
     done = subprocess.run(command, capture_output=True, text=True, check=False)
