@@ -122,6 +122,8 @@ class Ticket(Struct, eq=False):
     """Whether others waited there when it was sent, so that its wait was not its own."""
     first_s: float | None = None
     """When its first token came."""
+    watched: bool = True
+    """Whether its first token can be seen: that of a reply which comes as one piece cannot."""
     mark: float = 0.0
     """What `Speed` expected a stream to have produced by then; see `_Pace`."""
     ended: bool = False
@@ -188,10 +190,16 @@ class Speed:
 
     Each attempt is a ticket: `start`, then `first_token` if one comes, then `finish`, however it ended. A ticket that
     never finishes counts as a stalled call for ever, so finish it in a `finally`. Finishing twice does nothing.
+
+    A reply that comes as one piece shows no first token. Its ticket is not watched: it teaches nothing, counts as a
+    sequence in the batch, and its prefill as pending for as long as it is expected to take.
     """
 
     __slots__ = (
         "_base_s",
+        "_hidden",
+        "_hidden_at_s",
+        "_hidden_work",
         "_now_s",
         "_pace",
         "_pending",
@@ -209,20 +217,33 @@ class Speed:
         self._pending: OrderedDict[Ticket, None] = OrderedDict()
         """Tickets whose first token has not come, oldest first."""
         self._pending_work = 0.0
+        self._hidden = 0
+        """Tickets under way that are not watched."""
+        self._hidden_work = self._hidden_at_s = 0.0
+        """What is expected to be left of their prefill, and when that was reckoned."""
         self._served_until_s = float("-inf")
         """Up to when the endpoint's time is accounted for: work that comes out next has been done since."""
         self._now_s = float("-inf")
 
-    def start(self, now_s: float, work: float) -> Ticket:
+    def start(self, now_s: float, work: float, *, watched: bool = True) -> Ticket:
         """Work of so many token-equivalents has been sent."""
-        ticket = Ticket(max(0.0, work), self._forward(now_s), bool(self._pending))
+        now_s = self._forward(now_s)
+        hidden_work = self._hidden_left(now_s, self._work_per_s(now_s)) if self._hidden else 0.0
+        queued = bool(self._pending) or hidden_work > 0.0
+        ticket = Ticket(max(0.0, work), now_s, queued, watched=watched)
+        if not watched:
+            self._hidden += 1
+            self._hidden_work, self._hidden_at_s = hidden_work + ticket.work, now_s
+            self._pace.reading(now_s)
+            self._pace.decoding += 1
+            return ticket
         self._pending[ticket] = None
         self._pending_work += ticket.work
         return ticket
 
     def first_token(self, ticket: Ticket, now_s: float) -> None:
         """Its first token has come: a sample of the prefill rate, and of fixed costs where the prompt was short."""
-        if ticket.ended or ticket.first_s is not None:
+        if ticket.ended or ticket.first_s is not None or not ticket.watched:
             return
         now_s = self._forward(now_s)
         self._learn_base(ticket, now_s)
@@ -242,6 +263,11 @@ class Speed:
             return
         ticket.ended = True
         now_s = self._forward(now_s)
+        if not ticket.watched:
+            self._pace.reading(now_s)
+            self._pace.decoding -= 1
+            self._hidden -= 1
+            return
         if ticket.first_s is None:
             waited_s = self._serving_s(ticket, now_s)
             if waited_s * self._work_per_s(now_s) > ticket.work:
@@ -285,6 +311,8 @@ class Speed:
                 pending -= waited_s * rate
             if pending < 0.0:
                 pending = 0.0
+        if self._hidden:
+            pending += self._hidden_left(now_s, rate)
         itl_s = self._pace.itl_s(now_s, inflight + 1)
         return Load(inflight, pending, rate, self._base_s, itl_s, unavailable, retry_after_s)
 
@@ -299,6 +327,10 @@ class Speed:
         if since_s < self._served_until_s:
             since_s = self._served_until_s
         return now_s - since_s if now_s > since_s else 0.0
+
+    def _hidden_left(self, now_s: float, rate: float) -> float:
+        left = self._hidden_work - (now_s - self._hidden_at_s) * rate
+        return max(0.0, left)
 
     def _work_per_s(self, now_s: float) -> float:
         work, seconds = self._rate.sums(now_s)

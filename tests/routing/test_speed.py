@@ -252,7 +252,7 @@ def test_a_clock_that_steps_back_stands_still():
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["start", "first_token", "finish", "load"]),
+        st.sampled_from(["start", "start_unwatched", "first_token", "finish", "load"]),
         st.floats(-5.0, 5.0) | st.sampled_from([0.0, 3600.0, 1e6]),
         st.floats(0.0, 1e6),
         st.integers(0, 20),
@@ -269,12 +269,14 @@ def test_no_interleaving_makes_a_figure_negative_or_infinite(
     now_s, tickets, work_left = 1000.0, [], {}
     for what, passed_s, work, number in steps:
         now_s += passed_s
-        if what == "start":
+        if what.startswith("start"):
             work_left[len(tickets)] = work
-            tickets.append(speed.start(now_s, work))
+            tickets.append(speed.start(now_s, work, watched=what == "start"))
         elif what != "load" and tickets:
             index = number % len(tickets)
-            work_left.pop(index, None)
+            # The prefill of an unwatched ticket is pending for as long as predicted, even if it has ended.
+            if tickets[index].watched:
+                work_left.pop(index, None)
             if what == "first_token":
                 speed.first_token(tickets[index], now_s)
             else:
@@ -311,3 +313,53 @@ def test_a_call_that_hung_for_hours_is_forgotten_within_minutes():
     speed.first_token(speed.start(0.0, 100.0), 36_000.0)
     assert speed.load(36_000.0, 0).work_per_s < prior / 10
     assert speed.load(36_300.0, 0).work_per_s == pytest.approx(prior, rel=0.05)
+
+
+def test_a_reply_that_comes_as_one_piece_teaches_nothing():
+    speed = Speed()
+    before = speed.load(0.0, 0)
+    at_s = 0.0
+    for _ in range(50):
+        ticket = speed.start(at_s, 200.0, watched=False)
+        at_s += 5.0
+        speed.first_token(ticket, at_s)
+        speed.finish(ticket, at_s, 400)
+    assert speed.load(at_s, 0) == before
+
+
+def test_a_reply_that_comes_as_one_piece_is_pending_for_as_long_as_its_prefill_should_take():
+    speed = Speed()
+    rate = speed.load(0.0, 0).work_per_s
+    speed.start(0.0, 4 * rate, watched=False)
+    speed.start(0.0, rate, watched=False)
+    assert speed.load(0.0, 2).pending_work == pytest.approx(5 * rate)
+    assert speed.load(2.0, 2).pending_work == pytest.approx(3 * rate)
+    assert speed.load(600.0, 2).pending_work == 0.0
+    assert speed.load(600.0, 2).work_per_s == rate
+
+
+def test_replies_that_have_all_ended_leave_no_work_pending():
+    speed = Speed()
+    speed.finish(speed.start(0.0, 1e9, watched=False), 1.0)
+    assert speed.load(1.0, 0).pending_work == 0.0
+    speed.start(2.0, 1000.0, watched=False)
+    assert speed.load(2.0, 1).pending_work == pytest.approx(1000.0)
+
+
+def test_a_short_prompt_behind_a_hidden_prefill_teaches_nothing_of_fixed_costs():
+    speed = Speed()
+    before = speed.load(0.0, 0).base_ttft_s
+    speed.start(0.0, 1e6, watched=False)
+    speed.first_token(speed.start(0.0, 16.0), 5.0)
+    assert speed.load(5.0, 0).base_ttft_s == before
+
+
+def test_a_stream_beside_replies_that_come_as_one_piece_is_expected_to_share_the_batch_with_them():
+    alone, beside = Speed("a100"), Speed("a100")
+    for _ in range(63):
+        beside.start(0.0, 0.0, watched=False)
+    for speed in (alone, beside):
+        ticket = speed.start(0.0, 0.0)
+        speed.first_token(ticket, 0.0)
+        speed.finish(ticket, 30.0, 1000)
+    assert beside.load(30.0, 0).itl_s < alone.load(30.0, 0).itl_s
