@@ -157,6 +157,7 @@ def bench(  # noqa: PLR0913 - each argument is an option of the command line
     ] = None,
 ) -> None:
     """Measure what a gateway costs, beside a bare proxy and its peers."""
+    signal.signal(signal.SIGTERM, _interrupt)
     plan = benching.cores(
         benching.Plan(
             duration_s=2.0 if quick else duration,
@@ -222,6 +223,7 @@ def soak(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the verdict here.")] = None,
 ) -> None:
     """Watch the gateway's memory and descriptors over many calls; exit 1 if it keeps what it should let go."""
+    signal.signal(signal.SIGTERM, _interrupt)
     plan = benching.cores(benching.Plan())
     console = Console()
     [proxy] = [each for each in every_proxy([]) if each.name == "tidegate"]
@@ -237,6 +239,11 @@ def soak(
     if json_file is not None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
     raise typer.Exit(1 if verdict.faults else 0)
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM ends a bench as Ctrl-C does: by way of everything that stops what was started."""
+    raise KeyboardInterrupt
 
 
 def register(app: typer.Typer) -> None:

@@ -270,3 +270,14 @@ def test_a_familys_use_includes_its_children():
         assert procfs.resident_bytes(process.pid) > alone
         assert procfs.descriptors(process.pid) > len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
         process.communicate(b"\n")
+
+
+def test_a_bench_that_is_terminated_leaves_nothing_running():
+    command = [sys.executable, "-m", "loadtest", "bench", "--targets", "mock", "--quick"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        process.stderr.readline()  # a round has begun
+        started = procfs.family(process.pid)
+        process.terminate()
+        assert process.wait(15) != 0
+    assert len(started) > 1
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
