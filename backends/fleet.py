@@ -6,8 +6,8 @@ back here through an `Attempt`, which is counted from the moment it is sent unti
 
 from __future__ import annotations
 
-import asyncio
 import random
+import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
@@ -23,6 +23,10 @@ from routing.types import Endpoint, Load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+LOAD_HOLDS_S = 0.005
+"""For so long the passing of time alone changes no decision: rates are learned over seconds."""
 
 
 class FleetSettings(Struct, frozen=True):
@@ -46,8 +50,21 @@ class Member:
         self.inflight = 0
         self.checked = endpoint.kind != "worker"
         """Whether its health is known. A provider is not asked: that would cost money, and calls tell."""
+        self._load = Load()
+        self._load_until_s = 0.0
 
     def load(self, now_s: float) -> Load:
+        """Its load now. Where nothing has happened there, what was worked out a moment ago still holds."""
+        if now_s >= self._load_until_s:
+            self._load = self._load_now(now_s)
+            self._load_until_s = now_s + LOAD_HOLDS_S
+        return self._load
+
+    def changed(self) -> None:
+        """Something has happened there."""
+        self._load_until_s = 0.0
+
+    def _load_now(self, now_s: float) -> Load:
         unavailable, retry_after_s = self.ejection.state(now_s)
         if unavailable is None and self.inflight >= self.lane.limits.connections:
             unavailable, retry_after_s = f"busy with {self.inflight} calls", 1.0
@@ -70,12 +87,14 @@ class Attempt:
         """Told by whoever counts them, so that the endpoint's speed can be learned."""
         self._opening: Opening = member.backend.open(outgoing)
         self._work = work
-        self._loop = asyncio.get_running_loop()
+        # A reply that is not streamed shows no first token.
+        self._watched = outgoing.stream
 
     async def __aenter__(self) -> Self:
         member = self.member
         member.inflight += 1
-        self._ticket = member.speed.start(self._loop.time(), self._work)
+        member.changed()
+        self._ticket = member.speed.start(time.monotonic(), self._work, watched=self._watched)
         try:
             self.reply = await self._opening.__aenter__()
         except BaseException as error:
@@ -84,7 +103,8 @@ class Attempt:
         return self
 
     def first_token(self) -> None:
-        self.member.speed.first_token(self._ticket, self._loop.time())
+        self.member.speed.first_token(self._ticket, time.monotonic())
+        self.member.changed()
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
@@ -94,8 +114,9 @@ class Attempt:
 
     def _end(self, error: BaseException | None) -> None:
         """Judge the endpoint by how the attempt ended. A client that left or a call that was wrong says nothing."""
-        member, now_s = self.member, self._loop.time()
+        member, now_s = self.member, time.monotonic()
         member.inflight -= 1
+        member.changed()
         member.speed.finish(self._ticket, now_s, self.completion_tokens)
         if error is None:
             member.ejection.succeeded(now_s)
@@ -108,7 +129,9 @@ class Attempt:
 class Fleet:
     """The members, by model; inside its block they are watched, and after it their connections are closed."""
 
-    def __init__(self, endpoints: Mapping[str, Sequence[tuple[Endpoint, Access]]], settings: FleetSettings) -> None:
+    def __init__(
+        self, endpoints: Mapping[str, Sequence[tuple[Endpoint, Access]]], settings: FleetSettings
+    ) -> None:
         self._settings = settings
         self._members: dict[str, dict[str, Member]] = {
             model: {endpoint.name: Member(endpoint, access, settings) for endpoint, access in listed}
@@ -143,11 +166,11 @@ class Fleet:
 
     def snapshot(self, model: str) -> list[tuple[Endpoint, Load]]:
         """The endpoints of a model with their load now. Raises KeyError where there is no such model."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = time.monotonic()
         return [(member.endpoint, member.load(now_s)) for member in self._members[model].values()]
 
     @property
     def ready(self) -> bool:
         """Whether any endpoint is known to be able to serve."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = time.monotonic()
         return any(member.checked and member.load(now_s).unavailable is None for member in self._all)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -41,12 +42,12 @@ async def _keep_checking(member: Member, interval_s: float, timeout_s: float) ->
 
 
 async def check(member: Member, timeout_s: float, next_check_s: float) -> None:
-    loop = asyncio.get_running_loop()
     try:
         status = await member.backend.probe("/health", timeout_s)
     except AttemptFailed as failure:
         ok, detail = False, str(failure)
     else:
         ok, detail = status == 200, f"/health answered {status}"
-    member.ejection.health(loop.time(), ok, "" if ok else detail, next_check_s)
+    member.ejection.health(time.monotonic(), ok, "" if ok else detail, next_check_s)
     member.checked = True
+    member.changed()

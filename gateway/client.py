@@ -7,13 +7,12 @@ then cancelled: everything that the call holds is released where it is held.
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.errors import ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+    from collections.abc import Awaitable, Callable, MutableMapping
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -67,15 +66,10 @@ class Client:
             if not message.get("more_body"):
                 return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
-    @contextmanager
-    def present(self, connection: Connection) -> Iterator[None]:
+    def present(self, connection: Connection) -> _Presence:
         """Inside the block, the current task is cancelled as soon as the client closes its connection."""
         self._task = asyncio.current_task()
-        connection.watch(self)
-        try:
-            yield
-        finally:
-            connection.unwatch(self)
+        return _Presence(self, connection)
 
     def gone(self, why: str = "the client left") -> None:
         """Nobody will read what is still to come: cancel the call."""
@@ -107,6 +101,18 @@ class Client:
     async def end_with(self, error: ApiError) -> None:
         """End a stream that has begun: an event with the error, and no `[DONE]`."""
         await self.finish(b"data: " + error.body() + b"\n\n")
+
+
+class _Presence:
+    def __init__(self, client: Client, connection: Connection) -> None:
+        self._client = client
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.watch(self._client)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._connection.unwatch(self._client)
 
 
 def _too_large(limit_bytes: int) -> ApiError:

@@ -126,7 +126,7 @@ class Dispatch:
                     meter.answered(answer.stream)
                     yield answer
             except AttemptFailed as failure:
-                self._telemetry.attempt(endpoint.model, endpoint.name, failure.code).inc()
+                self._telemetry.attempted(endpoint, failure.code)
                 if answered or isinstance(failure, CallTimeout):
                     raise
                 meter.failed()
@@ -135,7 +135,7 @@ class Dispatch:
                 if tries_left == 0:
                     break
             else:
-                self._telemetry.attempt(endpoint.model, endpoint.name, "ok").inc()
+                self._telemetry.attempted(endpoint, "ok")
                 return
         if last is not None:
             raise last
@@ -194,7 +194,7 @@ class Dispatch:
 
     def _headers(self, answer: Answer, meter: Meter, content_type: bytes) -> Headers:
         overhead_s = meter.overhead_s
-        self._telemetry.overhead.observe(overhead_s)
+        self._telemetry.overhead_s.add(overhead_s)
         return [
             (b"content-type", content_type),
             (b"x-tidegate-endpoint", answer.attempt.member.header_name),

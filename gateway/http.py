@@ -82,7 +82,7 @@ class Edge:
             request = parse(api, body, headers)
             model = self._catalog.model(request.model)
         except ApiError as error:
-            self._telemetry.refused.labels(error.code).inc()
+            self._telemetry.refused[error.code] += 1
             raise
         arrival = Arrival(call_id, client.request_id, caller, time.monotonic(), _trace_lines(headers))
         self._running[client] = arrival.started_s + self._catalog.total_s + _OVERDUE_S
