@@ -251,8 +251,9 @@ def _throughput(
     if not target.pid:
         return per_s, None
     if used_s < _LEAST_CORE_SHARE * elapsed_s:
-        share = f"{used_s / elapsed_s:.0%} of a core"
-        problems.append(f"{kind}: it had only {share}, so others slowed it down, or the load's core did")
+        problems.append(
+            f"{kind}: it had less than {_LEAST_CORE_SHARE:.0%} of its core, for others used it, or the load's core held it up"
+        )
     return per_s, used_s / elapsed_s / per_s * 1e6 if per_s else None
 
 

@@ -188,7 +188,7 @@ class Tidegate:
                 {
                     "listen": {"host": "127.0.0.1", "port": setting.port},
                     "database": f"sqlite:///{setting.folder}/tidegate.db",
-                    "journal": str(setting.folder / "journal"),
+                    "journal": {"folder": str(setting.folder / "journal")},
                     "auth": {"mode": "keys", "master_key": "sk-bench-master"},
                     "models": {setting.model: {"price": price, "endpoints": endpoints}},
                 }
