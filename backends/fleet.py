@@ -19,10 +19,12 @@ from backends.lane import Exchange, LaneLimits, Patience, Sweep
 from backends.worker import Access, HttpBackend, Opening, Outgoing, lane_to
 from routing.ejection import Ejection
 from routing.speed import Speed
-from routing.types import Endpoint, Load
+from routing.types import Load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from routing.types import Endpoint
 
 
 LOAD_HOLDS_S = 0.005

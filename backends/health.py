@@ -7,17 +7,20 @@ worker as well; what a check adds is that a worker which nobody calls is seen to
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from backends.base import AttemptFailed
+from backends.base import AttemptFailed, LaneFull
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from backends.fleet import Member
+
+log = logging.getLogger(__name__)
 
 JITTER = 0.2
 """Checks of many workers by many gateways drift apart instead of coming in step."""
@@ -37,13 +40,19 @@ async def watch(member: Member, interval_s: float, timeout_s: float) -> AsyncIte
 async def _keep_checking(member: Member, interval_s: float, timeout_s: float) -> None:
     while True:
         wait_s = interval_s * random.uniform(1.0 - JITTER, 1.0 + JITTER)  # noqa: S311 - jitter
-        await check(member, timeout_s, wait_s)
+        try:
+            await check(member, timeout_s, wait_s)
+        except Exception:
+            # A defect here must not end the checks: the member would keep the state it was last seen in.
+            log.exception("checking %s failed", member.endpoint.name)
         await asyncio.sleep(wait_s)
 
 
 async def check(member: Member, timeout_s: float, next_check_s: float) -> None:
     try:
         status = await member.backend.probe("/health", timeout_s)
+    except LaneFull:
+        return  # in full use, which calls tell more of than a check
     except AttemptFailed as failure:
         ok, detail = False, str(failure)
     else:

@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import ssl
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 import httptools
@@ -34,6 +36,7 @@ from backends.base import (
     FirstByteTimeout,
     LaneFull,
     ReplyBroken,
+    ReplyLate,
     ReplyMalformed,
     ReplyOversized,
     SilenceTimeout,
@@ -44,11 +47,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+log = logging.getLogger(__name__)
+
 HIGH_WATER_BYTES = 65_536
 """What a reply may run ahead of its reader; beyond it the socket is not read, and TCP slows the worker down."""
 MAX_HEAD_BYTES = 65_536
+"""Of anything that is not body, between two pieces of body: headers, trailers, 1xx replies, chunk extensions."""
 DRAIN_S = 0.5
 """For the last bytes of a reply, after its content; a worker that takes longer loses the connection, no more."""
+
+
+_TOO_LONG = "not done within the call's time"
 
 
 class Origin(Struct, frozen=True):
@@ -92,7 +101,7 @@ class Lane:
     def exchange(self, head: bytes, body: bytes, patience: Patience, ends_s: float = math.inf) -> Exchange:
         """One request and its reply; `head` ends with the empty line and `body` has the length it names.
 
-        `ends_s`, on the loop's clock, is when the call that this is for has to be done.
+        `ends_s`, on the monotonic clock, is when the call that this is for has to be done.
         """
         return Exchange(self, head, body, patience, ends_s)
 
@@ -119,18 +128,19 @@ class Lane:
                 return connection
         return None
 
-    async def connect(self) -> _Connection:
+    async def connect(self, ends_s: float) -> _Connection:
         """A new connection.
 
-        Raises LaneFull, ConnectFailed, ConnectTimeout or TlsFailed.
+        Raises LaneFull, ConnectFailed, ConnectTimeout, TlsFailed or CallTimeout.
         """
         if self.connections >= self.limits.connections:
             raise LaneFull(f"all {self.limits.connections} connections are in use")
         origin = self.origin
         loop = asyncio.get_running_loop()
+        left_s = ends_s - time.monotonic()
         self._connecting += 1
         try:
-            async with asyncio.timeout(self.limits.connect_s):
+            async with asyncio.timeout(min(self.limits.connect_s, left_s)):
                 _, connection = await loop.create_connection(
                     lambda: _Connection(self),
                     origin.host,
@@ -139,17 +149,22 @@ class Lane:
                     server_hostname=origin.host if origin.tls else None,
                 )
         except TimeoutError:
+            if left_s <= self.limits.connect_s:
+                raise CallTimeout(_TOO_LONG) from None
             raise ConnectTimeout(f"no connection within {self.limits.connect_s:g} s") from None
         except (ssl.SSLError, ssl.CertificateError) as error:
             raise TlsFailed(f"TLS handshake failed: {error}") from None
         except OSError as error:
             raise ConnectFailed(f"cannot connect: {error.strerror or error}") from None
+        except UnicodeError as error:
+            raise ConnectFailed(f"no host can have this name: {error}") from None
         finally:
             self._connecting -= 1
-        return connection
-
-    def opened(self, connection: _Connection) -> None:
+        # From here on its loss is told to whoever asks, so it must not have been lost before.
+        if connection.transport.is_closing():
+            raise ConnectFailed("the connection was closed as soon as it was made")
         self._connections.add(connection)
+        return connection
 
     def lost(self, connection: _Connection) -> None:
         self._connections.discard(connection)
@@ -166,14 +181,11 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
-        self.loop = asyncio.get_running_loop()
         self.exchange: Exchange | None = None
-        self.reused = False
-        self.idle_since_s = self.loop.time()
+        self.idle_since_s = 0.0
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self.lane.opened(self)
 
     def data_received(self, data: bytes) -> None:
         if self.exchange is None:
@@ -199,8 +211,8 @@ class Exchange:
         self._body = body
         self._patience = patience
         self._loop = asyncio.get_running_loop()
-        self._ends_s = min(self._loop.time() + patience.total_s, ends_s)
-        self._expiry: type[AttemptFailed] = CallTimeout
+        self._ends_s = min(time.monotonic() + patience.total_s, ends_s)
+        self._expiry: type[ReplyLate] = CallTimeout
         self.deadline_s = math.inf
         self._connection: _Connection | None = None
         self._reset()
@@ -210,8 +222,9 @@ class Exchange:
         self.headers: dict[bytes, bytes] = {}
         self.complete = False
         self._parser = httptools.HttpResponseParser(self)
-        self._head_bytes = 0
+        self._begun = False
         self._head_complete = False
+        self._beside_bytes = 0
         self._reusable = False
         self._blocks: list[bytes] = []
         self._size = 0
@@ -230,12 +243,12 @@ class Exchange:
             except ReplyBroken:
                 # The worker closed an idle connection just as it was reused. Not a byte of a reply has come, so the
                 # call is not known to have been seen: ask once more on a connection that cannot be stale.
-                if self._head_bytes:
+                if self._begun:
                     raise
                 self._reset()
             else:
                 return self
-        await self._ask(await self._lane.connect())
+        await self._ask(await self._lane.connect(self._ends_s))
         return self
 
     async def __aexit__(
@@ -253,7 +266,7 @@ class Exchange:
                 raise self._error
             if self.complete:
                 return b""
-            await self._wait(self._patience.silence_s, SilenceTimeout)
+            await self._wait(time.monotonic() + self._patience.silence_s, SilenceTimeout)
         return self._take()
 
     async def read_whole(self, limit_bytes: int) -> bytes:
@@ -262,17 +275,18 @@ class Exchange:
         Raises what `read` raises, and ReplyOversized beyond `limit_bytes`.
         """
         self._limit_bytes = limit_bytes
-        self._check_size()
+        if max(self._size, int(self.headers.get(b"content-length", b"0"))) > limit_bytes:
+            self._fail(ReplyOversized(f"a reply of more than {limit_bytes} bytes"))
         self._resume()
         while not self.complete and self._error is None:
-            await self._wait(self._patience.silence_s, SilenceTimeout)
+            await self._wait(time.monotonic() + self._patience.silence_s, SilenceTimeout)
         if self._error is not None:
             raise self._error
         return self._take()
 
     async def drain(self) -> None:
         """Wait a moment for the end of a reply that has said all it has to say, so that the connection can be reused."""
-        self._ends_s = min(self._ends_s, self._loop.time() + DRAIN_S)
+        self._ends_s = min(self._ends_s, time.monotonic() + DRAIN_S)
         self.deadline_s = min(self.deadline_s, self._ends_s)
         with contextlib.suppress(AttemptFailed):
             while not self.complete:
@@ -281,22 +295,25 @@ class Exchange:
     async def _ask(self, connection: _Connection) -> None:
         self._connection = connection
         connection.exchange = self
+        now_s = time.monotonic()
+        until_s = now_s + self._patience.first_byte_s
         try:
+            if now_s >= self._ends_s:
+                raise CallTimeout(_TOO_LONG)  # noqa: TRY301 - see below
             transport = connection.transport
             if len(self._body) < HIGH_WATER_BYTES:
                 transport.write(self._head + self._body)
             else:
                 transport.writelines((self._head, self._body))
-            while not self._head_complete:
-                if self._error is not None:
-                    raise self._error
-                await self._wait(self._patience.first_byte_s, FirstByteTimeout)
+            while not self._head_complete and self._error is None:
+                await self._wait(until_s, FirstByteTimeout)
+            if self._error is not None:
+                raise self._error  # noqa: TRY301 - a failure found here is cleaned up like one found elsewhere
         except BaseException:
             self._release()
             raise
 
-    async def _wait(self, patience_s: float, expiry: type[AttemptFailed]) -> None:
-        until_s = self._loop.time() + patience_s
+    async def _wait(self, until_s: float, expiry: type[ReplyLate]) -> None:
         if until_s < self._ends_s:
             self.deadline_s, self._expiry = until_s, expiry
         else:
@@ -336,8 +353,7 @@ class Exchange:
             and transport.get_write_buffer_size() == 0
         )
         if reusable:
-            connection.reused = True
-            connection.idle_since_s = self._loop.time()
+            connection.idle_since_s = time.monotonic()
             self._lane.give_back(connection)
         else:
             connection.abort()
@@ -345,18 +361,23 @@ class Exchange:
     # The connection's side
 
     def received(self, data: bytes) -> None:
-        if not self._head_complete:
-            self._head_bytes += len(data)
-        elif self._limit_bytes is not None and self._waiter is not None:
-            self.deadline_s = min(self._loop.time() + self._patience.silence_s, self._ends_s)
+        if self.complete:
+            self._reusable = False  # more than was asked for: out of step
+            return
+        self._begun = True
+        self._beside_bytes += len(data)
+        if self._limit_bytes is not None:
+            self.deadline_s = min(time.monotonic() + self._patience.silence_s, self._ends_s)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._fail(ReplyMalformed("the worker switched protocols"))
         except httptools.HttpParserError as error:
-            self._fail(ReplyMalformed(f"not HTTP: {error}"))
-        if not self._head_complete and self._head_bytes > MAX_HEAD_BYTES:
-            self._fail(ReplyOversized(f"reply headers of more than {MAX_HEAD_BYTES} bytes"))
+            self._reusable = False
+            if not self.complete:
+                self._fail(ReplyMalformed(f"not HTTP: {error}"))
+        if self._beside_bytes > MAX_HEAD_BYTES and not self.complete:
+            self._fail(ReplyOversized(f"more than {MAX_HEAD_BYTES} bytes of headers or the like"))
         # Whoever reads the whole reply is woken once, at its end.
         if self._limit_bytes is None or self.complete or self._error is not None:
             self._wake()
@@ -372,8 +393,10 @@ class Exchange:
         if ends_with_connection and exc is None:
             self.complete = True
         else:
-            where = "in the middle of its reply" if self._head_bytes else "before its reply"
-            self._error = ReplyBroken(f"the worker closed the connection {where}" + (f": {exc}" if exc else ""))
+            where = "in the middle of its reply" if self._begun else "before its reply"
+            self._error = ReplyBroken(
+                f"the worker closed the connection {where}" + (f": {exc}" if exc else "")
+            )
         self._wake()
 
     def expire(self) -> None:
@@ -381,7 +404,7 @@ class Exchange:
         texts = {
             FirstByteTimeout: f"no reply within {patience.first_byte_s:g} s",
             SilenceTimeout: f"nothing came for {patience.silence_s:g} s",
-            CallTimeout: f"not done within {patience.total_s:g} s",
+            CallTimeout: _TOO_LONG,
         }
         self._fail(self._expiry(texts[self._expiry]))
         self._wake()
@@ -397,14 +420,6 @@ class Exchange:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _check_size(self) -> None:
-        limit = self._limit_bytes
-        if limit is None:
-            return
-        announced = self.headers.get(b"content-length", b"0")
-        if self._size > limit or int(announced) > limit:
-            self._fail(ReplyOversized(f"a reply of more than {limit} bytes"))
-
     # llhttp's side
 
     def on_message_begin(self) -> None:
@@ -412,7 +427,7 @@ class Exchange:
             self._reusable = False  # more than was asked for: out of step
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.complete:
+        if not self._head_complete:  # else a trailer
             self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
@@ -429,13 +444,15 @@ class Exchange:
         if self.complete:
             return
         self._blocks.append(body)
+        self._beside_bytes = 0
         self._size += len(body)
-        if self._size > HIGH_WATER_BYTES:
-            if self._limit_bytes is not None:
-                self._check_size()
-            elif not self._paused and self._connection is not None:
-                self._paused = True
-                self._connection.transport.pause_reading()
+        limit = self._limit_bytes
+        if limit is not None:
+            if self._size > limit:
+                self._fail(ReplyOversized(f"a reply of more than {limit} bytes"))
+        elif self._size > HIGH_WATER_BYTES and not self._paused and self._connection is not None:
+            self._paused = True
+            self._connection.transport.pause_reading()
 
     def on_message_complete(self) -> None:
         if self._head_complete and not self.complete:
@@ -462,9 +479,12 @@ class Sweep:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._interval_s)
-            now_s = loop.time()
+            now_s = time.monotonic()
             for lane in self._lanes():
-                lane.sweep(now_s)
+                try:
+                    lane.sweep(now_s)
+                except Exception:
+                    # A defect must not leave every call of the process without deadlines.
+                    log.exception("sweeping the lane to %s failed", lane.origin.host)

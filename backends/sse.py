@@ -11,14 +11,16 @@ Lines end as the specification allows (LF, CRLF, CR), and never at U+2028 or U+0
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Raw, Struct
 
 from backends.base import ReplyMalformed, ReplyOversized, ServerFault, StreamTruncated
-from backends.usage import WireUsage
-from routing.types import Usage
+from backends.usage import WireUsage  # noqa: TC001 - msgspec reads the annotation at run time
+
+if TYPE_CHECKING:
+    from routing.types import Usage
 
 DONE = b"data: [DONE]\n\n"
 _NOTABLE = (b'"finish_reason":"', b'"usage":', b'"error":', b"[DONE]")

@@ -11,14 +11,14 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from backends.base import ReplyMalformed
+from backends.base import ReplyMalformed, ReplyOversized
 from backends.lane import Exchange, Lane, LaneLimits, Origin, Patience
 from backends.refusal import refusal
 
 _ERROR_BODY_BYTES = 65_536
 
 
-class Outgoing(Struct, frozen=True):
+class Outgoing(Struct, frozen=True, gc=False):
     """A call on its way to one endpoint."""
 
     api: str
@@ -27,7 +27,7 @@ class Outgoing(Struct, frozen=True):
     request_id: str
     stream: bool
     ends_s: float
-    """When the call has to be done, on the loop's clock."""
+    """When the call has to be done, on the monotonic clock."""
     trace: bytes = b""
     """Header lines with the client's trace context, or nothing."""
 
@@ -60,7 +60,7 @@ class HttpBackend:
         self._whole_patience = Patience(patience.total_s, patience.silence_s, patience.total_s)
         key = f"authorization: Bearer {access.api_key}\r\n" if access.api_key else ""
         self._fixed = (
-            f"host: {urlsplit(access.url).netloc}\r\n"
+            f"host: {urlsplit(access.url).netloc.rpartition('@')[2]}\r\n"
             "user-agent: tidegate\r\naccept: */*\r\naccept-encoding: identity\r\n"
             f"content-type: application/json\r\n{key}"
         ).encode()
@@ -102,16 +102,24 @@ class Opening:
         exchange = self._exchange
         await exchange.__aenter__()
         try:
-            if exchange.status != 200:
-                body = await exchange.read_whole(_ERROR_BODY_BYTES)
-                raise refusal(exchange.status, exchange.headers, body)
-            content_type = exchange.headers.get(b"content-type", b"")
-            if self._stream and not content_type.startswith(b"text/event-stream"):
-                raise ReplyMalformed(f"asked for a stream and got {content_type[:80].decode(errors='replace')!r}")
+            await self._judge(exchange)
         except BaseException:
             await exchange.__aexit__(None, None, None)
             raise
         return exchange
+
+    async def _judge(self, exchange: Exchange) -> None:
+        """Raises AttemptFailed or CallRejected where the reply is not what was asked for."""
+        if exchange.status != 200:
+            try:
+                body = await exchange.read_whole(_ERROR_BODY_BYTES)
+            except ReplyOversized:
+                # The status alone says whose fault it is: a validation error may quote the whole call.
+                body = b"an error of more than %d bytes" % _ERROR_BODY_BYTES
+            raise refusal(exchange.status, exchange.headers, body)
+        content_type = exchange.headers.get(b"content-type", b"")
+        if self._stream and not content_type.lower().startswith(b"text/event-stream"):
+            raise ReplyMalformed(f"asked for a stream and got {content_type[:80].decode(errors='replace')!r}")
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self._exchange.__aexit__(None, None, None)
