@@ -1,0 +1,91 @@
+"""The tables of the README that the code already holds: configuration, errors, metrics.
+
+python tests/readme_tables.py           prints what would change, and exits with 1 where anything would
+python tests/readme_tables.py --write   writes it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import httpx2
+
+from gateway.app import application
+from gateway.config import config_reference, load
+from gateway.errors import ERRORS
+
+README = Path(__file__).parents[1] / "README.md"
+CONFIG = """
+database: sqlite:///{folder}/tidegate.db
+journal: {{folder: "{folder}/journal"}}
+models:
+  any:
+    price: {{input: 0, output: 0}}
+    endpoints: [{{openai: "http://127.0.0.1:9/v1"}}]
+"""
+
+
+def errors() -> str:
+    lines = ["| Status | `code` | `type` | Meaning |", "|---|---|---|---|"]
+    rows = sorted(ERRORS.items(), key=lambda row: row[1].status)
+    lines += [f"| {kind.status} | `{code}` | `{kind.type}` | {kind.meaning} |" for code, kind in rows]
+    return "\n".join(lines) + "\n"
+
+
+def metrics() -> str:
+    """As the gateway shows them on /metrics."""
+    page = asyncio.run(_metrics_page())
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE))
+    meanings = dict(re.findall(r"^# HELP (\S+) (.+)$", page, re.MULTILINE))
+    lines = ["| Metric | Kind | Meaning |", "|---|---|---|"]
+    lines += [
+        f"| `{name}` | {kinds[name]} | {meanings[name]} |"
+        for name in sorted(meanings)
+        if not name.endswith("_created")
+    ]
+    return "\n".join(lines) + "\n"
+
+
+async def _metrics_page() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tidegate.yaml")
+        path.write_text(CONFIG.format(folder=folder))
+        async with application(load(path, {})) as app:
+            transport = httpx2.ASGITransport(app)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://tidegate") as client:
+                return (await client.get("/metrics")).raise_for_status().text
+
+
+TABLES = {"config": config_reference, "errors": errors, "metrics": metrics}
+
+
+def with_tables(readme: str) -> str:
+    """The README with every table as it should be. Raises ValueError where a marker is missing."""
+    for name, table in TABLES.items():
+        marked = re.compile(f"<!-- {name} -->\n.*?<!-- /{name} -->\n", re.DOTALL)
+        places = marked.findall(readme)
+        if len(places) != 1:
+            raise ValueError(f"the README has {len(places)} places for the table {name}, not one")
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+        readme = readme.replace(places[0], f"{start}\n{table()}\n{end}")
+    return readme
+
+
+def main() -> int:
+    is_ = README.read_text()
+    should_be = with_tables(is_)
+    if "--write" in sys.argv[1:]:
+        README.write_text(should_be)
+        return 0
+    difference = list(difflib.unified_diff(is_.splitlines(), should_be.splitlines(), lineterm="", n=0))
+    sys.stdout.write("".join(f"{line}\n" for line in difference))
+    return bool(difference)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The README says what the program does: whatever a user can set, meet or read is in it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from readme_tables import README, with_tables
+
+from gateway.cli import app
+from gateway.config import config_reference
+from gateway.errors import ERRORS
+from gateway.openai import PATHS, Routing
+
+ROOT = Path(__file__).parents[1]
+TEXT = README.read_text()
+GATEWAY = "".join(path.read_text() for path in (ROOT / "gateway").rglob("*.py"))
+
+
+def test_the_tables_are_up_to_date():
+    assert with_tables(TEXT) == TEXT, "python tests/readme_tables.py --write"
+
+
+@pytest.mark.parametrize("key", re.findall(r"^\| `([^`]+)`", config_reference(), re.MULTILINE))
+def test_every_key_of_the_configuration_is_there(key: str):
+    assert f"| `{key}` |" in TEXT
+
+
+@pytest.mark.parametrize("code", ERRORS)
+def test_every_error_is_there(code: str):
+    assert f"| `{code}` |" in TEXT
+
+
+@pytest.mark.parametrize("header", sorted(set(re.findall(r'"(x-tidegate-[a-z-]+[a-z])"', GATEWAY))))
+def test_every_header_of_a_reply_is_there(header: str):
+    assert f"| `{header}` |" in TEXT
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r'"(tidegate_[a-z_]+)"', GATEWAY))))
+def test_every_metric_is_there(name: str):
+    assert f"| `{name}` |" in TEXT
+
+
+@pytest.mark.parametrize("field", Routing.__struct_fields__)
+def test_every_demand_that_a_call_can_make_is_there(field: str):
+    assert f"`{field}" in TEXT
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_is_there(path: str):
+    assert f"{path}`" in TEXT
+
+
+def commands(group: typer.core.TyperGroup, prefix: str):
+    for name, command in group.commands.items():
+        below = getattr(command, "commands", None)
+        yield from commands(command, f"{prefix} {name}") if below else [f"{prefix} {name}"]
+
+
+@pytest.mark.parametrize("command", list(commands(typer.main.get_command(app), "tidegate")))
+def test_every_command_is_there(command: str):
+    assert f"| `{command}" in TEXT
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", TEXT))))
+def test_every_link_leads_somewhere(target: str):
+    if target.startswith("#"):
+        titles = re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE)
+        assert target[1:] in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    elif not target.startswith("https://"):
+        assert (ROOT / target).is_file()
+
+
+def test_the_picture_is_one_and_is_drawn_for_dark_pages_too():
+    picture = (ROOT / ".readme" / "arrows.svg").read_text()
+    assert picture.startswith("<svg ")
+    assert "prefers-color-scheme: dark" in picture
+
+
+@pytest.mark.parametrize("name", ["demo", "tests"])
+def test_each_of_the_two_commands_is_one_line(name: str):
+    block = re.search(rf"<!-- {name} -->\n```sh\n(.+)\n```\n<!-- /{name} -->", TEXT)
+    assert block
+    assert "pip install -q -r requirements.lock" in block[1]
