@@ -40,7 +40,7 @@ PACED_STREAMS = 256
 CHUNKS_PER_S = 50
 LATENCY_RATE_PER_S = 1000
 _LEAST_CORE_SHARE = 0.85
-"""A saturated server uses all of its core; with less than this the figure is not about the server."""
+"""A saturated server uses all of its core; with less than this its requests per second are not what it can do."""
 _KEEPS_UP = 0.97
 
 
@@ -252,7 +252,8 @@ def _throughput(
         return per_s, None
     if used_s < _LEAST_CORE_SHARE * elapsed_s:
         problems.append(
-            f"{kind}: it had less than {_LEAST_CORE_SHARE:.0%} of its core, for others used it, or the load's core held it up"
+            f"{kind}: less than {_LEAST_CORE_SHARE:.0%} of its core used: it waits for something (such as delayed ACKs), "
+            "others took the core, or the load's core held it up; read the CPU time"
         )
     return per_s, used_s / elapsed_s / per_s * 1e6 if per_s else None
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from loadtest.proxies import Running
 
 _PACED_TOKENS = 10
-_MIXTURE = {"json": (0.45, 16), "burst": (0.45, 16), "paced": (0.10, 128)}
-"""Of the calls, the part that is of this kind, and how many clients send them."""
+_MIXTURE = {"json": (0.45, 16), "burst": (0.45, 16), "paced": (0.10, 32)}
+"""Of the calls, the part that is of this kind, and how many clients send them: all kinds take about as long."""
 _GROWTH = 0.05
 _GROWTH_BYTES = 5_000_000
 _MORE_DESCRIPTORS = 16
