@@ -38,6 +38,8 @@ _COMPARED = {
     "stream_cpu_us": "CPU of a burst stream",
     "paced_core_share": "CPU of paced streams",
 }
+_SHAKEN = {"json_per_s", "streams_per_s"}
+"""What a busy machine, or a server that waits, makes worthless; processor time is not among it."""
 _LESS_IS_BETTER = {"json_cpu_us", "stream_cpu_us", "paced_core_share"}
 
 
@@ -105,8 +107,15 @@ def ratio_lines(medians: dict[str, Reading], name: str) -> list[str]:
         parts = [f"{to_bare:.2f} x {BARE_PROXY}"] if to_bare is not None else []
         parts += [f"{to_rust:.2f} x the better Rust router"] if to_rust is not None else []
         if parts:
-            lines.append(f"{name}, {title}: {', '.join(parts)}")
+            doubt = "" if figure not in _SHAKEN else _doubt(medians, [name, BARE_PROXY, *RUST_ROUTERS])
+            lines.append(f"{name}, {title}: {', '.join(parts)}{doubt}")
     return lines + _added_latency(medians, name)
+
+
+def _doubt(medians: dict[str, Reading], names: Iterable[str]) -> str:
+    """A ratio of requests per second is no result where one of its rows is marked."""
+    marked = [name for name in names if name in medians and medians[name].problems]
+    return f" (no result: {', '.join(marked)} marked)" if marked else ""
 
 
 def _added_latency(medians: dict[str, Reading], name: str) -> list[str]:

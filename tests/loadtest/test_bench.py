@@ -222,6 +222,16 @@ def test_ratios_are_to_the_best_peer_whichever_way_the_figure_is_read():
     assert "tidegate, latency added at 1,000 requests/s: p50 0.20 ms, p99 1.00 ms" in found
 
 
+def test_a_ratio_to_a_row_that_was_disturbed_is_not_passed_off_as_a_result():
+    rows = {
+        "tidegate": [Reading(json_per_s=4000, json_cpu_us=240)],
+        "vllm-router": [Reading(json_per_s=2700, json_cpu_us=120, problems=("JSON: others took the core",))],
+    }
+    found = notes(compare(rows, {}, "here"))
+    assert "tidegate, JSON replies/s: 1.48 x the better Rust router (no result: vllm-router marked)" in found
+    assert "tidegate, CPU of a JSON reply: 2.00 x the better Rust router" in found
+
+
 def test_a_comparison_round_trips_as_json():
     found = compare({"a": [Reading(json_per_s=1.0)]}, {"b": "is not installed"}, "here")
     assert msgspec.json.decode(msgspec.json.encode(found), type=type(found)) == found
