@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from vllm_pool import Gateway, Worker, gateway_over, two_workers, unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Worker]]:
+    """Two real vLLM servers, for the whole session: they take a minute to start."""
+    reason = unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    with two_workers(tmp_path_factory.mktemp("vllm")) as both:
+        yield both
+
+
+@pytest.fixture(scope="session")
+def gateway(workers: list[Worker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with gateway_over(workers, tmp_path_factory.mktemp("gateway")) as running:
+        yield running

@@ -1,0 +1,357 @@
+"""The main job on real input: two real vLLM servers, the gateway, and the official client, as its users know it.
+
+The tests run in this order: those at the end kill a worker, and then stop the gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from vllm_pool import Gateway, Worker
+
+pytestmark = pytest.mark.vllm
+
+TIMEOUT_S = 120
+MESSAGES = [{"role": "user", "content": "Why are there tides?"}]
+GREEDY: dict[str, Any] = {"model": "llama", "messages": MESSAGES, "temperature": 0}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "tide_at",
+        "description": "The tide at a place.",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def key(gateway: Gateway) -> str:
+    return gateway.new_key("harbour")
+
+
+@pytest.fixture(scope="module")
+def client(gateway: Gateway, key: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0, timeout=TIMEOUT_S) as client:
+        yield client
+
+
+@asynccontextmanager
+async def async_client(gateway: Gateway, key: str) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(
+        base_url=f"{gateway.url}/v1", api_key=key, max_retries=0, timeout=TIMEOUT_S
+    ) as client:
+        yield client
+
+
+def text_of(chunks: list[Any]) -> str:
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+async def until(true: Callable[[], bool], within_s: float = TIMEOUT_S) -> None:
+    """Wait for what another process does and tells nobody."""
+    async with asyncio.timeout(within_s):
+        while not await asyncio.to_thread(true):  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.02)
+
+
+def test_a_chat_is_answered_under_the_public_name_of_the_model(client: OpenAI):
+    reply = client.chat.completions.create(**GREEDY, max_tokens=20)
+    assert reply.model == "llama"
+    assert reply.choices[0].message.content
+    assert reply.choices[0].finish_reason == "length"
+    assert reply.usage.completion_tokens == 20
+    assert client.chat.completions.create(**GREEDY | {"model": "llama-small"}, max_tokens=1).model == "llama"
+
+
+def test_both_servers_get_calls_and_answer_alike(client: OpenAI):
+    texts = {}
+    for name in ("vllm-1", "vllm-2"):
+        reply = client.chat.completions.with_raw_response.create(
+            **GREEDY, max_tokens=20, extra_body={"routing": {"only": [name]}}
+        )
+        assert reply.headers["x-tidegate-endpoint"] == name
+        texts[name] = reply.parse().choices[0].message.content
+    assert texts["vllm-1"] == texts["vllm-2"]
+
+
+async def test_the_async_client_gets_the_same_answer(gateway: Gateway, key: str, client: OpenAI):
+    expected = client.chat.completions.create(**GREEDY, max_tokens=20).choices[0].message.content
+    async with async_client(gateway, key) as asynchronous:
+        replies = await asyncio.gather(
+            *(asynchronous.chat.completions.create(**GREEDY, max_tokens=20) for _ in range(4))
+        )
+    assert [reply.choices[0].message.content for reply in replies] == [expected] * 4
+
+
+async def test_a_stream_brings_the_text_of_the_whole_reply(gateway: Gateway, key: str, client: OpenAI):
+    whole = client.chat.completions.create(**GREEDY, max_tokens=40).choices[0].message.content
+    chunks = list(client.chat.completions.create(**GREEDY, max_tokens=40, stream=True))
+    assert len(chunks) > 30
+    assert text_of(chunks) == whole
+    assert {chunk.model for chunk in chunks} == {"llama"}
+    assert chunks[-1].choices[0].finish_reason == "length"
+    async with async_client(gateway, key) as asynchronous:
+        stream = await asynchronous.chat.completions.create(**GREEDY, max_tokens=40, stream=True)
+        assert text_of([chunk async for chunk in stream]) == whole
+
+
+def test_the_usage_chunk_is_shown_only_to_those_who_asked(client: OpenAI):
+    silent = list(client.chat.completions.create(**GREEDY, max_tokens=5, stream=True))
+    assert all(chunk.usage is None for chunk in silent)
+    assert all(chunk.choices for chunk in silent)
+
+    asked = list(
+        client.chat.completions.create(
+            **GREEDY, max_tokens=5, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert asked[-1].choices == []
+    assert asked[-1].usage.completion_tokens == 5
+    assert all(chunk.usage is None for chunk in asked[:-1])
+
+
+def test_tools_reach_the_worker(client: OpenAI):
+    reply = client.chat.completions.create(**GREEDY, max_tokens=5, tools=[TOOL], tool_choice="none")
+    assert reply.choices[0].message.content
+    with pytest.raises(
+        openai.BadRequestError, match="--tool-call-parser"
+    ):  # this server has none, and says so
+        client.chat.completions.create(**GREEDY, max_tokens=5, tools=[TOOL], tool_choice="auto")
+
+
+def test_a_json_schema_is_obeyed(client: OpenAI):
+    schema = {
+        "type": "object",
+        "properties": {"answer": {"enum": ["yes", "no"]}},
+        "required": ["answer"],
+        "additionalProperties": False,
+    }
+    reply = client.chat.completions.create(
+        **GREEDY,
+        max_tokens=400,
+        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
+    )
+    assert json.loads(reply.choices[0].message.content)["answer"] in {"yes", "no"}
+
+
+def test_logprobs_come_back(client: OpenAI):
+    reply = client.chat.completions.create(**GREEDY, max_tokens=2, logprobs=True, top_logprobs=2)
+    tokens = reply.choices[0].logprobs.content
+    assert len(tokens) == 2
+    assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in tokens)
+
+
+def test_n_choices_and_a_seed_reach_the_worker(client: OpenAI):
+    def two() -> list[str]:
+        reply = client.chat.completions.create(
+            model="llama", messages=MESSAGES, temperature=1, seed=7, n=2, max_tokens=8
+        )
+        return [choice.message.content for choice in reply.choices]
+
+    first = two()
+    assert len(set(first)) == 2
+    assert two() == first
+
+    stream = client.chat.completions.create(
+        model="llama", messages=MESSAGES, temperature=1, seed=7, n=2, max_tokens=8, stream=True
+    )
+    finished = [(c.index, c.finish_reason) for chunk in stream for c in chunk.choices if c.finish_reason]
+    assert sorted(finished) == [(0, "length"), (1, "length")]
+
+
+def test_a_stop_text_reaches_the_worker(client: OpenAI):
+    reply = client.chat.completions.create(**GREEDY, max_tokens=40, stop=["e"])
+    assert reply.choices[0].finish_reason == "stop"
+    assert "e" not in reply.choices[0].message.content
+
+
+def test_the_vendors_own_fields_reach_the_worker_and_token_ids_serve_as_a_prompt(client: OpenAI):
+    chat = client.chat.completions.create(
+        **GREEDY, max_tokens=8, extra_body={"ignore_eos": True, "return_token_ids": True}
+    )
+    prompt, emitted = chat.prompt_token_ids, chat.choices[0].token_ids
+    assert len(prompt) == chat.usage.prompt_tokens
+    assert len(emitted) == 8
+    again = client.completions.create(
+        model="llama",
+        prompt=prompt + emitted[:3],
+        temperature=0,
+        max_tokens=5,
+        extra_body={"ignore_eos": True, "return_token_ids": True},
+    )
+    assert again.choices[0].token_ids == emitted[3:]
+    assert again.usage.prompt_tokens == len(prompt) + 3
+
+
+def test_embeddings_are_answered_with_the_workers_own_error(client: OpenAI):
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.embeddings.create(model="llama", input="high water")
+    assert raised.value.body["message"] == "Not Found"
+
+
+def test_too_long_a_prompt_is_answered_with_the_workers_own_error(client: OpenAI):
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 2048 tokens") as raised:
+        client.chat.completions.create(model="llama", messages=[{"role": "user", "content": "tide " * 4000}])
+    assert raised.value.param == "input_tokens"
+
+
+def test_an_unknown_model_is_not_found_and_what_is_spelled_alike_is_named(client: OpenAI):
+    with pytest.raises(openai.NotFoundError, match="Did you mean llama") as raised:
+        client.chat.completions.create(**GREEDY | {"model": "lama"})
+    assert raised.value.code == "model_not_found"
+
+
+def test_a_wrong_key_is_refused(gateway: Gateway):
+    with (
+        OpenAI(base_url=f"{gateway.url}/v1", api_key="tg-wrong", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        stranger.chat.completions.create(**GREEDY)
+
+
+def test_the_request_id_reaches_the_worker(client: OpenAI):
+    reply = client.chat.completions.with_raw_response.create(
+        **GREEDY, max_tokens=1, extra_headers={"x-request-id": "spring-tide"}
+    )
+    assert reply.headers["x-request-id"] == "spring-tide"
+    assert reply.parse().id == "chatcmpl-spring-tide"  # this is how vLLM shows what it was given
+
+    own = client.chat.completions.with_raw_response.create(**GREEDY, max_tokens=1)
+    assert own.parse().id == f"chatcmpl-{own.headers['x-request-id']}"
+
+
+async def test_what_is_metered_is_what_the_workers_reported(gateway: Gateway):
+    with OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.new_key("mill"), max_retries=0) as client:
+        usages = [client.chat.completions.create(**GREEDY, max_tokens=n).usage for n in (1, 7, 30)]
+        stream = client.chat.completions.create(
+            **GREEDY, max_tokens=11, stream=True, stream_options={"include_usage": True}
+        )
+        usages.append(list(stream)[-1].usage)
+        shown = len(list(client.chat.completions.create(**GREEDY, max_tokens=9, stream=True)))
+        usages.append(client.completions.create(model="llama", prompt="high water " * 50, max_tokens=3).usage)
+    assert shown > 1
+    prompt = usages[0].prompt_tokens
+    completion_tokens = sum(usage.completion_tokens for usage in usages) + 9
+    prompt_tokens = sum(usage.prompt_tokens for usage in usages) + prompt
+
+    def row() -> dict[str, Any]:
+        return next((row for row in gateway.command("usage") if row["tenant"] == "mill"), {"calls": 0})
+
+    await until(lambda: row()["calls"] == 6)  # rows reach the database in batches
+    metered = row()
+    assert metered["prompt_tokens"] == prompt_tokens
+    assert metered["completion_tokens"] == completion_tokens
+    assert metered["errors"] == metered["estimated_calls"] == 0
+    assert metered["charge_nano_usd"] == prompt_tokens * 50 + completion_tokens * 100
+
+
+@pytest.mark.parametrize("kind", ["stream", "whole reply"])
+async def test_a_client_that_leaves_frees_the_worker(
+    gateway: Gateway, key: str, workers: list[Worker], kind: str
+):
+    stream = kind == "stream"
+
+    def total(metric: str) -> float:
+        return sum(worker.metric(metric) for worker in workers)
+
+    made_before = total("vllm:generation_tokens_total")
+    async with async_client(gateway, key) as client:
+        call = asyncio.create_task(
+            client.chat.completions.create(
+                **GREEDY, max_tokens=1900, stream=stream, extra_body={"ignore_eos": True}
+            )
+        )
+        await until(lambda: total("vllm:num_requests_running") == 1)
+        if stream:
+            await (await call).close()
+        else:
+            call.cancel()
+        await until(lambda: total("vllm:num_requests_running") == 0)
+    assert total("vllm:generation_tokens_total") - made_before < 1000  # it was stopped, it did not just end
+
+
+async def read_to_the_end(stream: Any) -> str | openai.APIError:
+    """How the stream ended: with the last finish_reason, or the error it was told."""
+    reason = "none"
+    try:
+        async for chunk in stream:
+            reason = chunk.choices[0].finish_reason or reason
+    except openai.APIError as error:
+        return error
+    return reason
+
+
+async def test_of_a_killed_server_no_call_is_lost_that_had_not_begun_and_no_stream_is_cut_in_silence(
+    gateway: Gateway, key: str, workers: list[Worker]
+):
+    victim, other = workers
+    long = {**GREEDY, "max_tokens": 600, "extra_body": {"ignore_eos": True}}
+    on_other = {**long, "extra_body": {"ignore_eos": True, "routing": {"only": [other.name]}}}
+    async with async_client(gateway, key) as client:
+        create = client.chat.completions.with_raw_response.create
+        answers = [asyncio.create_task(create(**long, service_tier="flex")) for _ in range(6)]
+        begun = await asyncio.gather(
+            *(create(**long, service_tier="flex", stream=True) for _ in range(3)),
+            *(create(**on_other, stream=True) for _ in range(3)),
+        )
+        assert [reply.headers["x-tidegate-endpoint"] for reply in begun] == 3 * [victim.name] + 3 * [
+            other.name
+        ]
+        reading = [asyncio.create_task(read_to_the_end(reply.parse())) for reply in begun]
+        await until(lambda: victim.metric("vllm:num_requests_running") == 9)
+        victim.kill()
+        async with asyncio.timeout(TIMEOUT_S):
+            whole = await asyncio.gather(*answers)
+            ends = await asyncio.gather(*reading)
+
+    for reply in whole:
+        assert reply.parse().usage.completion_tokens == 600
+        assert reply.headers["x-tidegate-endpoint"] == other.name
+        assert reply.headers["x-tidegate-attempts"] == "2"
+    for end in ends[:3]:
+        assert isinstance(end, openai.APIError)
+        assert end.code == "upstream_broken"
+    assert ends[3:] == ["length"] * 3
+
+
+async def test_after_that_calls_go_on_at_the_other_server(gateway: Gateway, key: str, workers: list[Worker]):
+    gone, left = workers
+    async with async_client(gateway, key) as client:
+        for number in range(20):
+            reply = await client.chat.completions.with_raw_response.create(
+                **GREEDY, max_tokens=3, stream=bool(number % 2)
+            )
+            assert reply.headers["x-tidegate-endpoint"] == left.name
+            if number % 2:
+                assert await read_to_the_end(reply.parse()) == "length"
+
+        def is_left_alone() -> bool:
+            return (
+                f'tidegate_endpoint_available{{endpoint="{gone.name}",model="llama"}} 0.0'
+                in gateway.metrics()
+            )
+
+        await until(is_left_alone)
+        reply = await client.chat.completions.with_raw_response.create(**GREEDY, max_tokens=3)
+        assert reply.headers["x-tidegate-attempts"] == "1"
+
+
+async def test_sigterm_lets_a_running_stream_finish_and_ends_with_exit_code_0(gateway: Gateway, key: str):
+    async with async_client(gateway, key) as client:
+        stream = await client.chat.completions.create(
+            **GREEDY, max_tokens=300, stream=True, extra_body={"ignore_eos": True}
+        )
+        gateway.process.send_signal(signal.SIGTERM)
+        assert await read_to_the_end(stream) == "length"
+    assert await asyncio.to_thread(gateway.process.wait, TIMEOUT_S) == 0
