@@ -10,7 +10,7 @@ import typer
 from readme_tables import README, with_tables
 
 from gateway.cli import app
-from gateway.config import config_reference
+from gateway.config import config_reference, load
 from gateway.errors import ERRORS
 from gateway.openai import PATHS, Routing
 
@@ -51,6 +51,17 @@ def test_every_demand_that_a_call_can_make_is_there(field: str):
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_is_there(path: str):
     assert f"{path}`" in TEXT
+
+
+def test_the_example_of_a_configuration_is_valid(tmp_path: Path):
+    example = tmp_path / "tidegate.yaml"
+    example.write_text(re.search(r"```yaml\n(.+?)```", TEXT, re.DOTALL)[1])
+    config = load(example, {"EXAMPLE_API_KEY": "made-up"})
+    assert len(config.endpoints_of("llama-3.1-8b")) == 2
+
+
+def test_the_example_in_python_is_valid():
+    compile(re.search(r"```python\n(.+?)```", TEXT, re.DOTALL)[1], "README.md", "exec")
 
 
 def commands(group: typer.core.TyperGroup, prefix: str):
