@@ -59,7 +59,7 @@ class TlsFailed(ConnectFailed):
 
 class ReplyBroken(AttemptFailed):
     code = "upstream_broken"
-    ejects = "reset"
+    ejects: FailureKind | None = "reset"
 
 
 class StreamTruncated(ReplyBroken):
@@ -69,7 +69,7 @@ class StreamTruncated(ReplyBroken):
 
 class ReplyLate(AttemptFailed):
     code = "upstream_timeout"
-    ejects = "timeout"
+    ejects: FailureKind | None = "timeout"
 
 
 class FirstByteTimeout(ReplyLate):

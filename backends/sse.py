@@ -4,7 +4,8 @@ A gateway that parses every chunk of every stream spends most of its time on it.
 though: the same head (id, created, model), one more token, no finish_reason. `CompletionStream` learns the head from
 the first chunk and from then on recognises whole runs of such chunks with a few searches over bytes. What it recognises
 needs no parsing: in JSON an unescaped quote cannot stand inside a string, so `"finish_reason":"` or `"usage":` found in
-the bytes is always a key. All other chunks are decoded in full.
+the bytes is always a key. All other chunks are decoded in full. Which way a chunk takes depends on how the stream was
+cut into blocks; what the client sees and what is counted must not, and the tests hold them to it.
 
 Lines end as the specification allows (LF, CRLF, CR), and never at U+2028 or U+0085, which are text.
 """
@@ -17,7 +18,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from backends.base import ReplyMalformed, ReplyOversized, ServerFault, StreamTruncated
-from backends.usage import WireUsage  # noqa: TC001 - msgspec reads the annotation at run time
+from backends.usage import GIVEN_UP, WireUsage
 
 if TYPE_CHECKING:
     from routing.types import Usage
@@ -27,25 +28,33 @@ _NOTABLE = (b'"finish_reason":"', b'"usage":', b'"error":', b"[DONE]")
 _PLAIN = b'"finish_reason":null'
 
 
+_TEXTS = (b'"content":"', b'"text":"', b'"arguments":"', b'"reasoning":"', b'"reasoning_content":"')
+"""Where a chunk of the usual kind carries its token."""
+_NOTHING = (b"", b"null", b'""', b"[]")
+
+
 class _Delta(Struct):
-    content: Any = None
-    reasoning: Any = None
-    reasoning_content: Any = None
-    tool_calls: Any = None
-    refusal: Any = None
+    content: Raw = Raw()
+    reasoning: Raw = Raw()
+    reasoning_content: Raw = Raw()
+    tool_calls: Raw = Raw()
+    refusal: Raw = Raw()
 
     @property
     def shows_something(self) -> bool:
-        return bool(
-            self.content or self.reasoning or self.reasoning_content or self.tool_calls or self.refusal
-        )
+        parts = (self.content, self.reasoning, self.reasoning_content, self.tool_calls, self.refusal)
+        return any(bytes(part) not in _NOTHING for part in parts)
 
 
 class _Choice(Struct):
     index: int = 0
     delta: _Delta | None = None
-    text: str | None = None
+    text: Raw = Raw()
     finish_reason: str | None = None
+
+    @property
+    def shows_something(self) -> bool:
+        return bytes(self.text) not in _NOTHING or (self.delta is not None and self.delta.shows_something)
 
 
 class _Chunk(Struct):
@@ -79,7 +88,7 @@ class CompletionStream:
         self.usage: Usage | None = None
         """As the worker reported it, at the end."""
         self.tokens = 0
-        """Tokens seen, at least one a chunk that shows any."""
+        """Tokens seen: one for each time that a chunk shows something of a choice."""
         self.begun = False
         """A chunk has come; comments that only keep the connection alive do not count."""
         self.done = False
@@ -90,6 +99,7 @@ class CompletionStream:
         self._finished: set[int] = set()
         self._head: bytes | None = None
         self._shown_head = b""
+        self._text = _TEXTS[0]
         self._model_field = _encode(shown.model)
         self._tier_field = None if shown.tier is None else _encode(shown.tier)
 
@@ -101,7 +111,7 @@ class CompletionStream:
     def feed(self, block: bytes) -> bytes:
         """The whole events in what has come so far, as the client is to see them; b"" where there is none yet.
 
-        Raises ReplyMalformed, ReplyOversized, or ServerFault for an error event.
+        Raises ReplyMalformed, ReplyOversized, or ServerFault for an error event; what came in the same block is lost.
         """
         text = self._rest + block if self._rest else block
         if b"\r" in text:
@@ -156,7 +166,14 @@ class CompletionStream:
                 if end == 1:
                     return 0
         count = events.count(b"\n\n", 0, end)
-        if events.count(head, 0, end) != count or events.count(_PLAIN, 0, end) != count:
+        text = self._text
+        if (
+            events.count(head, 0, end) != count
+            or events.count(_PLAIN, 0, end) != count
+            or events.count(text, 0, end) != count
+            or events.find(text + b'"', 0, end) >= 0
+            or (self._tier_field is not None and events.find(b'"service_tier":', 0, end) >= 0)
+        ):
             return 0
         self.tokens += count
         return end
@@ -170,7 +187,8 @@ class CompletionStream:
         if not lines:
             # Comments keep a connection alive; other fields have no meaning in this protocol.
             return event + b"\n\n" if event.startswith(b":") else b""
-        content = b"\n".join(lines)
+        # JSON may be spread over lines, but only between its tokens, where a space does as well.
+        content = b" ".join(lines)
         if self.done:
             return b""
         if content == b"[DONE]":
@@ -179,27 +197,33 @@ class CompletionStream:
         try:
             chunk = _decode_chunk(content)
             fields = _decode_fields(content)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ReplyMalformed(f"a stream event that is no completion chunk: {error}") from None
         if chunk.error is not None:
             raise _fault(chunk.error)
         self.begun = True
-        self._note(chunk)
+        self._note(chunk, event)
         if chunk.usage is not None and not chunk.choices and not self._shown.usage:
             return b""
-        if not self._shown.usage:
-            fields.pop("usage", None)
+        hides_usage = not self._shown.usage and fields.pop("usage", None) is not None
+        hides_tier = self._tier_field is not None and "service_tier" in fields
+        head = self._head
+        if head is not None and event.startswith(head) and not hides_usage and not hides_tier:
+            return self._shown_head + event[len(head) :] + b"\n\n"
         return b"data: " + self._rewritten(event, fields) + b"\n\n"
 
-    def _note(self, chunk: _Chunk) -> None:
+    def _note(self, chunk: _Chunk, event: bytes) -> None:
         if chunk.usage is not None:
             self.usage = chunk.usage.tokens()
-        shows = False
         for choice in chunk.choices:
-            if choice.finish_reason is not None:
+            if choice.finish_reason in GIVEN_UP:
+                raise ServerFault(f"the worker gave the call up: finish_reason {choice.finish_reason!r}")
+            if choice.finish_reason:
                 self._finished.add(choice.index)
-            shows = shows or bool(choice.text) or (choice.delta is not None and choice.delta.shows_something)
-        self.tokens += shows
+            elif choice.shows_something:
+                here = (text for text in _TEXTS if text in event and text + b'"' not in event)
+                self._text = next(here, self._text)
+            self.tokens += choice.shows_something
 
     def _rewritten(self, event: bytes, fields: dict[str, Raw]) -> bytes:
         if "model" in fields:

@@ -6,13 +6,18 @@ as raw pieces, and every piece but `model` goes to the client byte for byte.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from msgspec import Raw, Struct
 
-from backends.base import ReplyMalformed
+from backends.base import ReplyMalformed, ServerFault
 from routing.types import Usage
+
+GIVEN_UP = ("abort", "error")
+"""Finish reasons with which a vLLM worker ends what it could not finish: no whole answer."""
+MOST_TOKENS = 1_000_000_000
+"""More than any call can have; beyond it a count is a defect, and would not fit where it is kept."""
+BYTES_PER_TOKEN = 4
+"""Of text, where a worker did not say how many tokens it was."""
 
 
 class _PromptDetails(Struct):
@@ -27,15 +32,28 @@ class WireUsage(Struct):
     prompt_tokens_details: _PromptDetails | None = None
 
     def tokens(self) -> Usage:
-        """The counts, made sane: none is negative, and no more tokens are cached than there are."""
-        prompt = max(0, self.prompt_tokens or 0)
+        """The counts, made sane: none is negative or absurd, and no more tokens are cached than there are."""
+        prompt = _sane(self.prompt_tokens)
         details = self.prompt_tokens_details
-        cached = 0 if details is None else max(0, details.cached_tokens or 0)
-        return Usage(prompt, min(cached, prompt), max(0, self.completion_tokens or 0))
+        cached = 0 if details is None else _sane(details.cached_tokens)
+        return Usage(prompt, min(cached, prompt), _sane(self.completion_tokens))
+
+
+def _sane(count: int | None) -> int:
+    return min(max(0, count or 0), MOST_TOKENS)
 
 
 class _Choice(Struct):
-    finish_reason: Any = None
+    finish_reason: str | None = None
+
+
+class _Saying(Struct):
+    text: Raw = Raw()
+    message: Raw = Raw()
+
+
+class _SayingReply(Struct):
+    choices: list[_Saying] | None = None
 
 
 class _Reply(Struct):
@@ -44,6 +62,8 @@ class _Reply(Struct):
 
 
 _decode_reply = msgspec.json.Decoder(_Reply).decode
+_decode_saying = msgspec.json.Decoder(_SayingReply).decode
+_decode_message = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -51,26 +71,48 @@ _encode = msgspec.json.Encoder().encode
 class WholeReply(Struct, frozen=True):
     body: bytes
     """As the client is to see it."""
-    usage: Usage | None
-    """None where the worker did not report it."""
+    usage: Usage
+    """Where the worker did not report it, `estimated`: completion tokens from the text, no prompt tokens."""
 
 
 def whole_reply(body: bytes, model: str, tier: str | None, choices: int | None) -> WholeReply:
     """A whole, non-streamed reply under the public name `model`, with `service_tier` where the client asked for one.
 
-    `choices` is how many of them must have finished; None where the API has none (embeddings). Raises ReplyMalformed.
+    `choices` is how many of them must have finished; None where the API has none (embeddings). Raises ReplyMalformed, or
+    ServerFault where the worker gave the call up.
     """
     try:
         reply = _decode_reply(body)
         fields = _decode_fields(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+        usage = _estimated(body) if reply.usage is None else reply.usage.tokens()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ReplyMalformed(f"a reply that is no completion: {error}") from None
     if choices is not None:
-        finished = [c for c in reply.choices or () if c.finish_reason is not None]
+        finished = [choice for choice in reply.choices or () if choice.finish_reason]
         if len(finished) < choices:
             raise ReplyMalformed(f"a reply with {len(finished)} finished choices of {choices}")
+        if any(choice.finish_reason in GIVEN_UP for choice in finished):
+            raise ServerFault("the worker gave the call up")
     if "model" in fields:
         fields["model"] = Raw(_encode(model))
     if tier is not None:
         fields["service_tier"] = Raw(_encode(tier))
-    return WholeReply(_encode(fields), None if reply.usage is None else reply.usage.tokens())
+    return WholeReply(_encode(fields), usage)
+
+
+def _estimated(body: bytes) -> Usage:
+    """Completion tokens by the length of what the choices say, at least one for each that says anything."""
+    tokens = 0
+    for choice in _decode_saying(body).choices or ():
+        said = _text_bytes(choice.text)
+        if bytes(choice.message).startswith(b"{"):
+            said += sum(
+                _text_bytes(part) for name, part in _decode_message(choice.message).items() if name != "role"
+            )
+        tokens += max(1, said // BYTES_PER_TOKEN) if said else 0
+    return Usage(0, 0, tokens, estimated=True)
+
+
+def _text_bytes(value: Raw) -> int:
+    text = bytes(value)
+    return 0 if text in (b"", b"null", b'""', b"[]", b"{}") else len(text) - 2
