@@ -8,6 +8,7 @@ import shlex
 import signal
 import tempfile
 import threading
+from contextlib import contextmanager
 from itertools import islice
 from math import inf
 from pathlib import Path
@@ -26,12 +27,12 @@ from loadtest.arrivals import constant, poisson, until
 from loadtest.client import Load
 from loadtest.comparison import comparison_table, markdown, notes
 from loadtest.mock import run_mock
-from loadtest.proxies import every_proxy, pinned
+from loadtest.proxies import DidNotStartError, every_proxy, pinned
 from loadtest.report import latency_table, summarise
 from loadtest.workloads import Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
     from loadtest.proxies import Proxy
 
@@ -176,6 +177,7 @@ def bench(  # noqa: PLR0913 - each argument is an option of the command line
         )
     chosen = [known[name] for name in names if name != "mock"]
     with (
+        _without_traceback(),
         tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder,
         benching.site(plan, Path(folder)) as place,
     ):
@@ -228,6 +230,7 @@ def soak(
     console = Console()
     [proxy] = [each for each in every_proxy([]) if each.name == "tidegate"]
     with (
+        _without_traceback(),
         tempfile.TemporaryDirectory(prefix="tidegate-soak-") as folder,
         benching.site(plan, Path(folder)) as place,
         benching.started(place, proxy, "tidegate") as target,
@@ -239,6 +242,16 @@ def soak(
     if json_file is not None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
     raise typer.Exit(1 if verdict.faults else 0)
+
+
+@contextmanager
+def _without_traceback() -> Iterator[None]:
+    """What did not start is a message with the end of its log, not a failure of the bench."""
+    try:
+        yield
+    except DidNotStartError as error:
+        Console(stderr=True).print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from error
 
 
 def _interrupt(*_: object) -> None:
