@@ -165,10 +165,11 @@ class CompletionStream:
                 end = events.rfind(b"\n\n", 0, found) + 2
                 if end == 1:
                     return 0
-        count = events.count(b"\n\n", 0, end)
+        count, odd = divmod(events.count(b"\n", 0, end), 2)  # a line and an empty one each
         text = self._text
         if (
-            events.count(head, 0, end) != count
+            odd
+            or events.count(head, 0, end) != count
             or events.count(_PLAIN, 0, end) != count
             or events.count(text, 0, end) != count
             or events.find(text + b'"', 0, end) >= 0

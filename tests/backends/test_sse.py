@@ -380,7 +380,7 @@ def test_an_error_inside_a_chunk_of_the_usual_kind_is_noticed():
 @needs_captures
 @pytest.mark.parametrize("name", ["chat_stream.txt", "chat_stream_cont_usage.txt"])
 def test_a_captured_stream_passes_with_nothing_changed_but_its_model(name: str):
-    wire = (CAPTURES / name).read_bytes().partition(b"\n\n")[2]
+    wire = (CAPTURES / name).read_bytes().partition(b"\r\n\r\n")[2]
     for size in (1, 7, 100, 5000):
         blocks = [wire[i : i + size] for i in range(0, len(wire), size)]
         stream, out = fed(*blocks, usage=True)
