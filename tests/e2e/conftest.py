@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Worker]]:
-    """Two real vLLM servers, for the whole session: they take a minute to start."""
+    """Two real vLLM servers, for all tests of a file: they take a minute to start, and a good share of the machine."""
     reason = unavailable()
     if reason is not None:
         pytest.skip(reason)
@@ -19,7 +19,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Worker]]:
         yield both
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def gateway(workers: list[Worker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     with gateway_over(workers, tmp_path_factory.mktemp("gateway")) as running:
         yield running

@@ -278,7 +278,9 @@ async def test_a_client_that_leaves_frees_the_worker(
         else:
             call.cancel()
         await until(lambda: total("vllm:num_requests_running") == 0)
-    assert total("vllm:generation_tokens_total") - made_before < 1000  # it was stopped, it did not just end
+    assert (
+        total("vllm:generation_tokens_total") - made_before < 1900
+    )  # it was stopped, it did not run to its end
 
 
 async def read_to_the_end(stream: Any) -> str | openai.APIError:
