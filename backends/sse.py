@@ -159,12 +159,20 @@ class CompletionStream:
         head, end = self._head, len(events)
         if head is None or not events.startswith(head):
             return 0
-        for mark in _NOTABLE:
-            found = events.find(mark, 0, end)
-            if found >= 0:
-                end = events.rfind(b"\n\n", 0, found) + 2
-                if end == 1:
-                    return 0
+        count = self._usual(head, events, end)
+        if not count:
+            for mark in _NOTABLE:
+                found = events.find(mark, 0, end)
+                if found >= 0:
+                    end = events.rfind(b"\n\n", 0, found) + 2
+                    if end == 1:
+                        return 0
+            count = self._usual(head, events, end)
+        self.tokens += count
+        return end if count else 0
+
+    def _usual(self, head: bytes, events: bytes, end: int) -> int:
+        """How many chunks these are if all are of the usual kind, else 0."""
         count, odd = divmod(events.count(b"\n", 0, end), 2)  # a line and an empty one each
         text = self._text
         if (
@@ -173,11 +181,12 @@ class CompletionStream:
             or events.count(_PLAIN, 0, end) != count
             or events.count(text, 0, end) != count
             or events.find(text + b'"', 0, end) >= 0
+            or events.find(b'"usage":', 0, end) >= 0
+            or events.find(b'"error":', 0, end) >= 0
             or (self._tier_field is not None and events.find(b'"service_tier":', 0, end) >= 0)
         ):
             return 0
-        self.tokens += count
-        return end
+        return count
 
     def _one_by_one(self, events: bytes) -> bytes:
         return b"".join([self._event(event) for event in events.split(b"\n\n") if event])
