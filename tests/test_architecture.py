@@ -144,6 +144,10 @@ def test_importing_the_gateway_loads_nothing_heavy():
     assert loaded_by("import gateway, routing") & (HEAVY | NEVER_AT_IMPORT) == set()
 
 
+def test_the_command_line_starts_without_what_only_some_commands_need():
+    assert loaded_by("import gateway.cli") & (HEAVY | NEVER_AT_IMPORT) <= {"rich", "typer", "yaml"}
+
+
 def test_litellm_and_vllm_are_imported_nowhere():
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
     modules = [m for m in modules if not m.endswith("__main__") and ".migrations." not in m]
