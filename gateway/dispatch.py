@@ -125,11 +125,17 @@ class Dispatch:
                     answered = True
                     meter.answered(answer.stream)
                     yield answer
+            except CallRejected:
+                self._telemetry.attempted(endpoint, "rejected")
+                meter.failed()
+                raise
             except AttemptFailed as failure:
                 self._telemetry.attempted(endpoint, failure.code)
-                if answered or isinstance(failure, CallTimeout):
+                if answered:
                     raise
                 meter.failed()
+                if isinstance(failure, CallTimeout):
+                    raise
                 last = failure
                 tries_left -= not isinstance(failure, _NO_WORK_DONE)
                 if tries_left == 0:

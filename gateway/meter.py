@@ -59,7 +59,7 @@ class Meter:
         self.attempts = 0
         self.tier = request.tier
         self.usage: Usage | None = None
-        """As the endpoint reported it in a whole reply; a stream knows its own."""
+        """As a whole reply has it, reported or estimated; a stream knows its own."""
         self.status = CLIENT_LEFT
         """What the client got."""
         self._arrival = arrival
@@ -149,12 +149,13 @@ class Meter:
 
     def _counted(self) -> Usage:
         """What the endpoint reported, or else what was counted here. Nothing was used where no endpoint is at work."""
-        reported = self.usage if self._stream is None else self._stream.usage
-        if reported is not None:
+        stream = self._stream
+        reported = self.usage if stream is None else stream.usage
+        if reported is not None and not reported.estimated:
             return reported
         if self._endpoint is None:
             return Usage()
-        seen = 0 if self._stream is None else self._stream.tokens
+        seen = stream.tokens if stream is not None else reported.completion_tokens if reported else 0
         return Usage(self._request.prompt_tokens, 0, seen, estimated=True)
 
 
