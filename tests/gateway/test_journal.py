@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,9 +42,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "journal"
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[None]:
-    """A limit on the size of files: the writes that would pass it are short, and then fail, as on a full disk."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """A limit on the size of files: the writes that would pass it are short, and then fail, as on a full disk.
+
+    No fixture, since pytest writes to a file of its own, perhaps, before it tears fixtures down.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
@@ -129,11 +133,11 @@ def test_a_segment_is_closed_when_it_is_large_or_old_but_never_empty(folder: Pat
     assert len(old.segments) == 2
 
 
-@pytest.mark.usefixtures("file_size_limit")
 def test_a_row_that_the_disk_took_only_a_part_of_waits_in_memory_and_spoils_no_other(folder: Path):
     journal = Journal.open(folder)
-    for number in range(20):
-        journal.append(a_row(str(number)))
+    with full_disk():
+        for number in range(20):
+            journal.append(a_row(str(number)))
     assert journal.backlog > 0
     assert journal.failed_writes == journal.backlog
     content = journal.segments[0].path.read_bytes()
@@ -142,29 +146,28 @@ def test_a_row_that_the_disk_took_only_a_part_of_waits_in_memory_and_spoils_no_o
 
 
 async def test_rows_that_the_disk_does_not_take_go_straight_to_the_database(
-    folder: Path, file_size_limit: None, caplog: pytest.LogCaptureFixture
+    folder: Path, caplog: pytest.LogCaptureFixture
 ):
-    del file_size_limit
     journal, collected = Journal.open(folder), Collected()
-    for number in range(20):
-        journal.append(a_row(str(number)))
-    assert journal.backlog > 0
-    async with moving(journal, collected):
-        pass
+    with full_disk():
+        for number in range(20):
+            journal.append(a_row(str(number)))
+        assert journal.backlog > 0
+        async with moving(journal, collected):
+            pass
     assert sorted(collected.call_ids, key=int) == [str(number) for number in range(20)]
     assert journal.backlog == 0
     assert caplog.text.count("rows wait in memory") == 1
     assert "no usage row waits in memory any more" in caplog.text
 
 
-def test_rows_in_memory_are_written_once_the_disk_takes_them_again(folder: Path, file_size_limit: None):
-    del file_size_limit
+def test_rows_in_memory_are_written_once_the_disk_takes_them_again(folder: Path):
     journal = Journal.open(folder)
-    for number in range(20):
-        journal.append(a_row(str(number)))
-    rows = journal.waiting()
-    assert not journal.rewrite(rows)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+    with full_disk():
+        for number in range(20):
+            journal.append(a_row(str(number)))
+        rows = journal.waiting()
+        assert not journal.rewrite(rows)
     assert journal.rewrite(rows)
     journal.forget(rows)
     assert journal.backlog == 0
