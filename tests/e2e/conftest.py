@@ -3,10 +3,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from vllm_pool import Gateway, Worker, gateway_over, two_workers, unavailable
+from vllm_pool import Worker, gateway_over, two_workers, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from gateway_process import Gateway
 
 
 @pytest.fixture(scope="module")

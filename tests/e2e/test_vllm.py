@@ -18,7 +18,8 @@ from openai import AsyncOpenAI, OpenAI
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from vllm_pool import Gateway, Worker
+    from gateway_process import Gateway
+    from vllm_pool import Worker
 
 pytestmark = pytest.mark.vllm
 

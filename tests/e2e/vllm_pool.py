@@ -1,31 +1,25 @@
-"""Processes for the tests on real vLLM servers: the servers themselves, and the gateway as its users start it."""
+"""Real vLLM servers for tests, and a gateway over them."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import socket
 import subprocess
-import sys
-import time
 from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, NamedTuple
 
-import yaml
+from gateway_process import PROJECT, answers, gateway_process, get, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
 
-PROJECT = Path(__file__).parents[2]
+    from gateway_process import Gateway
+
 SCRIPTS = PROJECT.parent / "shared" / "vllm"
 VLLM_START_S = 600
 """It takes one minute on two free cores."""
-GATEWAY_START_S = 60
 STOP_S = 60
 
 
@@ -51,37 +45,6 @@ class Worker(NamedTuple):
         """The server and its engine, at once and without a word."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(STOP_S)
-
-
-class Gateway(NamedTuple):
-    process: subprocess.Popen[bytes]
-    url: str
-    config: Path
-    log: Path
-
-    def command(self, *arguments: str) -> Any:
-        """What an administration command prints as JSON."""
-        command = [
-            sys.executable,
-            "-m",
-            "gateway",
-            *arguments,
-            "--config",
-            str(self.config),
-            "--format",
-            "json",
-        ]
-        return json.loads(subprocess.run(command, check=True, capture_output=True, cwd=PROJECT).stdout)
-
-    def new_key(self, tenant: str) -> str:
-        """A key that the gateway has seen; that takes it a second or two."""
-        key = self.command("keys", "create", "--tenant", tenant)[0]["key"]
-        headers = {"authorization": f"Bearer {key}"}
-        until(lambda: answers(f"{self.url}/v1/models", headers), self.process, self.log, GATEWAY_START_S)
-        return key
-
-    def metrics(self) -> str:
-        return get(f"{self.url}/metrics")[1]
 
 
 def unavailable() -> str | None:
@@ -126,7 +89,7 @@ def two_workers(logs: Path) -> Iterator[list[Worker]]:
 
 @contextmanager
 def gateway_over(workers: list[Worker], home: Path) -> Iterator[Gateway]:
-    """A gateway for the model `llama`, which the workers call `tiny`; killed when the block is left.
+    """A gateway for the model `llama`, which the workers call `tiny`.
 
     The first worker is the cheapest, so that it is where calls of the tier `flex` go.
     """
@@ -135,58 +98,9 @@ def gateway_over(workers: list[Worker], home: Path) -> Iterator[Gateway]:
         for cost, worker in enumerate(workers, start=1)
     ]
     price = {"input": 0.05, "output": 0.10}
-    config = home / "tidegate.yaml"
-    text = yaml.safe_dump(
-        {
-            "listen": {"port": 0},
-            "database": f"sqlite:///{home}/tidegate.db",
-            "journal": {"folder": f"{home}/journal"},
-            "health": {"interval_s": 1},
-            "models": {"llama": {"aliases": ["llama-small"], "price": price, "endpoints": endpoints}},
-        }
-    )
-    config.write_text(text)
-    log = home / "gateway.log"
-    with log.open("wb") as output:
-        command = [sys.executable, "-m", "gateway", "serve", "--config", str(config)]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=PROJECT)
-    try:
-        until(lambda: b"serving on" in log.read_bytes(), process, log, GATEWAY_START_S)
-        url = re.search(r"serving on (\S+)", log.read_text())[1]
-        until(lambda: answers(f"{url}/health/ready"), process, log, GATEWAY_START_S)
-        yield Gateway(process, url, config, log)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-
-def until(true: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, within_s: float) -> None:
-    """Wait for something that another process does and tells nobody."""
-    ends_s = time.monotonic() + within_s
-    while not true():
-        assert process.poll() is None, f"ended with {process.returncode}:\n{log.read_text()[-4000:]}"
-        assert time.monotonic() < ends_s, f"not within {within_s} s:\n{log.read_text()[-4000:]}"
-        time.sleep(0.05)
-
-
-def answers(url: str, headers: Mapping[str, str] | None = None) -> bool:
-    try:
-        return get(url, headers)[0] == 200
-    except (OSError, HTTPException):
-        return False
-
-
-def get(url: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Status and body. The standard library's client: it costs next to nothing, and tests ask again and again."""
-    parts = urlsplit(url)
-    connection = HTTPConnection(parts.netloc, timeout=10)
-    try:
-        connection.request("GET", parts.path, headers=headers or {})
-        reply = connection.getresponse()
-        return reply.status, reply.read().decode()
-    finally:
-        connection.close()
+    models = {"llama": {"aliases": ["llama-small"], "price": price, "endpoints": endpoints}}
+    with gateway_process(home, models) as running:
+        yield running
 
 
 def free_ports(count: int) -> list[int]:
