@@ -1,0 +1,211 @@
+"""What is read off a request: demands, tokens, choices, needs, tier."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from request_bodies import LEAST, refused, request
+
+from gateway.openai import IMAGE_TOKENS, Api, parse
+from routing.pipeline import plan
+from routing.types import Call, Demands, Endpoint, Load, Price, Tier, Trust
+
+NUMBERS_OF_A_CLIENT = [0, -1, 10**400, pytest.param(-(10**400), marks=pytest.mark.xfail(
+    strict=True, raises=OverflowError, reason="a negative max_tokens is taken for an expected output"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("max_tokens", NUMBERS_OF_A_CLIENT)
+def test_no_max_tokens_breaks_the_arithmetic_of_a_plan(max_tokens: int):
+    read = request(max_tokens=max_tokens)
+    priced = Endpoint("e", "m", "m", cost=Price(5, 5))
+    call = Call("m", Tier("default", 5.0, 1000.0), read.prompt_tokens, read.max_tokens)
+    (candidate,) = plan(call, [(priced, Load())], 0.5).ranked
+    assert candidate.estimate.cost_nano_usd >= 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "routing", "demands"),
+    [
+        ({"max-ttft-ms": "250"}, {"max_ttft_ms": 250}, Demands(max_ttft_s=0.25)),
+        ({"min-tokens-per-s": "1e1"}, {"min_tokens_per_s": 10}, Demands(min_tokens_per_s=10)),
+        ({"max-price-input": "0.1"}, {"max_price": {"input": 0.1}}, Demands(max_input_pico_usd=100_000)),
+        (
+            {"max-price-output": "2", "max-price-input": "0"},
+            {"max_price": {"input": 0, "output": 2.0}},
+            Demands(max_input_pico_usd=0, max_output_pico_usd=2_000_000),
+        ),
+        ({"trust": "provider"}, {"trust": "provider"}, Demands(least_trust=Trust.PROVIDER)),
+        ({"trust": "community"}, {"trust": "community"}, Demands()),
+        ({"regions": "eu, us ,"}, {"regions": ["eu", "us"]}, Demands(regions=frozenset({"eu", "us"}))),
+        ({"only": "a"}, {"only": ["a"]}, Demands(only=frozenset({"a"}))),
+        ({"ignore": "a,b"}, {"ignore": ["b", "a"]}, Demands(ignore=frozenset({"a", "b"}))),
+        ({"session-id": "5", "hedge": "false"}, {"session_id": "5", "hedge": False}, Demands()),
+    ],
+)
+def test_headers_demand_what_the_body_can(headers: dict[str, str], routing: dict[str, Any], demands: Demands):
+    assert request(routing=routing).demands == demands
+    assert (
+        request(headers={f"x-tidegate-{name}": value for name, value in headers.items()}).demands == demands
+    )
+
+
+def test_the_body_wins_over_a_header_of_the_same_name_and_only_over_that():
+    headers = {"x-tidegate-max-ttft-ms": "1", "x-tidegate-trust": "verified", "x-tidegate-regions": "eu"}
+    read = request(headers=headers, routing={"max_ttft_ms": 2000, "regions": []})
+    assert read.demands == Demands(max_ttft_s=2.0, least_trust=Trust.VERIFIED)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="max_price is taken whole from the body: a cap that was asked for is lost"
+)
+def test_a_cap_on_one_price_in_the_body_leaves_the_header_s_cap_on_the_other():
+    read = request(headers={"x-tidegate-max-price-output": "2"}, routing={"max_price": {"input": 1}})
+    assert read.demands == Demands(max_input_pico_usd=1_000_000, max_output_pico_usd=2_000_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max-ttft-ms", "soon"), ("max-ttft-ms", ""), ("max-ttft-ms", "0"), ("max-ttft-ms", "nan"), ("max-ttft-ms", "inf"),
+        ("min-tokens-per-s", "-1"), ("max-price-input", "nan"), ("max-price-output", "cheap"), ("max-price", "5"),
+        ("trust", "friends"), ("hedge", "perhaps"), ("regions", "x" * 129), ("only", ",".join("a" * 65)),
+        ("session-id", "x" * 257), ("fastest", "true"), ("max-price-tokens", "1"),
+    ],
+)  # fmt: skip
+def test_a_header_with_a_bad_value_is_named(name: str, value: str):
+    error = refused("embeddings", LEAST["embeddings"], {b"x-tidegate-" + name.encode(): value.encode()})
+    assert error.code == "invalid_value"
+    assert error.param.partition("[")[0] == f"x-tidegate-{name}"
+
+
+@pytest.mark.xfail(
+    strict=True, raises=TypeError, reason="a 500: a text is taken for the object of both prices"
+)
+def test_a_bad_header_beside_a_good_one_is_named():
+    headers = {b"x-tidegate-max-price": b"5", b"x-tidegate-max-price-input": b"5"}
+    assert refused("chat", LEAST["chat"], headers).param == "x-tidegate-max-price"
+
+
+@given(st.integers(0, 10**12))
+def test_a_price_keeps_its_six_decimals(micro_usd: int):
+    usd = f"{micro_usd // 10**6}.{micro_usd % 10**6:06d}"
+    demands = Demands(max_input_pico_usd=micro_usd)
+    assert request(headers={"x-tidegate-max-price-input": usd}).demands == demands
+    body = b'{"model":"m","input":"hi","routing":{"max_price":{"input":%b}}}' % usd.encode()
+    assert parse("embeddings", body, {}).demands == demands
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({}, None), ({"max_tokens": 9}, 9), ({"max_completion_tokens": 9}, 9), ({"max_tokens": None}, None),
+        ({"max_tokens": 9, "max_completion_tokens": 5}, 5), ({"max_tokens": 5, "max_completion_tokens": 9}, 9),
+        ({"max_tokens": 9, "max_completion_tokens": 0}, 0), ({"max_tokens": 9, "max_completion_tokens": None}, 9),
+    ],
+)  # fmt: skip
+def test_the_newer_name_of_a_limit_on_output_wins(fields: dict[str, Any], most: int | None):
+    assert request(**fields).max_tokens == most
+
+
+def picture(kilobytes: int, url: str = "data:image/png;base64,") -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url + "iVBORw0KGgo+/AAA" * 64 * kilobytes}}
+
+
+def test_text_counts_for_a_quarter_of_its_bytes_in_tokens():
+    short, long = (request(messages=[{"role": "user", "content": "word" * n}]) for n in (1, 1001))
+    assert long.prompt_tokens - short.prompt_tokens == 1000
+    assert request("completions", prompt="word" * 1000).prompt_tokens == 1000
+    assert request("embeddings", input=["word" * 1000]).prompt_tokens == 1001
+    tools = [{"type": "function", "function": {"description": "word" * 1000}}]
+    assert 1000 < request(tools=tools).prompt_tokens - request().prompt_tokens < 1030
+
+
+@pytest.mark.parametrize("write", [
+    str,
+    pytest.param(lambda text: text.replace("/", "\\/"), marks=pytest.mark.xfail(
+        strict=True, reason="PHP's json_encode writes \\/, at which the image is taken to end")),
+    pytest.param(lambda text: text.replace("+", "\\u002B"), marks=pytest.mark.xfail(
+        strict=True, reason=".NET's System.Text.Json writes \\u002B, at which the image is taken to end")),
+], ids=["plainly", "as PHP does", "as .NET does"])  # fmt: skip
+def test_an_image_counts_the_same_whatever_its_size_and_its_spelling(write):
+    text = {"type": "text", "text": "what is this?"}
+
+    def tokens(*pictures: dict[str, Any]) -> int:
+        body = {"model": "m", "messages": [{"role": "user", "content": [text, *pictures]}]}
+        return parse("chat", write(json.dumps(body)).encode(), {}).prompt_tokens
+
+    assert tokens(picture(1)) == tokens(picture(500))
+    assert IMAGE_TOKENS <= tokens(picture(1)) - tokens() < IMAGE_TOKENS + 50
+    assert IMAGE_TOKENS <= tokens(picture(1), picture(9)) - tokens(picture(1)) < IMAGE_TOKENS + 50
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts", "tokens"),
+    [
+        ("", 1, 0), ("word" * 8, 1, 8), ([], 1, 0), (["word" * 8], 1, 9), (["word" * 8, "word" * 8], 2, 18),
+        ([17], 1, 1), ([17, 4, 99999], 1, 3), ([[17]], 1, 1), ([[17, 4, 99999], [], [1]], 3, 4),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("n", [None, 0, 1, 3])
+def test_a_completion_has_n_choices_for_each_of_its_prompts(
+    prompt: Any, prompts: int, tokens: int, n: int | None
+):
+    read = request("completions", prompt=prompt, n=n)
+    assert read.choices == prompts * max(1, n or 1)
+    assert read.prompt_tokens == tokens
+
+
+def test_a_chat_has_n_choices():
+    assert [request(n=n).choices for n in (None, -5, 0, 1, 4)] == [1, 1, 1, 1, 4]
+    assert [request("embeddings", n=4, stream=True).choices, request("embeddings", stream=True).stream] == [
+        1,
+        False,
+    ]
+
+
+SAYS_IT = {"role": "user", "content": [{"type": "text", "text": "hi"}, picture(1)]}
+CALLS_IT = {"role": "assistant", "tool_calls": [{"function": {"arguments": json.dumps({"image_url": "x"})}}]}
+
+
+@pytest.mark.parametrize(
+    ("api", "fields", "needs"),
+    [
+        ("chat", {}, set()),
+        ("chat", {"tools": [{"type": "function"}]}, {"tools"}),
+        ("chat", {"tools": [], "tool_choice": "auto"}, set()),
+        ("chat", {"logprobs": True, "top_logprobs": 2}, {"logprobs"}),
+        ("chat", {"logprobs": False}, set()),
+        ("chat", {"response_format": {"json_schema": {}, "type": "json_schema"}}, {"json_schema"}),
+        ("chat", {"response_format": {"type": "json_object"}}, set()),
+        ("chat", {"response_format": {}}, set()),
+        ("chat", {"messages": [SAYS_IT]}, {"vision"}),
+        ("chat", {"messages": [SAYS_IT], "tools": [{}], "logprobs": True}, {"vision", "tools", "logprobs"}),
+        ("chat", {"messages": [{"role": "user", "content": 'an "image_url" part'}, CALLS_IT]}, set()),
+        ("completions", {"prompt": '"image_url"'}, set()),
+        ("embeddings", {}, {"embeddings"}),
+        pytest.param("chat", {"messages": [{"role": "user", "content": "image_url"}]}, set(), marks=pytest.mark.xfail(
+            strict=True, reason="a text that is just this word is taken for the type of a part")),
+        pytest.param("completions", {"logprobs": 5}, {"logprobs"}, marks=pytest.mark.xfail(
+            strict=True, reason="only a chat's logprobs are noticed, so an endpoint without them may be asked")),
+        pytest.param("completions", {"response_format": {"type": "json_schema"}}, {"json_schema"}, marks=pytest.mark.xfail(
+            strict=True, reason="only a chat's response_format is noticed")),
+    ],
+)  # fmt: skip
+def test_what_a_call_needs_of_an_endpoint_is_read_off_its_body(
+    api: Api, fields: dict[str, Any], needs: set[str]
+):
+    assert request(api, **fields).needs == needs
+
+
+@pytest.mark.parametrize(
+    ("service_tier", "tier", "asked"),
+    [(None, "default", False), ("auto", "default", True), ("default", "default", True), ("flex", "flex", True), ("priority", "priority", True)],
+)  # fmt: skip
+@pytest.mark.parametrize("api", LEAST)
+def test_the_tier_is_the_one_asked_for(api: Api, service_tier: str | None, tier: str, asked: bool):  # noqa: FBT001  a parameter of the test
+    read = request(api, service_tier=service_tier)
+    assert (read.tier, read.tier_asked) == (tier, asked)
