@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gateway.ledger import UsageRow
 
 LEAVING = b'{"error":{"message":"cannot schedule new futures after shutdown"}}'
+ENGINE_DIED = event(b'{"error":{"message":"EngineCore encountered an issue."}}') + event(b"[DONE]")
 EITHER: dict[str, tuple[Failing, str]] = {
     "connection refused": ("refused", "upstream_connect_failed"),
     "no answer to a connection": ("unanswered", "upstream_connect_timeout"),
@@ -65,6 +66,7 @@ STREAMED: dict[str, tuple[Failing, str]] = {
     "broken before its first chunk": (STREAM + part(b": still here\n\n"), "upstream_broken"),
     "ended before its first chunk": (STREAM + part(b": still here\n\n") + LAST, "upstream_truncated"),
     "only [DONE]": (STREAM + event(b"[DONE]") + LAST, "upstream_truncated"),
+    "an error behind its first chunk": (STREAM + chunk("high") + ENGINE_DIED + LAST, "upstream_error"),
     "given up at once": (STREAM + chunk(finish_reason="abort") + event(b"[DONE]") + LAST, "upstream_error"),
 }
 REPLIED: dict[str, tuple[Failing, str]] = {
