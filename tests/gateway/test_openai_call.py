@@ -6,13 +6,15 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from request_bodies import LEAST, refused, request
 
 from gateway.openai import IMAGE_TOKENS, Api, parse
 from routing.pipeline import plan
 from routing.types import Call, Demands, Endpoint, Load, Price, Tier, Trust
+
+patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 NUMBERS_OF_A_CLIENT = [0, -1, 10**400, pytest.param(-(10**400), marks=pytest.mark.xfail(
     strict=True, raises=OverflowError, reason="a negative max_tokens is taken for an expected output"))]  # fmt: skip
@@ -90,6 +92,7 @@ def test_a_bad_header_beside_a_good_one_is_named():
     assert refused("chat", LEAST["chat"], headers).param == "x-tidegate-max-price"
 
 
+@patiently
 @given(st.integers(0, 10**12))
 def test_a_price_keeps_its_six_decimals(micro_usd: int):
     usd = f"{micro_usd // 10**6}.{micro_usd % 10**6:06d}"
