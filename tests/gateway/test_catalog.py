@@ -71,3 +71,15 @@ def test_a_long_name_is_repeated_in_part():
     error = unknown("llama-8b" * 100_000)
     assert "'llama-8bllama-8b" in error.message
     assert len(error.message) < 300
+
+
+def test_among_many_names_those_spelled_alike_are_found():
+    many = catalog(
+        **{f"org_{number % 9}_model_{number:04d}_instruct": {} for number in range(1000)}, gpt_4o={}
+    )
+    with pytest.raises(ApiError, match="Did you mean org-6-model-0123-instruct or "):
+        many.model("org6-model-0123-instruct")
+    with pytest.raises(ApiError, match=r"Did you mean gpt-4o\?"):
+        many.model("gpt4o")
+    with pytest.raises(ApiError, match=r"does not exist\.$"):
+        many.model("x")
