@@ -221,7 +221,7 @@ class Exchange:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.complete = False
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: Any = httptools.HttpResponseParser(self)
         self._begun = False
         self._head_complete = False
         self._beside_bytes = 0
@@ -343,6 +343,9 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is None:
             return
+        # The parser knows this exchange: left alone, the two would wait together for the garbage collector, and every
+        # call would find its memory cold.
+        self._parser = None
         connection.exchange = None
         transport = connection.transport
         reusable = (
