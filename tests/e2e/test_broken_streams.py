@@ -216,8 +216,9 @@ async def test_the_sdk_raises_where_a_worker_is_killed_within_a_stream(tmp_path:
     async with worker_process(model="sim") as doomed, SimWorker(QUICK) as good:
         served = models(endpoint(doomed, "bad"), endpoint(good, "good"))
         async with gateway(tmp_path, models=served) as gw:
+            client = gw.client()
             endless = {"max_tokens": 10_000, "stream": True, "extra_body": {"ignore_eos": True}}
-            stream = await gw.client().chat.completions.create(**ASKED | endless)
+            stream = await client.chat.completions.create(**ASKED | endless)
             with pytest.raises(openai.APIError) as failed:
                 await hear(stream, doomed)
             assert (failed.value.type, failed.value.code) == ("upstream_error", "upstream_broken")
@@ -225,5 +226,5 @@ async def test_the_sdk_raises_where_a_worker_is_killed_within_a_stream(tmp_path:
             (row,) = await gw.rows()
             assert (row.outcome, row.endpoint, row.estimated) == ("upstream_broken", "bad", True)
             assert row.completion_tokens == len([content for content in heard if content]) >= 4
-            headers, _ = await ask(gw)
+            headers, _ = await ask(client)
             assert headers["x-tidegate-endpoint"] == "good"

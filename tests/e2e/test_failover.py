@@ -117,7 +117,8 @@ async def answers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
                 timeouts={"connect_s": 2, "first_byte_s": 2, "silence_s": 2},
             )
         )
-        calls = [ask(gw, stream=mode == "stream", model=_name(mode, kind)) for mode, kind in CASES]
+        client = gw.client()
+        calls = [ask(client, stream=mode == "stream", model=_name(mode, kind)) for mode, kind in CASES]
         found = await asyncio.gather(*calls, return_exceptions=True)
         rows = await gw.rows(len(CASES))
         page = await gw.metrics()
@@ -154,8 +155,9 @@ async def test_an_endpoint_is_left_alone_for_as_long_as_it_asks(tmp_path: Path):
         served = models(endpoint(busy, "bad"), endpoint(good, "good"))
         served["alone"] = model(endpoint(busy, "bad"))
         async with gateway(tmp_path, models=served) as gw:
+            client = gw.client()
             assert of_endpoint(await gw.metrics(), "available") == 1
-            tries = [(await ask(gw))[0]["x-tidegate-attempts"] for _ in range(3)]
+            tries = [(await ask(client))[0]["x-tidegate-attempts"] for _ in range(3)]
             assert tries == ["2", "1", "1"]
             assert len(busy.requests) == 1
             page = await gw.metrics()
@@ -163,11 +165,11 @@ async def test_an_endpoint_is_left_alone_for_as_long_as_it_asks(tmp_path: Path):
             assert of_endpoint(page, "ejections_total") == 0
 
             with pytest.raises(openai.InternalServerError) as refused:
-                await ask(gw, model="alone")
+                await ask(client, model="alone")
             assert (refused.value.status_code, refused.value.code) == (503, "upstream_busy")
             assert refused.value.response.headers["retry-after"] == "40"
             with pytest.raises(openai.InternalServerError) as refused:
-                await ask(gw, model="alone")
+                await ask(client, model="alone")
             assert (refused.value.status_code, refused.value.code) == (503, "no_endpoint_available")
             assert 10 < int(refused.value.response.headers["retry-after"]) <= 40
             assert len(busy.requests) == 2
@@ -177,15 +179,16 @@ async def test_a_pause_ends_when_its_time_is_over(tmp_path: Path):
     async with SimWorker(QUICK) as busy, SimWorker(QUICK) as good:
         busy.order(Fault(kind="status", status=429, retry_after_s=1.5, count=1))
         async with gateway(tmp_path, models=models(endpoint(busy, "bad"), endpoint(good, "good"))) as gw:
+            client = gw.client()
             asked_s = time.monotonic()
-            await ask(gw)
+            await ask(client)
 
             async def back() -> bool:
                 return of_endpoint(await gw.metrics(), "available") == 1
 
             await until(back)
             assert time.monotonic() - asked_s >= 1.5
-            assert (await ask(gw))[0]["x-tidegate-endpoint"] == "bad"
+            assert (await ask(client))[0]["x-tidegate-endpoint"] == "bad"
 
 
 TOO_LONG = {"messages": [{"role": "user", "content": "tide " * 100}]}
@@ -203,16 +206,17 @@ async def test_what_is_the_clients_own_fault_is_told_at_once_and_not_held_agains
 ):
     async with SimWorker(WorkerSpec(max_model_len=64)) as worker, SimWorker(QUICK) as other:
         async with gateway(tmp_path, models=models(endpoint(worker, "bad"), endpoint(other, "good"))) as gw:
+            client = gw.client()
             for status, exception, says in OWN_FAULTS:
                 if status != 400:
                     worker.order(Fault(kind="status", status=status, count=1))
                 with pytest.raises(exception, match=says) as refused:
-                    await ask(gw, stream=mode == "stream", **TOO_LONG if status == 400 else {})
+                    await ask(client, stream=mode == "stream", **TOO_LONG if status == 400 else {})
                 error = refused.value
                 assert error.status_code == status
                 assert (error.type, error.code) == ("invalid_request_error", "invalid_request")
             assert other.requests == ()
-            assert (await ask(gw))[0]["x-tidegate-endpoint"] == "bad"
+            assert (await ask(client))[0]["x-tidegate-endpoint"] == "bad"
 
             *rejected, _ = await gw.rows(5)
             assert [row.status for row in rejected] == [400, 404, 413, 422]
@@ -258,7 +262,7 @@ async def test_no_more_endpoints_work_on_a_call_than_the_limit_allows(tmp_path: 
             gateway(tmp_path, models=models(refused, *listed), limits={"attempts": 2})
         )
         with pytest.raises(openai.InternalServerError, match="3 endpoints were tried") as failed:
-            await ask(gw)
+            await ask(gw.client())
         # To be refused a connection is no work for anybody, so it does not count.
         assert (failed.value.status_code, failed.value.code) == (502, "upstream_error")
         assert [len(worker.requests) for worker in workers] == [1, 1, 0, 0]
@@ -271,8 +275,9 @@ async def test_a_call_whose_time_is_over_is_not_tried_elsewhere(tmp_path: Path):
         stuck.order(Fault(kind="hang"))
         served = models(endpoint(stuck, "bad"), endpoint(good, "good"))
         async with gateway(tmp_path, models=served, timeouts={"total_s": 0.5}) as gw:
+            client = gw.client()
             with pytest.raises(openai.InternalServerError) as failed:
-                await ask(gw)
+                await ask(client)
             assert (failed.value.status_code, failed.value.code) == (504, "call_timeout")
             assert good.requests == ()
             (row,) = await gw.rows()
