@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -41,7 +42,9 @@ class Health(BaseModel):
 def control_app(
     catalog: Catalog, fleet: Fleet, telemetry: Telemetry, authenticate: Callable[[dict[bytes, bytes]], Caller]
 ) -> FastAPI:
-    app = FastAPI(title="Tidegate", docs_url=None, redoc_url=None, openapi_url=None)
+    # A redirect from a path with a slash too many would be to whatever the request's Host header says.
+    app = FastAPI(title="Tidegate", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    read = partial(app.api_route, methods=["GET", "HEAD"])
 
     def caller(request: Request) -> Caller:
         return authenticate(dict(request.scope["headers"]))
@@ -49,26 +52,26 @@ def control_app(
     def card(name: str) -> ModelCard:
         return ModelCard(id=name, created=catalog.created_s)
 
-    @app.get("/v1/models", dependencies=[Depends(caller)])
+    @read("/v1/models", dependencies=[Depends(caller)])
     async def list_models() -> ModelList:
         return ModelList(data=[card(name) for name in catalog.models])
 
-    @app.get("/v1/models/{name:path}", dependencies=[Depends(caller)])
+    @read("/v1/models/{name:path}", dependencies=[Depends(caller)])
     async def get_model(name: str) -> ModelCard:
         return card(catalog.model(name).name)
 
-    @app.get("/health/live")
+    @read("/health/live")
     async def live() -> Health:
         return Health(status="ok")
 
-    @app.get("/health/ready")
+    @read("/health/ready")
     async def ready(response: Response) -> Health:
         if fleet.ready:
             return Health(status="ok")
         response.status_code = 503
         return Health(status="no endpoint can serve")
 
-    @app.get("/metrics")
+    @read("/metrics")
     async def metrics() -> Response:
         return Response(telemetry.page(), media_type=CONTENT_TYPE_LATEST)
 
@@ -84,7 +87,7 @@ async def _shown(_request: Request, error: Any) -> Response:
 async def _shown_http(request: Request, error: Any) -> Response:
     path = request.url.path[:200]
     if error.status_code == 405:
-        allow = (error.headers or {}).get("allow", "GET")
+        allow = ", ".join(sorted(error.headers["Allow"].split(", ")))
         failure = ApiError(
             "method_not_allowed",
             f"{path} does not take {request.method}",

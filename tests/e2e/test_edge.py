@@ -196,6 +196,7 @@ REFUSED: dict[str, tuple[Sent, int, str]] = {
     "no key for models": (Sent("GET", "/v1/models"), 401, "invalid_api_key"),
     "unknown path": (Sent("GET", "/"), 404, "unknown_url"),
     "path with a slash too many": (Sent("POST", f"{CHAT}/", b"{}", WITH_KEY), 404, "unknown_url"),
+    "health with a slash too many": (Sent("GET", "/health/live/"), 404, "unknown_url"),
     "path that says nothing good": (Sent("GET", "/v1/%0d%0ax-evil:%201/%00%ff"), 404, "unknown_url"),
     "unknown model to look up": (Sent("GET", "/v1/models/lama", b"", WITH_KEY), 404, "model_not_found"),
     "wrong method for calls": (Sent("GET", CHAT), 405, "method_not_allowed"),
