@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import uvloop
-from starlette.middleware.cors import CORSMiddleware
 
 from backends.fleet import Fleet, FleetSettings
 from backends.lane import LaneLimits, Patience
@@ -19,6 +18,7 @@ from backends.worker import Access
 from gateway.auth import Keyring, follow
 from gateway.catalog import Catalog
 from gateway.control import control_app
+from gateway.cors import CrossOrigin
 from gateway.dispatch import Dispatch
 from gateway.http import Edge
 from gateway.journal import Journal
@@ -33,18 +33,6 @@ if TYPE_CHECKING:
     from gateway.config import Config, EndpointSection, Listen
 
 log = logging.getLogger(__name__)
-
-_REPLY_HEADERS = [
-    "x-request-id",
-    "x-tidegate-endpoint",
-    "x-tidegate-tier",
-    "x-tidegate-attempts",
-    "x-tidegate-hedged",
-    "x-tidegate-overhead-ms",
-    "x-tidegate-cost-usd",
-    "retry-after",
-]
-"""What a page from an allowed origin may read of a reply."""
 
 
 def run(config: Config) -> int:
@@ -120,7 +108,7 @@ async def application(config: Config) -> AsyncIterator[Any]:
         telemetry.registry.register(FleetCollector(fleet, journal, lambda: edge.running))
         edge.control = control_app(catalog, fleet, telemetry, edge.authenticate)
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
-        yield _with_cors(edge, config)
+        yield CrossOrigin(edge, config.cors.origins) if config.cors.origins else edge
 
 
 def _keyring(config: Config, store: Store) -> Keyring | None:
@@ -152,18 +140,6 @@ def _access(section: EndpointSection) -> Access:
         url=section.url,
         api_key=None if section.api_key is None else section.api_key.get_secret_value(),
         ca_file=None if section.ca_file is None else str(section.ca_file),
-    )
-
-
-def _with_cors(edge: Edge, config: Config) -> Any:
-    if not config.cors.origins:
-        return edge
-    return CORSMiddleware(
-        edge,
-        allow_origins=config.cors.origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=_REPLY_HEADERS,
     )
 
 

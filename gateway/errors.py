@@ -38,6 +38,9 @@ ERRORS: dict[str, ErrorKind] = {
     "demands_not_met": ErrorKind(
         400, _REQUEST, "No endpoint can meet what the call insists on; names the misses."
     ),
+    "cors_not_allowed": ErrorKind(
+        400, _REQUEST, "A browser asked whether a page may call, and it may not; see `cors.origins`."
+    ),
     "unknown_url": ErrorKind(404, _REQUEST, "There is no such path."),
     "model_not_found": ErrorKind(
         404, _REQUEST, "There is no such model; names those that are spelled alike."
