@@ -13,7 +13,7 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from backends.base import AttemptFailed, LaneFull
+from backends.base import AttemptFailed, CallTimeout, LaneFull
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -53,6 +53,8 @@ async def check(member: Member, timeout_s: float, next_check_s: float) -> None:
         status = await member.backend.probe("/health", timeout_s)
     except LaneFull:
         return  # in full use, which calls tell more of than a check
+    except CallTimeout:
+        ok, detail = False, f"/health did not answer within {timeout_s:g} s"
     except AttemptFailed as failure:
         ok, detail = False, str(failure)
     else:
