@@ -118,6 +118,14 @@ async def gateway_beside(home: Path, models: Mapping[str, Any], **sections: Any)
 
 def start(home: Path, models: Mapping[str, Any], **sections: Any) -> subprocess.Popen[bytes]:
     """A gateway that has only just been started, and is whoever's to stop."""
+    words = ["serve", "--config", str(write_config(home, models, **sections))]
+    with (home / "gateway.log").open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gateway", *words], stdout=output, stderr=subprocess.STDOUT, cwd=PROJECT
+        )
+
+
+def write_config(home: Path, models: Mapping[str, Any], **sections: Any) -> Path:
     settings = {
         "listen": {"port": 0},
         "database": database_url(home),
@@ -126,12 +134,9 @@ def start(home: Path, models: Mapping[str, Any], **sections: Any) -> subprocess.
         "models": dict(models),
         **sections,
     }
-    (home / "tidegate.yaml").write_text(yaml.safe_dump(settings))
-    words = ["serve", "--config", str(home / "tidegate.yaml")]
-    with (home / "gateway.log").open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "gateway", *words], stdout=output, stderr=subprocess.STDOUT, cwd=PROJECT
-        )
+    path = home / "tidegate.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
 
 
 def command(home: Path, *arguments: str) -> Any:
