@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import http.client
 import logging
+import queue
 import random
 import select
 import socket
 import time
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from logging.handlers import QueueHandler
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import pytest
+import pytest_asyncio
 from failing import (
     ASKED,
     LAST,
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 
     from openai import AsyncOpenAI
     from pool import Gateway
+
+    from gateway.ledger import UsageRow
 
 ENDLESS: dict[str, Any] = {"max_tokens": 20_000, "extra_body": {"ignore_eos": True}}
 """Minutes of work for a simulated worker."""
@@ -132,25 +137,32 @@ async def test_a_client_that_leaves_before_it_has_got_anything_pays_for_the_prom
 
 
 async def test_a_call_that_leaves_the_workers_queue_disturbs_no_other(tmp_path: Path):
-    async with SimWorker(WorkerSpec(max_num_seqs=1)) as worker, gateway(tmp_path, worker) as gw:
-        client = gw.client()
-        running = asyncio.create_task(ask(client, stream=True, max_tokens=100))
-        await asked(worker)
-        queued = [asyncio.create_task(ask(client, stream=stream)) for stream in (False, True)]
-        await asked(worker, calls=3)
-        assert len(worker.engine.waiting) == 2
-        for call in queued:
-            await leave(call)
+    async with SimWorker(WorkerSpec(max_num_seqs=1)) as worker:
+        async with gateway(tmp_path, worker, health=RARELY) as gw:
+            client = gw.client()
+            running = await client.chat.completions.create(**ASKED | ENDLESS, stream=True)
+            pieces = aiter(running)
+            await anext(pieces)
+            queued = [asyncio.create_task(ask(client, stream=stream)) for stream in (False, True)]
+            await asked(worker, calls=3)
+            assert len(worker.engine.waiting) == 2
+            for call in queued:
+                await leave(call)
 
-        async def deserted() -> bool:
-            return not worker.engine.waiting
+            async def deserted() -> bool:
+                return worker.stats.requests_aborted == 2
 
-        await until(deserted)
-        assert not running.done()
-        assert (await running)[0]["x-tidegate-attempts"] == "1"
-        rows = await gw.rows(3)
-        assert [row.outcome for row in rows] == ["ok", "client_left", "client_left"]
-        assert (worker.stats.requests_aborted, worker.stats.requests_finished) == (2, 1)
+            await until(deserted)
+            assert not worker.engine.waiting
+            for _ in range(5):
+                await anext(pieces)
+            await running.close()
+            await nothing_is_left(gw, worker)
+            first, *others = await gw.rows(3)
+            assert (first.outcome, first.status) == ("client_left", 200)
+            assert first.completion_tokens >= 5
+            for row in others:
+                assert (row.outcome, row.status, row.completion_tokens) == ("client_left", 499, 0)
 
 
 async def test_a_client_that_leaves_within_its_request_has_made_no_call(
@@ -208,11 +220,14 @@ def head(gw: Gateway, length: int) -> bytes:
     ).encode()
 
 
+TIDES = 2048
+
+
 class Flood:
     """A worker's stream that is much larger than all buffers on its way: 32 MiB in events of 16 KiB."""
 
     def __init__(self) -> None:
-        self.contents = [f"{number:08}" + "tide" * 4094 for number in range(2048)]
+        self.contents = [f"{number:08}" + "tide" * 4094 for number in range(TIDES)]
         self.sent_bytes = 0
         self.over = asyncio.Event()
 
@@ -282,34 +297,50 @@ async def test_a_slow_client_slows_its_worker_down_and_gets_every_byte(tmp_path:
         assert (row.outcome, row.completion_tokens) == ("ok", len(flood.contents))
 
 
-async def test_the_call_of_a_client_that_never_reads_ends_when_its_time_is_over(tmp_path: Path):
-    flood = Flood()
+class NeverRead(NamedTuple):
+    """What became of a client that asks for a stream and never reads."""
+
+    took_s: float
+    row: UsageRow
+    page: dict[str, float]
+    closed: bool
+    """Whether its connection had ended by then."""
+    errors: list[logging.LogRecord]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def never_read(tmp_path_factory: pytest.TempPathFactory) -> NeverRead:
+    flood, log = Flood(), queue.SimpleQueue()
+    logged = QueueHandler(log)
+    logged.setLevel(logging.ERROR)
+    logging.getLogger().addHandler(logged)
     async with Server(flood) as server:
-        async with gateway(tmp_path, models=models(hosted(server.port)), timeouts={"total_s": 1}) as gw:
+        served = models(hosted(server.port))
+        async with gateway(tmp_path_factory.mktemp("slow"), models=served, timeouts={"total_s": 2}) as gw:
             began_s = time.monotonic()
-            async with idle_reader(gw):
+            async with idle_reader(gw) as client:
                 async with asyncio.timeout(LIMIT_S):
                     await flood.over.wait()
-                assert time.monotonic() - began_s >= 1
+                took_s = time.monotonic() - began_s
                 (row,) = await gw.rows()
-            assert (row.status, row.estimated) == (200, True)
-            assert 0 < row.completion_tokens < len(flood.contents)
-            page = await gw.metrics()
-            assert of_endpoint(page, "inflight") == of_endpoint(page, "connections") == 0
-            assert of_endpoint(page, "ejections_total") == 0
+                page, closed = await gw.metrics(), closed_by_peer(client)
+    logging.getLogger().removeHandler(logged)
+    return NeverRead(took_s, row, page, closed, [log.get() for _ in range(log.qsize())])
+
+
+def test_the_call_of_a_client_that_never_reads_ends_when_its_time_is_over(never_read: NeverRead):
+    assert never_read.took_s >= 2
+    row, page = never_read.row, never_read.page
+    assert (row.status, row.estimated) == (200, True)
+    assert 0 < row.completion_tokens < TIDES
+    assert of_endpoint(page, "inflight") == of_endpoint(page, "connections") == 0
+    assert of_endpoint(page, "ejections_total") == 0
 
 
 @pytest.mark.xfail(
     strict=True,
     reason="the server waits for ever to send such a client what it does not read, and logs an error of its own",
 )
-async def test_the_connection_of_a_client_that_never_reads_ends_with_its_call(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    flood = Flood()
-    async with Server(flood) as server:
-        async with gateway(tmp_path, models=models(hosted(server.port)), timeouts={"total_s": 1}) as gw:
-            async with idle_reader(gw) as client:
-                await gw.rows()
-                assert closed_by_peer(client)
-            assert errors(caplog) == []
+def test_the_connection_of_a_client_that_never_reads_ends_with_its_call(never_read: NeverRead):
+    assert never_read.closed
+    assert never_read.errors == []
