@@ -122,6 +122,14 @@ class CallRejected(Exception):
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
         self.param = param
         self.code = code
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+def conceal(secret: str, error: BaseException) -> None:
+    """Take a secret out of what an error says: endpoints may repeat the key that they were sent."""
+    error.args = tuple(part.replace(secret, "***") if isinstance(part, str) else part for part in error.args)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
-from backends.base import AttemptFailed, Overloaded
+from backends.base import AttemptFailed, Overloaded, conceal
 from backends.health import watch
 from backends.lane import Exchange, LaneLimits, Patience, Sweep
 from backends.worker import Access, HttpBackend, Opening, Outgoing, lane_to
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from routing.types import Endpoint
 
 
+_LEAST_SECRET = 8
+"""Characters of a key. What is shorter is a placeholder, such as "none", and may well be a word in a message."""
 LOAD_HOLDS_S = 0.005
 """For so long the passing of time alone changes no decision: rates are learned over seconds."""
 
@@ -49,6 +51,7 @@ class Member:
         self.speed = Speed(endpoint.gpu)
         self.ejection = Ejection()
         self.header_name = endpoint.name.encode()
+        self.secret = access.api_key if access.api_key and len(access.api_key) >= _LEAST_SECRET else None
         self.inflight = 0
         self.checked = endpoint.kind != "worker"
         """Whether its health is known. A provider is not asked: that would cost money, and calls tell."""
@@ -117,6 +120,8 @@ class Attempt:
     def _end(self, error: BaseException | None) -> None:
         """Judge the endpoint by how the attempt ended. A client that left or a call that was wrong says nothing."""
         member, now_s = self.member, time.monotonic()
+        if error is not None and member.secret is not None:
+            conceal(member.secret, error)
         member.inflight -= 1
         member.changed()
         member.speed.finish(self._ticket, now_s, self.completion_tokens)
