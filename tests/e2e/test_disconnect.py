@@ -180,6 +180,9 @@ async def test_a_client_that_leaves_within_its_request_has_made_no_call(
         (row,) = await gw.rows()
         assert row.outcome == "ok"
         assert len(worker.requests) == 1
+        assert not [
+            name for name in await gw.metrics() if name.startswith("tidegate_requests_refused_total{")
+        ]
         assert errors(caplog) == []
 
 

@@ -66,7 +66,13 @@ async def test_calls_that_fail_eject_an_endpoint_and_it_comes_back(tmp_path: Pat
             worker.order()
             await available(gw, "bad")
             await answers_first(client, "bad")
-            assert of_endpoint(await gw.metrics(), "available", "good") == 1
+
+            before = of_endpoint(await gw.metrics(), "ejections_total")
+            worker.order(Fault(kind="status", status=500, count=1))
+            assert (await ask(client))[0]["x-tidegate-attempts"] == "2"
+            page = await gw.metrics()  # one failure is forgiven again, now that a call has succeeded there
+            assert (of_endpoint(page, "available"), of_endpoint(page, "ejections_total")) == (1, before)
+            assert of_endpoint(page, "available", "good") == 1
             assert {row.outcome for row in await gw.rows()} == {"ok"}
 
 
