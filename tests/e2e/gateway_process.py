@@ -94,15 +94,27 @@ def gateway_process(home: Path, models: Mapping[str, Any], **sections: Any) -> I
 
     `sections` are those of the configuration: `timeouts={"drain_s": 1}`.
     """
-    running = Gateway(start(home, models, **sections), "", home)
-    try:
-        until(lambda: b"serving on" in running.log.read_bytes(), running.process, running.log)
-        running = running._replace(url=re.search(r"serving on (\S+)", running.log.read_text())[1])
-        until(lambda: answers(f"{running.url}/health/ready"), running.process, running.log)
+    with started(home, models, **sections) as process:
+        log = home / "gateway.log"
+        until(lambda: b"serving on" in log.read_bytes(), process, log)
+        running = Gateway(process, re.search(r"serving on (\S+)", log.read_text())[1], home)
+        until(lambda: answers(f"{running.url}/health/ready"), process, log)
         yield running
+
+
+@contextmanager
+def started(home: Path, models: Mapping[str, Any], **sections: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """The same from its very start, before it is ready for anything."""
+    words = ["serve", "--config", str(write_config(home, models, **sections))]
+    with (home / "gateway.log").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", *words], stdout=output, stderr=subprocess.STDOUT, cwd=PROJECT
+        )
+    try:
+        yield process
     finally:
-        running.process.kill()
-        running.process.wait()
+        process.kill()
+        process.wait()
 
 
 @asynccontextmanager
@@ -114,15 +126,6 @@ async def gateway_beside(home: Path, models: Mapping[str, Any], **sections: Any)
         yield running
     finally:
         await asyncio.to_thread(block.__exit__, None, None, None)
-
-
-def start(home: Path, models: Mapping[str, Any], **sections: Any) -> subprocess.Popen[bytes]:
-    """A gateway that has only just been started, and is whoever's to stop."""
-    words = ["serve", "--config", str(write_config(home, models, **sections))]
-    with (home / "gateway.log").open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "gateway", *words], stdout=output, stderr=subprocess.STDOUT, cwd=PROJECT
-        )
 
 
 def write_config(home: Path, models: Mapping[str, Any], **sections: Any) -> Path:
