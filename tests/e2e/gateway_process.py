@@ -133,7 +133,8 @@ def write_config(home: Path, models: Mapping[str, Any], **sections: Any) -> Path
         "listen": {"port": 0},
         "database": database_url(home),
         "journal": {"folder": f"{home}/journal"},
-        "health": {"interval_s": 1},
+        # So that a worker which is gone is soon known to be, and one on a slow machine is not taken for it.
+        "health": {"interval_s": 1, "timeout_s": 20},
         "models": dict(models),
         **sections,
     }
