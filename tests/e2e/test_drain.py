@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
+from failing import LAST, STREAM, chunk, event, hosted
 from gateway_process import LIMIT_S, gateway_beside, key_before_start, rows_in
 from openai import AsyncOpenAI
 from pool import PRICE, gateway
@@ -45,28 +46,14 @@ class Provider:
                 self.holds_whole.set()
                 await peer.lost()
                 return
-            head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-            await peer.send(head + chunk("high "))
+            await peer.send(STREAM + chunk("high "))
             await self.may_end.wait()
-            await peer.send(chunk("water"), chunk("", "stop"), event("[DONE]"), b"0\r\n\r\n")
+            await peer.send(chunk("water"), chunk("", "stop"), event(b"[DONE]"), LAST)
 
     @asynccontextmanager
     async def models(self) -> AsyncIterator[dict[str, Any]]:
         async with Server(self.script) as server:
-            url = f"http://127.0.0.1:{server.port}/v1"
-            endpoints = [{"openai": url, "name": "provider", "model": "sim"}]
-            yield {"llama": {"price": PRICE, "endpoints": endpoints}}
-
-
-def chunk(content: str, finish_reason: str | None = None) -> bytes:
-    choice = {"index": 0, "delta": {"content": content}, "finish_reason": finish_reason}
-    about = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "sim"}
-    return event(json.dumps({**about, "choices": [choice]}))
-
-
-def event(content: str) -> bytes:
-    text = f"data: {content}\n\n".encode()
-    return b"%x\r\n%b\r\n" % (len(text), text)
+            yield {"llama": {"price": PRICE, "endpoints": [hosted(server.port, "provider")]}}
 
 
 @asynccontextmanager
