@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
-from backends.base import AttemptFailed, Overloaded, conceal
+from backends.base import AttemptFailed, CallRejected, Overloaded, conceal
 from backends.health import watch
 from backends.lane import Exchange, LaneLimits, Patience, Sweep
-from backends.worker import Access, HttpBackend, Opening, Outgoing, lane_to
+from backends.worker import Access, HttpBackend, Outgoing, lane_to
 from routing.ejection import Ejection
 from routing.speed import Speed
 from routing.types import Load
@@ -53,6 +53,8 @@ class Member:
         self.header_name = endpoint.name.encode()
         self.secret = access.api_key if access.api_key and len(access.api_key) >= _LEAST_SECRET else None
         self.inflight = 0
+        self.attempts: dict[str, int] = {}
+        """How many ended, by outcome: ok, a failure's code, rejected (a 4xx of the call's own), abandoned (by us)."""
         self.checked = endpoint.kind != "worker"
         """Whether its health is known. A provider is not asked: that would cost money, and calls tell."""
         self._load = Load()
@@ -68,6 +70,10 @@ class Member:
     def changed(self) -> None:
         """Something has happened there."""
         self._load_until_s = 0.0
+
+    def ended(self, outcome: str) -> None:
+        """An attempt there has ended so."""
+        self.attempts[outcome] = self.attempts.get(outcome, 0) + 1
 
     def _load_now(self, now_s: float) -> Load:
         unavailable, retry_after_s = self.ejection.state(now_s)
@@ -85,12 +91,13 @@ class Attempt:
     Entering raises AttemptFailed or CallRejected.
     """
 
+    __slots__ = ("_ticket", "_watched", "_work", "completion_tokens", "member", "reply")
+
     def __init__(self, member: Member, outgoing: Outgoing, work: float) -> None:
         self.member = member
-        self.reply: Exchange
+        self.reply: Exchange = member.backend.open(outgoing)
         self.completion_tokens = 0
         """Told by whoever counts them, so that the endpoint's speed can be learned."""
-        self._opening: Opening = member.backend.open(outgoing)
         self._work = work
         # A reply that is not streamed shows no first token.
         self._watched = outgoing.stream
@@ -101,7 +108,7 @@ class Attempt:
         member.changed()
         self._ticket = member.speed.start(time.monotonic(), self._work, watched=self._watched)
         try:
-            self.reply = await self._opening.__aenter__()
+            await self.reply.__aenter__()
         except BaseException as error:
             self._end(error)
             raise
@@ -112,10 +119,8 @@ class Attempt:
         self.member.changed()
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            await self._opening.__aexit__()
-        finally:
-            self._end(error)
+        self.reply.release()
+        self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
         """Judge the endpoint by how the attempt ended. A client that left or a call that was wrong says nothing."""
@@ -126,11 +131,16 @@ class Attempt:
         member.changed()
         member.speed.finish(self._ticket, now_s, self.completion_tokens)
         if error is None:
+            member.ended("ok")
             member.ejection.succeeded(now_s)
-        elif isinstance(error, Overloaded):
-            member.ejection.cool_down(now_s, error.retry_after_s or 1.0)
-        elif isinstance(error, AttemptFailed) and error.ejects is not None:
-            member.ejection.failed(now_s, error.ejects, random.random())  # noqa: S311 - jitter
+        elif isinstance(error, AttemptFailed):
+            member.ended(error.code)
+            if isinstance(error, Overloaded):
+                member.ejection.cool_down(now_s, error.retry_after_s or 1.0)
+            elif error.ejects is not None:
+                member.ejection.failed(now_s, error.ejects, random.random())  # noqa: S311 - jitter
+        else:
+            member.ended("rejected" if isinstance(error, CallRejected) else "abandoned")
 
 
 class Fleet:
@@ -170,6 +180,10 @@ class Fleet:
 
     def member(self, endpoint: Endpoint) -> Member:
         return self._members[endpoint.model][endpoint.name]
+
+    def attempt(self, endpoint: Endpoint, outgoing: Outgoing, work: float) -> Attempt:
+        """An attempt at `endpoint`, which carries `work`, in token-equivalents of prefill."""
+        return Attempt(self._members[endpoint.model][endpoint.name], outgoing, work)
 
     def snapshot(self, model: str) -> list[tuple[Endpoint, Load]]:
         """The endpoints of a model with their load now. Raises KeyError where there is no such model."""

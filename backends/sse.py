@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Raw, Struct
 
-from backends.base import ReplyMalformed, ReplyOversized, ServerFault, StreamTruncated
+from backends.base import AttemptFailed, ReplyMalformed, ReplyOversized, ServerFault, StreamTruncated
 from backends.usage import GIVEN_UP, WireUsage
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ class CompletionStream:
         """A chunk has come; comments that only keep the connection alive do not count."""
         self.done = False
         """`[DONE]` has come. It is not forwarded: the gateway sends its own once the call is accounted for."""
+        self.before_failure = b""
+        """Where `feed` has raised: what the client is still to see."""
         self._shown = shown
         self._limit_bytes = event_limit_bytes
         self._rest = b""
@@ -108,10 +110,16 @@ class CompletionStream:
         """Whether every choice has its finish_reason."""
         return len(self._finished) >= self._shown.choices
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of it has come."""
+        return self.done and self.finished
+
     def feed(self, block: bytes) -> bytes:
         """The whole events in what has come so far, as the client is to see them; b"" where there is none yet.
 
-        Raises ReplyMalformed, ReplyOversized, or ServerFault for an error event; what came in the same block is lost.
+        Raises ReplyMalformed, ReplyOversized, or ServerFault for an error event; what came before it in the same block
+        is then in `before_failure`.
         """
         text = self._rest + block if self._rest else block
         if b"\r" in text:
@@ -130,7 +138,13 @@ class CompletionStream:
         plain = events[:plain_end]
         if self._head is not None and self._shown_head != self._head:
             plain = plain.replace(self._head, self._shown_head)
-        return first + plain + self._one_by_one(events[plain_end:])
+        shown = [first, plain]
+        try:
+            shown.extend(self._event(event) for event in events[plain_end:].split(b"\n\n") if event)
+        except AttemptFailed:
+            self.before_failure = b"".join(shown)
+            raise
+        return b"".join(shown)
 
     def end(self) -> None:
         """Judge the stream whole, once it has ended.
@@ -187,9 +201,6 @@ class CompletionStream:
         ):
             return 0
         return count
-
-    def _one_by_one(self, events: bytes) -> bytes:
-        return b"".join([self._event(event) for event in events.split(b"\n\n") if event])
 
     def _event(self, event: bytes) -> bytes:
         """One event as the client is to see it, b"" where it is not to see it."""

@@ -7,6 +7,7 @@ the reply comes back as bytes.
 from __future__ import annotations
 
 import ssl
+from typing import Self
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -79,8 +80,7 @@ class HttpBackend:
             len(outgoing.body),
         )
         patience = self._patience if outgoing.stream else self._whole_patience
-        exchange = self.lane.exchange(head, outgoing.body, patience, outgoing.ends_s)
-        return Opening(exchange, stream=outgoing.stream)
+        return Opening(self.lane, head, outgoing, patience)
 
     async def probe(self, path: str, timeout_s: float) -> int:
         """The status of a GET below the worker's root. Raises AttemptFailed."""
@@ -91,35 +91,32 @@ class HttpBackend:
             return exchange.status
 
 
-class Opening:
+class Opening(Exchange):
     """An exchange whose block is entered only with a reply that says yes."""
 
-    def __init__(self, exchange: Exchange, *, stream: bool) -> None:
-        self._exchange = exchange
-        self._stream = stream
+    def __init__(self, lane: Lane, head: bytes, outgoing: Outgoing, patience: Patience) -> None:
+        super().__init__(lane, head, outgoing.body, patience, outgoing.ends_s)
+        self._stream = outgoing.stream
 
-    async def __aenter__(self) -> Exchange:
-        exchange = self._exchange
-        await exchange.__aenter__()
-        try:
-            await self._judge(exchange)
-        except BaseException:
-            await exchange.__aexit__(None, None, None)
-            raise
-        return exchange
-
-    async def _judge(self, exchange: Exchange) -> None:
-        """Raises AttemptFailed or CallRejected where the reply is not what was asked for."""
-        if exchange.status != 200:
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        if self.status != 200 or self._stream:
             try:
-                body = await exchange.read_whole(_ERROR_BODY_BYTES)
+                await self._judge()
+            except BaseException:
+                self.release()
+                raise
+        return self
+
+    async def _judge(self) -> None:
+        """Raises AttemptFailed or CallRejected where the reply is not what was asked for."""
+        if self.status != 200:
+            try:
+                body = await self.read_whole(_ERROR_BODY_BYTES)
             except ReplyOversized:
                 # The status alone says whose fault it is: a validation error may quote the whole call.
                 body = b"an error of more than %d bytes" % _ERROR_BODY_BYTES
-            raise refusal(exchange.status, exchange.headers, body)
-        content_type = exchange.headers.get(b"content-type", b"")
+            raise refusal(self.status, self.headers, body)
+        content_type = self.headers.get(b"content-type", b"")
         if self._stream and not content_type.lower().startswith(b"text/event-stream"):
             raise ReplyMalformed(f"asked for a stream and got {content_type[:80].decode(errors='replace')!r}")
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self._exchange.__aexit__(None, None, None)

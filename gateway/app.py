@@ -18,7 +18,7 @@ from backends.worker import Access
 from gateway.auth import Keyring, follow
 from gateway.catalog import Catalog
 from gateway.control import control_app
-from gateway.cors import CrossOrigin
+from gateway.cors import Origins
 from gateway.dispatch import Dispatch
 from gateway.http import Edge
 from gateway.journal import Journal
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 def run(config: Config) -> int:
     """Serve until SIGTERM or SIGINT; the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     return uvloop.run(serve(config))
 
 
@@ -69,10 +69,11 @@ async def serve(config: Config, on_ready: Callable[[], None] | None = None) -> i
                 app,
                 drain_s=float(config.timeouts.drain_s),
                 header_limit_bytes=config.limits.header_bytes,
+                body_limit_bytes=config.limits.body_bytes,
                 on_ready=ready,
             )
             _spare_the_collector()
-            await server.serve([listener])
+            await server.serve(listener)
     return 0
 
 
@@ -91,8 +92,8 @@ def _listener(listen: Listen) -> socket.socket:
 
 
 @asynccontextmanager
-async def application(config: Config) -> AsyncIterator[Any]:
-    """The ASGI application with all that it stands on; closed when the block is left."""
+async def application(config: Config) -> AsyncIterator[Edge]:
+    """What answers requests, with all that it stands on; closed when the block is left."""
     async with AsyncExitStack() as stack:
         store = stack.enter_context(Store.open(config.database.get_secret_value()))
         keyring = _keyring(config, store)
@@ -104,11 +105,13 @@ async def application(config: Config) -> AsyncIterator[Any]:
         telemetry = Telemetry()
         catalog = Catalog(config, int(time.time()))
         dispatch = Dispatch(catalog, fleet, journal, telemetry)
-        edge = Edge(dispatch, catalog, keyring, telemetry)
+        origins = Origins(config.cors.origins)
+        edge = Edge(dispatch, catalog, keyring, origins, telemetry)
         telemetry.registry.register(FleetCollector(fleet, journal, lambda: edge.running))
-        edge.control = control_app(catalog, fleet, telemetry, edge.authenticate)
+        control = control_app(catalog, fleet, telemetry, edge.authenticate)
+        edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
-        yield CrossOrigin(edge, config.cors.origins) if config.cors.origins else edge
+        yield edge
 
 
 def _keyring(config: Config, store: Store) -> Keyring | None:

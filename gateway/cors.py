@@ -1,6 +1,7 @@
 """Browsers: whether a page from another origin may call, and what it may read of the replies.
 
-Starlette's middleware, whose answers to preflights are made to look like all our other replies.
+Preflights, and the replies of the control routes, are Starlette's middleware's; calls do not pass through ASGI's
+messages, so the header lines for their replies are made here.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from gateway.errors import ApiError
-from gateway.ids import call_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Mapping, Sequence
 
     from starlette.datastructures import Headers
     from starlette.types import ASGIApp
 
-_READABLE = [
+_READABLE = (
     "x-request-id",
     "x-tidegate-endpoint",
     "x-tidegate-tier",
@@ -28,25 +28,47 @@ _READABLE = [
     "x-tidegate-overhead-ms",
     "x-tidegate-cost-usd",
     "retry-after",
-]
+)
 """What a page from an allowed origin may read of a reply's headers."""
 
 
-class CrossOrigin(CORSMiddleware):
-    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
-        super().__init__(
+class Origins:
+    """The origins from which pages may call; `*` is any."""
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        self._allowed = tuple(allowed)
+        self._any = "*" in allowed
+        self._exposed = f"access-control-expose-headers: {', '.join(_READABLE)}\r\n".encode()
+
+    def __bool__(self) -> bool:
+        return bool(self._allowed)
+
+    def lines(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """Header lines for the reply to a call with these headers."""
+        if not self._allowed or (origin := headers.get(b"origin")) is None:
+            return b""
+        if self._any:
+            return b"access-control-allow-origin: *\r\n" + self._exposed
+        if origin.decode("latin-1") in self._allowed:
+            return b"access-control-allow-origin: %b\r\nvary: Origin\r\n%b" % (origin, self._exposed)
+        return b""
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """`app` with such headers on its replies, and with answers to preflights for every path."""
+        return _Preflights(
             app,
-            allow_origins=origins,
+            allow_origins=self._allowed,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=_READABLE,
         )
-        self._new_id = call_ids()
 
+
+class _Preflights(CORSMiddleware):
     def preflight_response(self, request_headers: Headers) -> Response:
+        """A refusal in the shape of every other error."""
         response = super().preflight_response(request_headers)
         if response.status_code != 200:
             error = ApiError("cors_not_allowed", bytes(response.body).decode())
-            response = Response(error.body(), error.status, media_type="application/json")
-        response.headers["x-request-id"] = f"req_{self._new_id()}"
+            return Response(error.body(), error.status, media_type="application/json")
         return response

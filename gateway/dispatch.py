@@ -6,28 +6,24 @@ accident.
 
 from __future__ import annotations
 
+import asyncio
 import random
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
-
-from msgspec import Struct
+from typing import TYPE_CHECKING, Self
 
 from backends.base import AttemptFailed, CallRejected, CallTimeout, ConnectFailed, LaneFull, Overloaded
 from backends.sse import DONE, CompletionStream, Shown
 from backends.usage import WholeReply, whole_reply
 from backends.worker import Outgoing
-from gateway.errors import ApiError, from_failure, from_rejection
+from gateway.errors import ApiError, from_failure, from_rejection, shutting_down
 from gateway.meter import Arrival, Meter
 from routing.estimate import MEAN_OUTPUT_TOKENS, prefill_work
 from routing.pipeline import plan as make_plan
 from routing.types import Call, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from backends.fleet import Attempt, Fleet
     from gateway.catalog import Catalog, Model
-    from gateway.client import Client, Headers
+    from gateway.client import Client
     from gateway.journal import Journal
     from gateway.ledger import UsageRow
     from gateway.openai import Request
@@ -40,13 +36,31 @@ _OUTPUT_WEIGHT = 0.02
 """Of the newest call in the running mean of a model's output tokens: about the last fifty calls count."""
 
 
-class Answer(Struct, frozen=True, gc=False):
-    """What the first endpoint to answer has sent so far: a whole reply, or a stream that has begun."""
+class Answer:
+    """What the first endpoint to answer has sent so far: a whole reply, or a stream that has begun.
 
-    attempt: Attempt
-    whole: WholeReply | None = None
-    stream: CompletionStream | None = None
-    first_block: bytes = b""
+    The attempt ends with its block.
+    """
+
+    __slots__ = ("attempt", "first_block", "stream", "whole")
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        whole: WholeReply | None = None,
+        stream: CompletionStream | None = None,
+        first_block: bytes = b"",
+    ) -> None:
+        self.attempt = attempt
+        self.whole = whole
+        self.stream = stream
+        self.first_block = first_block
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        await self.attempt.__aexit__(kind, error, trace)
 
 
 class Dispatch:
@@ -68,19 +82,21 @@ class Dispatch:
         with Meter(arrival, request, model, self._record) as meter:
             plan = self._plan(request, model)
             try:
-                async with self._first_answer(plan, request, arrival, meter) as answer:
+                async with await self._first_answer(plan, request, arrival, meter) as answer:
                     if answer.whole is not None:
-                        await self._relay_whole(answer, answer.whole, client, meter)
+                        self._relay_whole(answer, answer.whole, client, meter)
                     elif answer.stream is not None:
                         await self._relay_stream(answer, answer.stream, client, meter)
             except CallRejected as rejected:
                 raise from_rejection(rejected) from rejected
             except AttemptFailed as failure:
-                error = from_failure(failure, meter.attempts)
-                if not client.begun:
-                    raise error from failure
-                meter.settle(failure.code)
-                await client.end_with(error)
+                _end(from_failure(failure, meter.attempts), client, meter)
+            except asyncio.CancelledError:
+                if client.gone:
+                    raise
+                if not client.started:
+                    meter.failed()
+                _end(shutting_down(), client, meter)
 
     def _plan(self, request: Request, model: Model) -> Plan:
         call = Call(
@@ -97,11 +113,8 @@ class Dispatch:
             raise _nobody(plan, model.name)
         return plan
 
-    @asynccontextmanager
-    async def _first_answer(
-        self, plan: Plan, request: Request, arrival: Arrival, meter: Meter
-    ) -> AsyncIterator[Answer]:
-        """The answer of the first endpoint in the plan that gives one; closed when the block is left.
+    async def _first_answer(self, plan: Plan, request: Request, arrival: Arrival, meter: Meter) -> Answer:
+        """The answer of the first endpoint in the plan that gives one.
 
         Raises CallRejected, or what the last attempt failed with.
         """
@@ -109,7 +122,7 @@ class Dispatch:
         tries_left = self._catalog.limits.attempts
         last: AttemptFailed | None = None
         for candidate in plan.ranked:
-            endpoint, answered = candidate.endpoint, False
+            endpoint = candidate.endpoint
             outgoing = Outgoing(
                 api=_API_PATHS[request.api],
                 body=request.body_for(endpoint.served_model),
@@ -120,19 +133,11 @@ class Dispatch:
             )
             meter.asked(endpoint)
             try:
-                async with self._fleet.member(endpoint).attempt(outgoing, work) as attempt:
-                    answer = await self._read(attempt, request, endpoint.model)
-                    answered = True
-                    meter.answered(answer.stream)
-                    yield answer
+                answer = await self._ask(self._fleet.attempt(endpoint, outgoing, work), request)
             except CallRejected:
-                self._telemetry.attempted(endpoint, "rejected")
                 meter.failed()
                 raise
             except AttemptFailed as failure:
-                self._telemetry.attempted(endpoint, failure.code)
-                if answered:
-                    raise
                 meter.failed()
                 if isinstance(failure, CallTimeout):
                     raise
@@ -141,13 +146,24 @@ class Dispatch:
                 if tries_left == 0:
                     break
             else:
-                self._telemetry.attempted(endpoint, "ok")
-                return
-        if last is not None:
-            raise last
+                meter.answered(answer.stream)
+                return answer
+        if last is None:
+            raise AttemptFailed("the plan names no endpoint")
+        raise last
 
-    async def _read(self, attempt: Attempt, request: Request, model: str) -> Answer:
+    async def _ask(self, attempt: Attempt, request: Request) -> Answer:
+        """The attempt's answer, inside whose block it stays open; where there is none, it has ended here."""
+        await attempt.__aenter__()
+        try:
+            return await self._read(attempt, request)
+        except BaseException as error:
+            await attempt.__aexit__(type(error), error, None)
+            raise
+
+    async def _read(self, attempt: Attempt, request: Request) -> Answer:
         """A whole reply, or a stream up to and with its first chunk."""
+        model = attempt.member.endpoint.model
         tier = request.tier if request.tier_asked else None
         if not request.stream:
             body = await attempt.reply.read_whole(self._catalog.limits.reply_bytes)
@@ -167,48 +183,65 @@ class Dispatch:
         attempt.first_token()
         return Answer(attempt, None, stream, block)
 
-    async def _relay_whole(self, answer: Answer, whole: WholeReply, client: Client, meter: Meter) -> None:
+    def _relay_whole(self, answer: Answer, whole: WholeReply, client: Client, meter: Meter) -> None:
+        lines = self._header_lines(answer, meter, b"application/json")
         meter.usage = whole.usage
-        headers = self._headers(answer, meter, b"application/json")
-        charge = meter.charge_nano_usd()
-        headers.append((b"x-tidegate-cost-usd", b"%d.%09d" % divmod(charge, 1_000_000_000)))
         meter.status = 200
         meter.settle("ok")
-        await client.reply(200, headers, whole.body)
+        cost_usd = divmod(meter.charge_nano_usd, 1_000_000_000)
+        client.reply(200, b"%bx-tidegate-cost-usd: %d.%09d\r\n" % (lines, *cost_usd), whole.body)
 
     async def _relay_stream(
         self, answer: Answer, stream: CompletionStream, client: Client, meter: Meter
     ) -> None:
-        attempt, block = answer.attempt, answer.first_block
-        meter.status = 200
-        await client.start(200, self._headers(answer, meter, b"text/event-stream; charset=utf-8"))
-        try:
-            while not (stream.done and stream.finished):
-                if block:
-                    await client.send(block)
-                raw = await attempt.reply.read()
-                if not raw:
-                    block = b""
-                    break
+        attempt, last_block = answer.attempt, b""
+
+        def forward(raw: bytes) -> bool:
+            """Send on what is to be seen of a block; True where no more is wanted, for now or at all."""
+            nonlocal last_block
+            try:
                 block = stream.feed(raw)
+            except AttemptFailed:
+                client.write(stream.before_failure)
+                raise
+            if stream.whole:
+                last_block = block
+                return True
+            if block:
+                client.write(block)
+            return client.full
+
+        meter.status = 200
+        client.start(200, self._header_lines(answer, meter, b"text/event-stream; charset=utf-8"))
+        try:
+            if stream.whole:
+                last_block = answer.first_block
+            else:
+                client.write(answer.first_block)
+            while not stream.whole:
+                await client.drain()
+                if await attempt.reply.pour(forward):
+                    break
             stream.end()
         finally:
             attempt.completion_tokens = stream.tokens
         meter.settle("ok")
-        await client.finish(block + DONE)
+        client.finish(last_block + DONE)
         await attempt.reply.drain()
 
-    def _headers(self, answer: Answer, meter: Meter, content_type: bytes) -> Headers:
+    def _header_lines(self, answer: Answer, meter: Meter, content_type: bytes) -> bytes:
         overhead_s = meter.overhead_s
         self._telemetry.overhead_s.add(overhead_s)
-        return [
-            (b"content-type", content_type),
-            (b"x-tidegate-endpoint", answer.attempt.member.header_name),
-            (b"x-tidegate-tier", meter.tier.encode()),
-            (b"x-tidegate-attempts", b"%d" % meter.attempts),
-            (b"x-tidegate-hedged", b"false"),
-            (b"x-tidegate-overhead-ms", b"%.3f" % (overhead_s * 1000)),
-        ]
+        return (
+            b"content-type: %b\r\nx-tidegate-endpoint: %b\r\nx-tidegate-tier: %b\r\n"
+            b"x-tidegate-attempts: %d\r\nx-tidegate-hedged: false\r\nx-tidegate-overhead-ms: %.3f\r\n"
+        ) % (
+            content_type,
+            answer.attempt.member.header_name,
+            meter.tier.encode(),
+            meter.attempts,
+            overhead_s * 1000,
+        )
 
     def _record(self, row: UsageRow) -> None:
         self._journal.append(row)
@@ -216,6 +249,17 @@ class Dispatch:
         if row.outcome == "ok" and row.completion_tokens:
             mean = self._output_tokens[row.model]
             self._output_tokens[row.model] = mean + _OUTPUT_WEIGHT * (row.completion_tokens - mean)
+
+
+def _end(error: ApiError, client: Client, meter: Meter) -> None:
+    """Tell the client in its stream, or raise the error where nothing has gone out."""
+    if not client.started:
+        raise error
+    meter.settle(error.code)
+    if error.code == "call_timeout" and client.full:
+        client.cut_off()  # it is the client that was slow
+    else:
+        client.fail(error)
 
 
 def _nobody(plan: Plan, model: str) -> ApiError:

@@ -113,7 +113,8 @@ class ApiError(Exception):
 
     def body(self) -> bytes:
         kind = ERRORS.get(self.code)
-        kind_type = kind.type if kind else _REQUEST
+        # An endpoint's own error may come with any code, even with one of ours.
+        kind_type = kind.type if kind is not None and kind.status == self.status else _REQUEST
         return msgspec.json.encode(_Envelope(_Error(self.message, kind_type, self.param, self.code)))
 
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -121,6 +122,9 @@ class ApiError(Exception):
         if self.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, math.ceil(self.retry_after_s))))
         return headers
+
+    def header_lines(self) -> bytes:
+        return b"".join(b"%b: %b\r\n" % header for header in self.headers())
 
 
 def from_failure(failure: AttemptFailed, attempts: int) -> ApiError:
@@ -131,6 +135,11 @@ def from_failure(failure: AttemptFailed, attempts: int) -> ApiError:
     if kind.status == 503 and retry_after_s is None:
         retry_after_s = 1.0
     return ApiError(failure.code, f"{tried} tried; the last: {failure}", retry_after_s=retry_after_s)
+
+
+def shutting_down() -> ApiError:
+    """The server has waited long enough for this call."""
+    return ApiError("shutting_down", "the gateway is shutting down", retry_after_s=1.0)
 
 
 def from_rejection(rejected: CallRejected) -> ApiError:

@@ -1,7 +1,6 @@
-"""The edge: from an HTTP request to a call, and from whatever goes wrong to an error in OpenAI's shape.
+"""The edge: from a request to a call, and from whatever goes wrong to an error in OpenAI's shape.
 
-The paths that carry calls are served here as plain ASGI; all others are the control routes' (FastAPI), where a few more
-microseconds do not matter.
+Calls are served here; all other paths are the control routes' (FastAPI), where a few more microseconds do not matter.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from gateway.client import CONNECTION, Client
-from gateway.errors import ApiError
+from gateway.asgi import answer
+from gateway.errors import ApiError, shutting_down
 from gateway.ids import call_ids
 from gateway.meter import Arrival, Caller
 from gateway.openai import PATHS, Api, parse
@@ -21,7 +20,8 @@ from gateway.openai import PATHS, Api, parse
 if TYPE_CHECKING:
     from gateway.auth import Keyring
     from gateway.catalog import Catalog
-    from gateway.client import Message, Receive, Send
+    from gateway.client import Client
+    from gateway.cors import Origins
     from gateway.dispatch import Dispatch
     from gateway.telemetry import Telemetry
 
@@ -36,14 +36,20 @@ _OVERDUE_S = 2.0
 
 
 class Edge:
-    """The ASGI application."""
+    """Answers every request."""
 
     def __init__(
-        self, dispatch: Dispatch, catalog: Catalog, keyring: Keyring | None, telemetry: Telemetry
+        self,
+        dispatch: Dispatch,
+        catalog: Catalog,
+        keyring: Keyring | None,
+        origins: Origins,
+        telemetry: Telemetry,
     ) -> None:
         self._dispatch = dispatch
         self._catalog = catalog
         self._keyring = keyring
+        self._origins = origins
         self._telemetry = telemetry
         self._new_id = call_ids()
         self.control: Any = None
@@ -51,44 +57,47 @@ class Edge:
         self._running: dict[Client, float] = {}
         """By when each call has to be over."""
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+    async def __call__(self, client: Client) -> None:
+        headers = client.headers
         call_id = self._new_id()
-        given_id = headers.get(b"x-request-id", b"")
-        request_id = given_id.decode() if _REQUEST_ID.fullmatch(given_id) else f"req_{call_id}"
-        client = Client(receive, send, request_id)
-        api = PATHS.get(scope["path"])
+        given_id = headers.get(b"x-request-id")
+        request_id = b"req_%b" % call_id.encode()
+        if given_id is not None and _REQUEST_ID.fullmatch(given_id):
+            request_id = given_id
+        client.lines = b"x-request-id: %b\r\n" % request_id
         try:
-            if api is None:
-                await self.control(scope, receive, _with_request_id(send, request_id))
+            api = PATHS.get(client.target) or PATHS.get(client.target.partition(b"?")[0])
+            if api is None or (client.method == b"OPTIONS" and self._origins):
+                await answer(self.control, client)
             else:
-                await self._call(api, scope, headers, call_id, client)
+                client.lines += self._origins.lines(headers)
+                await self._call(api, client, call_id, request_id.decode())
         except ApiError as error:
-            await client.reply(error.status, error.headers(), error.body())
+            client.fail(error)
         except asyncio.CancelledError:
-            if not client.left:
-                await self._say_goodbye(client)
+            if not client.gone:
+                client.fail(shutting_down())
         except Exception:
             log.exception("call %s failed in the gateway itself", call_id)
-            await _apologise(client)
+            message = f"the gateway failed; its log says why, under {request_id.decode()}"
+            client.fail(ApiError("internal_error", message))
 
-    async def _call(
-        self, api: Api, scope: Any, headers: dict[bytes, bytes], call_id: str, client: Client
-    ) -> None:
+    async def _call(self, api: Api, client: Client, call_id: str, request_id: str) -> None:
+        headers = client.headers
         try:
-            _expect_post(scope["method"])
+            _expect_post(client.method)
             caller = self.authenticate(headers)
-            body = await self._body(headers, client)
+            _expect_plain(headers)
+            body = await client.body(self._catalog.limits.body_bytes)
             request = parse(api, body, headers)
             model = self._catalog.model(request.model)
         except ApiError as error:
             self._telemetry.refused[error.code] += 1
             raise
-        arrival = Arrival(call_id, client.request_id, caller, time.monotonic(), _trace_lines(headers))
+        arrival = Arrival(call_id, request_id, caller, time.monotonic(), _trace_lines(headers))
         self._running[client] = arrival.started_s + self._catalog.total_s + _OVERDUE_S
         try:
-            with client.present(scope["extensions"][CONNECTION]):
-                await self._dispatch.serve(request, model, arrival, client)
+            await self._dispatch.serve(request, model, arrival, client)
         finally:
             del self._running[client]
 
@@ -117,15 +126,6 @@ class Edge:
             )
         return Caller(key.tenant, key.id)
 
-    async def _body(self, headers: dict[bytes, bytes], client: Client) -> bytes:
-        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding not in (b"identity", b""):
-            raise ApiError(
-                "unsupported_content_encoding",
-                f"content-encoding {encoding[:40].decode('latin-1')!r} is not supported; send the body plain",
-            )
-        return await client.body(self._catalog.limits.body_bytes, headers.get(b"content-length"))
-
     async def cancel_overdue(self) -> None:
         """For ever: cancel the calls whose client reads so slowly that their time has run out."""
         while True:
@@ -133,44 +133,32 @@ class Edge:
             now_s = time.monotonic()
             for client, until_s in list(self._running.items()):
                 if now_s >= until_s:
-                    client.gone("the call's time has run out")
-
-    async def _say_goodbye(self, client: Client) -> None:
-        """The server is shutting down and has waited long enough for this call."""
-        error = ApiError("shutting_down", "the gateway is shutting down", retry_after_s=1.0)
-        if not client.begun:
-            await client.reply(error.status, error.headers(), error.body())
-        elif not client.finished:
-            await client.end_with(error)
+                    client.cut_off()
 
 
-async def _apologise(client: Client) -> None:
-    error = ApiError("internal_error", f"the gateway failed; its log says why, under {client.request_id}")
-    if not client.begun:
-        await client.reply(error.status, error.headers(), error.body())
-    elif not client.finished:
-        await client.end_with(error)
+def _expect_post(method: bytes) -> None:
+    if method != b"POST":
+        raise ApiError(
+            "method_not_allowed", f"use POST, not {method.decode()}", headers=[(b"allow", b"POST")]
+        )
 
 
-def _expect_post(method: str) -> None:
-    if method != "POST":
-        raise ApiError("method_not_allowed", f"use POST, not {method}", headers=[(b"allow", b"POST")])
+def _expect_plain(headers: dict[bytes, bytes]) -> None:
+    encoding = headers.get(b"content-encoding")
+    if encoding is not None and encoding.strip().lower() not in (b"identity", b""):
+        raise ApiError(
+            "unsupported_content_encoding",
+            f"content-encoding {encoding[:40].decode('latin-1')!r} is not supported; send the body plain",
+        )
 
 
 def _trace_lines(headers: dict[bytes, bytes]) -> bytes:
     """The client's trace context as header lines for the endpoint."""
+    if b"traceparent" not in headers:
+        return b""
     lines = b""
     for name in (b"traceparent", b"tracestate"):
         value = headers.get(name)
         if value is not None and _TRACE.fullmatch(value):
             lines += b"%b: %b\r\n" % (name, value)
     return lines
-
-
-def _with_request_id(send: Send, request_id: str) -> Send:
-    async def send_with_id(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-        await send(message)
-
-    return send_with_id

@@ -62,6 +62,8 @@ class Meter:
         """As a whole reply has it, reported or estimated; a stream knows its own."""
         self.status = CLIENT_LEFT
         """What the client got."""
+        self.charge_nano_usd = 0
+        """What the tenant owes, once it is settled."""
         self._arrival = arrival
         self._request = request
         self._model = model
@@ -109,10 +111,6 @@ class Meter:
         """Spent in the gateway so far rather than waiting for an endpoint."""
         return max(0.0, time.monotonic() - self._arrival.started_s - self._upstream_s)
 
-    def charge_nano_usd(self) -> int:
-        """What the tenant owes for the call as counted so far."""
-        return amount_nano_usd(self._model.price, self._counted())
-
     def settle(self, outcome: str) -> None:
         """Write the row. The first time counts."""
         if self._settled:
@@ -121,6 +119,7 @@ class Meter:
         usage, endpoint, request = self._counted(), self._endpoint, self._request
         arrival, caller = self._arrival, self._arrival.caller
         duration_s = time.monotonic() - arrival.started_s
+        self.charge_nano_usd = amount_nano_usd(self._model.price, usage)
         self._record(
             UsageRow(
                 call_id=arrival.call_id,
@@ -142,7 +141,7 @@ class Meter:
                 estimated=usage.estimated,
                 ttft_ms=None if self.ttft_s is None else round(self.ttft_s * 1000, 3),
                 duration_ms=round(duration_s * 1000, 3),
-                charge_nano_usd=amount_nano_usd(self._model.price, usage),
+                charge_nano_usd=self.charge_nano_usd,
                 cost_nano_usd=0 if endpoint is None else amount_nano_usd(endpoint.cost, usage),
             )
         )

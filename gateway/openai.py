@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, structs
 
 from gateway.errors import ApiError
 from routing.types import NO_DEMANDS, Capability, Demands, TierName, Trust
 
 Api = Literal["chat", "completions", "embeddings"]
-PATHS: dict[str, Api] = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "completions",
-    "/v1/embeddings": "embeddings",
+PATHS: dict[bytes, Api] = {
+    b"/v1/chat/completions": "chat",
+    b"/v1/completions": "completions",
+    b"/v1/embeddings": "embeddings",
 }
 BYTES_PER_TOKEN = 4
 """Of prompt text, for estimates before the endpoint has counted: English in current tokenizers."""
-IMAGE_TOKENS = 1000
+MEDIA_TOKENS = 1000
+"""For each picture or piece of sound, whatever the length of its encoding."""
 HEADER_PREFIX = b"x-tidegate-"
 
 
+_Count = int | float | None
+"""Python's servers take 100.0 for 100, and some clients know no integers."""
 _Positive = Annotated[float, Meta(gt=0, le=1e12)]
 _Usd = Annotated[float, Meta(ge=0, le=1e6)]
 _Names = Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=64)]
@@ -79,9 +82,9 @@ class _Common(Struct, kw_only=True):
     user: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    n: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    n: _Count = None
+    max_tokens: _Count = None
+    max_completion_tokens: _Count = None
     temperature: float | None = None
     top_p: float | None = None
     presence_penalty: float | None = None
@@ -90,6 +93,7 @@ class _Common(Struct, kw_only=True):
     stop: str | list[str] | None = None
     logit_bias: dict[str, float] | None = None
     response_format: dict[str, Raw] | None = None
+    logprobs: bool | int | None = None
 
 
 class _Chat(_Common, kw_only=True):
@@ -100,8 +104,8 @@ class _Chat(_Common, kw_only=True):
 
 
 class _Completions(_Common, kw_only=True):
-    prompt: str | list[Any]
-    logprobs: int | bool | None = None
+    prompt: str | list[str | int | list[int]] | None = None
+    prompt_embeds: Raw | None = None
     suffix: str | None = None
 
 
@@ -125,7 +129,11 @@ _encode = msgspec.json.Encoder().encode
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
 _UNKNOWN = re.compile(r"unknown field `(?P<name>[^`]+)`")
-_BASE64 = re.compile(rb";base64,[A-Za-z0-9+/=_-]+")
+_MEDIA = re.compile(rb';base64,[A-Za-z0-9+/=_\\-]+|"data"\s*:\s*"[A-Za-z0-9+/=_\\-]+"')
+"""Encoded media; with backslashes, since some write them as \\/ or \\u002B."""
+_PICTURE = re.compile(rb'"image_url"\s*:')
+_LONGEST_WORDS = 400
+"""Of a decoder's message: it may repeat a name that the client made up."""
 
 
 class Request(Struct, kw_only=True):
@@ -163,10 +171,10 @@ class Request(Struct, kw_only=True):
 def parse(api: Api, body: bytes, headers: dict[bytes, bytes]) -> Request:
     """The request in `body`, with the demands that its headers add. Raises ApiError."""
     try:
-        typed = _DECODE[api](body)
-        fields = _decode_fields(body)
         # What the endpoint cannot decode must not look like the endpoint's fault.
         str(body, "utf-8")
+        typed = _DECODE[api](body)
+        fields = _decode_fields(body)
     except msgspec.ValidationError as error:
         raise _invalid_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -177,64 +185,89 @@ def parse(api: Api, body: bytes, headers: dict[bytes, bytes]) -> Request:
     if typed.service_tier is not None:
         request.tier, request.tier_asked = _tier(typed.service_tier), True
     routing = typed.routing
-    if any(name.startswith(HEADER_PREFIX) for name in headers):
-        routing = _with_headers(routing, headers)
+    for name in headers:
+        if name.startswith(HEADER_PREFIX):
+            routing = _with_headers(routing, headers)
+            break
     if routing is not None:
         request.demands = routing.demands()
     if isinstance(typed, _Embeddings):
-        request.prompt_tokens = _tokens(bytes(fields["input"]))
+        request.prompt_tokens = _tokens(fields["input"])
         request.needs = frozenset({"embeddings"})
         return request
-    request.stream = bool(typed.stream)
-    options = typed.stream_options
-    request.shows_usage = options is not None and bool(options.include_usage)
-    request.max_tokens = (
-        typed.max_tokens if typed.max_completion_tokens is None else typed.max_completion_tokens
-    )
-    request.choices = max(1, typed.n or 1)
-    if isinstance(typed, _Completions):
-        request.choices *= _prompts(typed.prompt)
-        request.prompt_tokens = _completion_tokens(typed.prompt, fields)
-    else:
-        request.prompt_tokens, request.needs = _chat_tokens_and_needs(typed, fields)
+    _generation(request, typed)
     return request
 
 
-def _chat_tokens_and_needs(chat: _Chat, fields: dict[str, Raw]) -> tuple[int, frozenset[Capability]]:
-    messages = bytes(fields["messages"])
-    tokens = _tokens(messages)
-    needs: set[Capability] = set()
-    if chat.tools:
-        needs.add("tools")
-        tokens += len(bytes(fields["tools"])) // BYTES_PER_TOKEN
-    if chat.logprobs:
-        needs.add("logprobs")
-    if chat.response_format is not None and bytes(chat.response_format.get("type", b"")) == b'"json_schema"':
-        needs.add("json_schema")
-    # Unescaped quotes cannot stand inside a JSON string, so this is a part's type and not somebody's text.
-    if b'"image_url"' in messages:
-        needs.add("vision")
-    return tokens, frozenset(needs)
+def _generation(request: Request, typed: _Chat | _Completions) -> None:
+    """What only calls that generate have."""
+    request.stream = bool(typed.stream)
+    if typed.stream_options is not None:
+        request.shows_usage = bool(typed.stream_options.include_usage)
+    if typed.max_completion_tokens is not None:
+        request.max_tokens = max(0, _whole(typed.max_completion_tokens, "max_completion_tokens"))
+    elif typed.max_tokens is not None:
+        request.max_tokens = max(0, _whole(typed.max_tokens, "max_tokens"))
+    if typed.n is not None:
+        request.choices = max(1, _whole(typed.n, "n"))
+    if isinstance(typed, _Chat):
+        _chat(request, typed)
+    else:
+        _completion(request, typed)
+    if typed.logprobs not in (None, False):
+        request.needs |= {"logprobs"}
+    if (
+        typed.response_format is not None
+        and bytes(typed.response_format.get("type", b"")) == b'"json_schema"'
+    ):
+        request.needs |= {"json_schema"}
 
 
-def _tokens(text: bytes) -> int:
-    if b";base64," in text:
-        text, images = _BASE64.subn(b"", text)
-        return len(text) // BYTES_PER_TOKEN + images * IMAGE_TOKENS
+def _chat(request: Request, typed: _Chat) -> None:
+    messages = bytes(request.fields["messages"])
+    request.prompt_tokens = _tokens(messages)
+    if b'"image_url"' in messages and _PICTURE.search(messages):
+        request.needs = frozenset({"vision"})
+    if typed.tools:
+        request.prompt_tokens += len(bytes(request.fields["tools"])) // BYTES_PER_TOKEN
+        request.needs |= {"tools"}
+
+
+def _completion(request: Request, typed: _Completions) -> None:
+    if typed.prompt is None and typed.prompt_embeds is None:
+        raise ApiError("missing_required_parameter", "prompt is missing", param="prompt")
+    request.choices *= _prompts(typed.prompt)
+    request.prompt_tokens = _prompt_tokens(typed.prompt, request.fields.get("prompt", Raw()))
+
+
+def _whole(count: float, param: str) -> int:
+    if isinstance(count, float) and not count.is_integer():
+        raise ApiError("invalid_type", f"{param}: expected `int | null`, got `float`", param=param)
+    return int(count)
+
+
+def _tokens(text: bytes | Raw) -> int:
+    text = bytes(text)
+    if b";base64," in text or b'"input_audio"' in text:
+        text, media = _MEDIA.subn(b"", text)
+        return len(text) // BYTES_PER_TOKEN + media * MEDIA_TOKENS
     return len(text) // BYTES_PER_TOKEN
 
 
-def _prompts(prompt: str | list[Any]) -> int:
+_Prompt = str | list[str | int | list[int]] | None
+
+
+def _prompts(prompt: _Prompt) -> int:
     """How many prompts a completion has: a list of numbers is one, given as token ids."""
-    if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
+    if not isinstance(prompt, list):
         return 1
-    return len(prompt)
+    return max(1, sum(not isinstance(part, int) for part in prompt))
 
 
-def _completion_tokens(prompt: str | list[Any], fields: dict[str, Raw]) -> int:
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], str):
-        return len(prompt) if isinstance(prompt[0], int) else sum(map(len, prompt))
-    return _tokens(bytes(fields["prompt"]))
+def _prompt_tokens(prompt: _Prompt, raw: Raw) -> int:
+    if not isinstance(prompt, list) or not prompt or isinstance(prompt[0], str):
+        return _tokens(raw)
+    return sum(len(part) if isinstance(part, list | str) else 1 for part in prompt)
 
 
 def _tier(service_tier: str) -> TierName:
@@ -261,6 +294,11 @@ def _with_headers(routing: Routing | None, headers: dict[bytes, bytes]) -> Routi
                 given[name] = [part.strip() for part in text.split(",") if part.strip()]
             elif name in ("max_price_input", "max_price_output"):
                 given.setdefault("max_price", {})[name.removeprefix("max_price_")] = text
+            elif name == "max_price":
+                param = header.decode()
+                raise ApiError(
+                    "invalid_value", f"{param}: there are {param}-input and {param}-output", param=param
+                )
             else:
                 given[name] = text
     try:
@@ -269,11 +307,20 @@ def _with_headers(routing: Routing | None, headers: dict[bytes, bytes]) -> Routi
         failure = _invalid_field(str(error))
         header_name = (failure.param or "").replace("_", "-").replace(".", "-")
         raise ApiError("invalid_value", failure.message, param=f"x-tidegate-{header_name}") from None
-    if routing is not None:
-        for name in routing.__struct_fields__:
-            if getattr(routing, name) is not None:
-                setattr(from_headers, name, getattr(routing, name))
-    return from_headers
+    if routing is None:
+        return from_headers
+    if routing.max_price is not None and from_headers.max_price is not None:
+        routing.max_price = _over(from_headers.max_price, routing.max_price)
+    return _over(from_headers, routing)
+
+
+_Fields = TypeVar("_Fields", bound=Struct)
+
+
+def _over(below: _Fields, above: _Fields) -> _Fields:
+    """`below` with what `above` says put over it."""
+    said = {name: value for name, value in structs.asdict(above).items() if value is not None}
+    return structs.replace(below, **said)
 
 
 def _pico_usd(usd_per_million: float | None) -> int | None:
@@ -283,6 +330,8 @@ def _pico_usd(usd_per_million: float | None) -> int | None:
 
 def _invalid_field(text: str) -> ApiError:
     """A field of the wrong type, as msgspec puts it, in words and with the field's name."""
+    if len(text) > _LONGEST_WORDS:
+        text = f"{text[: _LONGEST_WORDS // 2]}...{text[-_LONGEST_WORDS // 2 :]}"
     place = _PLACE.match(text)
     what, path = (text, "") if place is None else (place["what"], place["path"] or "")
     path = path.removeprefix(".")

@@ -1,138 +1,133 @@
-"""The HTTP server: uvicorn, with the few things that it leaves to a proxy in front of it and that we want without one.
+"""The HTTP server: it listens, keeps the time of all connections, and ends without cutting calls short.
 
-Headers are limited in size, what is no HTTP is answered in the shape of every other error, and a signal ends in exit
-code 0 once running calls have finished.
+Ours, like the lane on the other side, since it is on the way of every byte of every call. One timer serves all
+connections; a signal ends in exit code 0 once running calls have finished.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
-from typing import TYPE_CHECKING, Any, cast
+import time
+from email.utils import formatdate
+from typing import TYPE_CHECKING
 
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-
-from gateway.client import CONNECTION
-from gateway.errors import ApiError
+from gateway.connection import Connection
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from gateway.client import Client
 
-log = logging.getLogger(__name__)
-
-KEEP_ALIVE_S = 75
-"""Longer than the minute for which load balancers keep idle connections, so that they close first and no call is lost
-in between."""
-
-
-class EdgeProtocol(HttpToolsProtocol):
-    """One connection, with a limit on the size of headers, that tells its client's call when it is closed."""
-
-    header_limit_bytes = 65_536
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._head_bytes = 0
-        self._in_head = True
-        self._watching: set[Client] = set()
-
-    def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
-        super().data_received(data)
-        if self._in_head and self._head_bytes > self.header_limit_bytes and not self.transport.is_closing():
-            message = f"the headers are larger than {self.header_limit_bytes} bytes"
-            self._refuse(ApiError("headers_too_large", message))
-
-    def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
-        super().on_message_begin()
-        self.scope["extensions"] = {CONNECTION: cast("dict[object, object]", self)}
-
-    def watch(self, client: Client) -> None:
-        self._watching.add(client)
-        # uvicorn stops reading while a body is large, and a socket that is not read does not tell of its end.
-        self.flow.resume_reading()
-
-    def unwatch(self, client: Client) -> None:
-        self._watching.discard(client)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        for client in list(self._watching):
-            client.gone()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says the same in JSON
-        self._refuse(ApiError("invalid_http", "what came is not an HTTP/1.1 request"))
-
-    def _refuse(self, error: ApiError) -> None:
-        body = error.body()
-        self.transport.write(
-            b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (STATUS_LINE[error.status], len(body), body)
-        )
-        self.transport.close()
+BACKLOG = 4096
+SAY_GOODBYE_S = 2.0
+"""For calls that were cut short to say so to their clients, and to settle."""
+_TICK_S = 0.5
 
 
-class Server(uvicorn.Server):
+class Server:
     """Runs until SIGTERM or SIGINT; a second SIGINT cuts running calls short."""
 
     def __init__(
         self,
-        app: Any,
+        app: Callable[[Client], Awaitable[None]],
         *,
         drain_s: float,
         header_limit_bytes: int,
+        body_limit_bytes: int,
         on_ready: Callable[[], None],
     ) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=type("EdgeProtocol", (EdgeProtocol,), {"header_limit_bytes": header_limit_bytes}),
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                backlog=4096,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=max(1, round(drain_s)),
-            )
-        )
+        self.app = app
+        self.header_limit_bytes = header_limit_bytes
+        self.body_limit_bytes = body_limit_bytes
+        self.busy: set[Connection] = set()
+        """Those where a request is being answered."""
+        self.stopping = False
+        self.date_line = b""
+        self._drain_s = drain_s
         self._on_ready = on_ready
+        self._connections: set[Connection] = set()
+        self._stop = asyncio.Event()
+        self._drained = asyncio.Event()
+        """No call is left to wait for, or somebody is in a hurry."""
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        self._on_ready()
+    def stop(self) -> None:
+        """Take no more connections and return from `serve` once running calls have finished, or their time is up."""
+        if self.stopping:
+            self._drained.set()
+        self.stopping = True
+        self._stop.set()
 
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        with self.capture_signals():
-            await self._serve(sockets)
-            # Calls that were cut short get a moment to say so to their clients and to settle.
-            if self.server_state.tasks:
-                await asyncio.wait(self.server_state.tasks, timeout=2.0)
+    async def serve(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        listening = await loop.create_server(lambda: Connection(self), sock=listener, backlog=BACKLOG)
+        ticking = asyncio.create_task(self._tick(), name="connections' clock")
+        try:
+            with self._signals(loop):
+                self._on_ready()
+                await self._stop.wait()
+                listening.close()
+                await self._drain()
+        finally:
+            ticking.cancel()
+            await asyncio.gather(ticking, return_exceptions=True)
+            listening.close()
+            for connection in tuple(self._connections):
+                connection.abort()
+            await asyncio.sleep(0)  # a transport closes its socket in the next turn of the loop
+
+    # For connections
+
+    def opened(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        if self.stopping:
+            connection.stop()
+
+    def closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self.finished(connection)
+
+    def finished(self, connection: Connection) -> None:
+        """Nothing is being answered there any more."""
+        self.busy.discard(connection)
+        if self.stopping and not self.busy:
+            self._drained.set()
+
+    async def _tick(self) -> None:
+        while True:
+            self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+            now_s = time.monotonic()
+            for connection in tuple(self._connections):
+                if now_s >= connection.deadline_s:
+                    connection.expire()
+            await asyncio.sleep(_TICK_S)
+
+    async def _drain(self) -> None:
+        for connection in tuple(self._connections):
+            connection.stop()
+        await self._until_drained(self._drain_s)
+        for connection in tuple(self.busy):
+            connection.cut_short()
+        self._drained.clear()
+        await self._until_drained(SAY_GOODBYE_S)
+
+    async def _until_drained(self, limit_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s if self.busy else 0):
+                await self._drained.wait()
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn has it, but its own sends itself the signal again at the end, and so never exits with 0."""
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
-        for number in signals:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+    def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        def terminate() -> None:
+            if not self.stopping:
+                self.stop()
+
+        loop.add_signal_handler(signal.SIGTERM, terminate)
+        loop.add_signal_handler(signal.SIGINT, self.stop)
         try:
             yield
         finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
+            loop.remove_signal_handler(signal.SIGTERM)
+            loop.remove_signal_handler(signal.SIGINT)

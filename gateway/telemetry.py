@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from backends.fleet import Fleet
     from gateway.journal import Journal
     from gateway.ledger import UsageRow
-    from routing.types import Endpoint
 
 TTFT_BUCKETS_S = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60)
 DURATION_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
@@ -88,10 +87,6 @@ class Telemetry(Collector):
         """Requests that ended before they were a call, by error code."""
         self._models: dict[str, ModelTally] = {}
         self._calls: Counter[tuple[str, str, str]] = Counter()
-        self._attempts: Counter[tuple[str, str, str]] = Counter()
-
-    def attempted(self, endpoint: Endpoint, outcome: str) -> None:
-        self._attempts[endpoint.model, endpoint.name, outcome] += 1
 
     def ended(self, row: UsageRow) -> None:
         """Count a call that has ended."""
@@ -108,12 +103,6 @@ class Telemetry(Collector):
     def collect(self) -> Iterable[Metric]:
         yield _counter(
             "tidegate_calls_total", "Calls ended, by outcome.", ["model", "tier", "outcome"], self._calls
-        )
-        yield _counter(
-            "tidegate_attempts_total",
-            "Attempts at endpoints, by outcome.",
-            ["model", "endpoint", "outcome"],
-            self._attempts,
         )
         yield _counter(
             "tidegate_requests_refused_total",
@@ -198,6 +187,11 @@ class FleetCollector(Collector):
         checks = CounterMetricFamily(
             "tidegate_endpoint_failed_checks_total", "Health checks that failed.", labels=labels
         )
+        attempts = CounterMetricFamily(
+            "tidegate_attempts_total",
+            "Attempts that ended, by outcome.",
+            labels=[*labels, "outcome"],
+        )
         now_s = time.monotonic()
         for member in self._fleet.members:
             names = [member.endpoint.model, member.endpoint.name]
@@ -208,7 +202,9 @@ class FleetCollector(Collector):
             speed.add_metric(names, load.work_per_s)
             ejections.add_metric(names, member.ejection.ejections)
             checks.add_metric(names, member.ejection.failed_checks)
-        yield from (available, inflight, connections, speed, ejections, checks)
+            for outcome, count in member.attempts.items():
+                attempts.add_metric([*names, outcome], count)
+        yield from (available, inflight, connections, speed, ejections, checks, attempts)
         yield GaugeMetricFamily("tidegate_calls_running", "Calls under way.", value=self._running())
         yield from self._of_journal()
 

@@ -56,7 +56,7 @@ async def _metrics_page() -> str:
         path = Path(folder, "tidegate.yaml")
         path.write_text(CONFIG.format(folder=folder))
         async with application(load(path, {})) as app:
-            transport = httpx2.ASGITransport(app)
+            transport = httpx2.ASGITransport(app.control)
             async with httpx2.AsyncClient(transport=transport, base_url="http://tidegate") as client:
                 return (await client.get("/metrics")).raise_for_status().text
 

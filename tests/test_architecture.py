@@ -41,7 +41,7 @@ LONG_FUNCTIONS = {
     "loadtest/simworker/command.py:worker": "as above",
 }
 
-HEAVY = {"alembic", "fastapi", "pydantic", "rich", "sqlalchemy", "starlette", "typer", "uvicorn", "yaml"}
+HEAVY = {"alembic", "fastapi", "pydantic", "rich", "sqlalchemy", "starlette", "typer", "yaml"}
 NEVER_AT_IMPORT = {"litellm", "vllm"}
 
 

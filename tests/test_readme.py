@@ -48,7 +48,7 @@ def test_every_demand_that_a_call_can_make_is_there(field: str):
     assert f"`{field}" in TEXT
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [path.decode() for path in PATHS])
 def test_every_path_is_there(path: str):
     assert f"{path}`" in TEXT
 

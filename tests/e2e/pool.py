@@ -145,15 +145,16 @@ async def _serving(app: Any, config: Config) -> AsyncIterator[str]:
             app,
             drain_s=float(config.timeouts.drain_s),
             header_limit_bytes=config.limits.header_bytes,
+            body_limit_bytes=config.limits.body_bytes,
             on_ready=started.set,
         )
-        serving = asyncio.create_task(server.serve([listener]))
+        serving = asyncio.create_task(server.serve(listener))
         try:
             async with asyncio.timeout(LIMIT_S):
                 await started.wait()
             yield "http://{}:{}".format(*listener.getsockname())
         finally:
-            server.should_exit = True
+            server.stop()
             await serving
 
 

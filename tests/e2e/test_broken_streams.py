@@ -171,9 +171,6 @@ def test_a_stream_that_breaks_ends_in_an_error_and_is_charged_for_what_had_come(
     assert row.cost_nano_usd == 1000 * (PROMPT_TOKENS + 2)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what comes in one packet with an error event is counted and never shown"
-)
 async def test_tokens_that_come_in_one_packet_with_a_failure_are_charged_only_where_they_are_shown(
     tmp_path: Path,
 ):

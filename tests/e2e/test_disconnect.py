@@ -349,10 +349,6 @@ def test_the_call_of_a_client_that_never_reads_ends_when_its_time_is_over(never_
     assert of_endpoint(page, "ejections_total") == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the server waits for ever to send such a client what it does not read, and logs an error of its own",
-)
 def test_the_connection_of_a_client_that_never_reads_ends_with_its_call(never_read: NeverRead):
     assert never_read.closed
     assert never_read.errors == []

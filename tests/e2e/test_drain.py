@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import openai
-import pytest
 from failing import LAST, STREAM, chunk, event, hosted
 from gateway_process import LIMIT_S, gateway_beside, key_before_start, rows_in
 from openai import AsyncOpenAI
@@ -180,9 +179,6 @@ async def test_calls_that_outlast_the_drain_are_told_so_and_metered(tmp_path: Pa
 # From here on the gateway runs in this process, and gets the signals that this process gets.
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rows of calls that are cut short say client_left, and charge for an answer of 503"
-)
 async def test_rows_of_calls_that_outlast_the_drain_say_what_the_clients_were_told(tmp_path: Path):
     provider = Provider()
     async with provider.models() as models, AsyncExitStack() as clients:
@@ -199,9 +195,6 @@ async def test_rows_of_calls_that_outlast_the_drain_say_what_the_clients_were_to
     assert whole.charge_nano_usd == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="they are told that their endpoint broke: it is closed before they are cancelled"
-)
 async def test_a_second_sigint_cuts_running_calls_short(tmp_path: Path):
     provider = Provider()
     async with provider.models() as models, AsyncExitStack() as clients:

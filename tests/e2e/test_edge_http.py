@@ -197,9 +197,6 @@ async def test_http_1_0_is_answered_and_the_connection_closed(gw: Gateway):
         assert await to.rest() == b""
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the parser takes what follows for another protocol: a 400 for an empty body"
-)
 async def test_a_client_that_offers_http_2_is_answered_over_http_1(gw: Gateway):
     """As Java's HttpClient does with every first request where there is no TLS."""
     offer = (

@@ -27,7 +27,7 @@ from pool import PRICE, endpoint
 from usage_rows import a_row
 
 from gateway.app import application
-from gateway.client import CONNECTION
+from gateway.client import Client
 from gateway.config import load
 from gateway.journal import Segment
 from gateway.ledger import UsageRow
@@ -36,8 +36,6 @@ from loadtest.worker import SimWorker, WorkerSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from gateway.client import Client
 
 CLIENTS = 32
 KILLS_UNDER_LOAD = 2
@@ -154,34 +152,38 @@ async def test_killed_again_and_again_it_has_lost_no_call_that_a_client_saw_end_
     assert_is_the_sum(total, metered)
 
 
-class Unwatched:
-    """In the place of a connection that never ends."""
+class Watched:
+    """In the place of a client's connection: what was on disk when it was given the last bytes."""
 
-    def watch(self, client: Client) -> None: ...
-    def unwatch(self, client: Client) -> None: ...
+    date_line = b""
+    full = False
+
+    def __init__(self, journal: Path) -> None:
+        self.on_disk = b""
+        self._journal = journal
+
+    def write(self, _block: bytes) -> None:
+        self.on_disk = b"".join(path.read_bytes() for path in self._journal.iterdir())
+
+    async def drain(self) -> None: ...
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_a_row_is_in_the_journal_before_the_last_byte_goes_out(tmp_path: Path, *, stream: bool):
-    """Too narrow for kills to fall into: what of the journal was on disk when the server was given the last byte."""
-    on_disk: list[bytes] = []
+    """Too narrow for kills to fall into: what of the journal was on disk when the connection was given the last byte."""
     asked = {"model": "llama", "messages": [{"role": "user", "content": "Ebb?"}], "stream": stream}
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}
-
-    async def send(message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.body" and not message.get("more_body"):
-            on_disk.extend(path.read_bytes() for path in (tmp_path / "journal").iterdir())
-
+    connection = Watched(tmp_path / "journal")
+    client = Client(connection)
+    client.method, client.target = b"POST", b"/v1/chat/completions"
+    client.headers[b"x-request-id"] = b"last-byte"
+    client.received(json.dumps(asked).encode(), limit_bytes=1000)
+    client.ended()
     async with SimWorker() as worker:
         models = {"llama": {"price": PRICE, "endpoints": [endpoint(worker)]}}
         config = load(write_config(tmp_path, models, auth={"mode": "none"}), {})
         async with application(config) as app:
-            scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions"}
-            headers = [(b"x-request-id", b"last-byte")]
-            await app({**scope, "headers": headers, "extensions": {CONNECTION: Unwatched()}}, receive, send)
-    (row,) = [msgspec.json.decode(line, type=UsageRow) for line in b"".join(on_disk).splitlines()]
+            await app(client)
+    (row,) = [msgspec.json.decode(line, type=UsageRow) for line in connection.on_disk.splitlines()]
     assert (row.request_id, row.outcome, row.stream) == ("last-byte", "ok", stream)
     assert rows_in(tmp_path) == [row]
 

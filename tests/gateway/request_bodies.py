@@ -78,7 +78,10 @@ VALUES = st.recursive(
     max_leaves=6,
 )  # fmt: skip
 EXTENSIONS = st.tuples(
-    st.one_of(st.sampled_from(["guided_json", "top_k", "é", "", "Model", "model "]), st.text(CHARACTERS, max_size=3)),
+    st.one_of(
+        st.sampled_from(["guided_json", "top_k", "é", "", "Model", "model "]),
+        st.text(CHARACTERS, max_size=3).filter(lambda name: name not in TYPED),
+    ),
     VALUES,
 )  # fmt: skip
 OPTIONS = st.lists(

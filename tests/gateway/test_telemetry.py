@@ -162,17 +162,10 @@ def test_overhead_has_its_histogram_from_the_start(values: list[float]):
     assert found["tidegate_overhead_seconds_sum"] == {frozenset(): pytest.approx(sum(values))}
 
 
-def test_attempts_and_refusals_are_counted_by_outcome():
+def test_refusals_are_counted_by_code():
     telemetry = Telemetry()
-    for outcome in ("ok", "upstream_busy", "ok"):
-        telemetry.attempted(Endpoint("w1", "llama", "served-name"), outcome)
     telemetry.refused["invalid_json"] += 3
     found = read(telemetry.page())
-    here = {("model", "llama"), ("endpoint", "w1")}
-    assert found["tidegate_attempts_total"] == {
-        frozenset({*here, ("outcome", "ok")}): 2,
-        frozenset({*here, ("outcome", "upstream_busy")}): 1,
-    }
     assert found["tidegate_requests_refused_total"] == {frozenset({("code", "invalid_json")}): 3}
 
 
@@ -195,6 +188,8 @@ async def test_fleet_and_journal_are_shown_as_they_are_at_the_moment(tmp_path: P
     sick.ejection.failed(time.monotonic(), "connect", 0.5)
     sick.ejection.health(time.monotonic(), ok=False)  # which lasts, where an ejection passes
     well.inflight = 2
+    for outcome in ("ok", "upstream_busy", "ok"):
+        well.ended(outcome)
     sick.changed()
     well.changed()
 
@@ -209,6 +204,11 @@ async def test_fleet_and_journal_are_shown_as_they_are_at_the_moment(tmp_path: P
     assert by_endpoint("connections") == {"w1": 0, "w2": 0}
     assert by_endpoint("ejections_total") == {"w1": 1, "w2": 0}
     assert by_endpoint("failed_checks_total") == {"w1": 1, "w2": 0}
+    here = {("model", "llama"), ("endpoint", "w2")}
+    assert found["tidegate_attempts_total"] == {
+        frozenset({*here, ("outcome", "ok")}): 2,
+        frozenset({*here, ("outcome", "upstream_busy")}): 1,
+    }
     assert min(by_endpoint("prefill_tokens_per_second").values()) > 0
     alone = {name: samples[frozenset()] for name, samples in found.items() if frozenset() in samples}
     assert alone["tidegate_calls_running"] == 3

@@ -1,0 +1,48 @@
+"""From a request on our server to an ASGI application and back: for the control routes, whose replies are small.
+
+Neither streams nor bodies of requests pass here; calls, which have both, do not go through ASGI.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from gateway.client import Client
+
+
+async def answer(app: ASGIApp, client: Client) -> None:
+    """Reply with what `app` says."""
+    path, _, query = client.target.partition(b"?")
+    status, lines, body = 500, b"", b""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        nonlocal status, lines, body
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            lines += b"".join(
+                [b"%b: %b\r\n" % field for field in message["headers"] if field[0] != b"content-length"]
+            )
+        else:
+            body += message.get("body", b"")
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": client.method.decode(),
+        "scheme": "http",
+        "path": unquote(path.decode("latin-1")),
+        "raw_path": path,
+        "query_string": query,
+        "root_path": "",
+        "headers": list(client.headers.items()),
+    }
+    await app(scope, receive, send)
+    client.reply(status, lines, body)
