@@ -18,7 +18,7 @@ from backends.health import watch
 from backends.lane import Exchange, LaneLimits, Patience, Sweep
 from backends.worker import Access, HttpBackend, Outgoing, lane_to
 from routing.ejection import Ejection
-from routing.speed import Speed
+from routing.speed import Peers, Speed
 from routing.types import Load
 
 if TYPE_CHECKING:
@@ -43,12 +43,14 @@ class FleetSettings(Struct, frozen=True):
 class Member:
     """One endpoint of the fleet, alive."""
 
-    def __init__(self, endpoint: Endpoint, access: Access, settings: FleetSettings) -> None:
+    def __init__(
+        self, endpoint: Endpoint, access: Access, settings: FleetSettings, peers: Peers | None = None
+    ) -> None:
         self.endpoint = endpoint
         self.lane = lane_to(access, settings.lane)
         root = "/v1" if endpoint.kind == "worker" else access.url.partition("://")[2].partition("/")[2]
         self.backend = HttpBackend(access, self.lane, "/" + root.strip("/"), settings.patience)
-        self.speed = Speed(endpoint.gpu)
+        self.speed = Speed(endpoint.gpu, peers)
         self.ejection = Ejection()
         self.header_name = endpoint.name.encode()
         self.secret = access.api_key if access.api_key and len(access.api_key) >= _LEAST_SECRET else None
@@ -150,10 +152,11 @@ class Fleet:
         self, endpoints: Mapping[str, Sequence[tuple[Endpoint, Access]]], settings: FleetSettings
     ) -> None:
         self._settings = settings
-        self._members: dict[str, dict[str, Member]] = {
-            model: {endpoint.name: Member(endpoint, access, settings) for endpoint, access in listed}
-            for model, listed in endpoints.items()
-        }
+        self._members: dict[str, dict[str, Member]] = {}
+        for model, listed in endpoints.items():
+            peers = Peers()
+            members = (Member(endpoint, access, settings, peers) for endpoint, access in listed)
+            self._members[model] = {member.endpoint.name: member for member in members}
         self._all = [member for members in self._members.values() for member in members.values()]
 
     async def __aenter__(self) -> Self:

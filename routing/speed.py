@@ -26,6 +26,10 @@ PRIOR_S = 2.0
 """Seconds of observation that the guess from the GPU counts for, so that a wrongly declared class is soon forgotten;
 10 s proved too strong in simulation."""
 
+PEERS_PRIOR_S = 0.2
+"""Seconds of observation that the guesses for a model count for as a whole: what one of its endpoints shows of the model
+must at once be believed of the others, or the first to be seen gets all the calls."""
+
 LONGEST_SAMPLE_S = 60.0
 """Seconds one observation counts for at most. What took longer (a suspended process, a dead network) says little of
 speed, and two half-lives are enough to believe it."""
@@ -147,6 +151,38 @@ class _Ratio:
         return self._over * fade, self._under * fade
 
 
+class Peers:
+    """By how much the endpoints of one model are faster than guessed, as all of them have shown together.
+
+    The guess is made for a model of eight billion parameters on each card. What a smaller model, a quantized one or a
+    faster engine gains, it gains everywhere, and an endpoint not yet seen is as much faster than its guess as those that
+    are. Only good news is shared: a stalled endpoint must not make those look bad that could take over, and where all are
+    slower than guessed, one not yet seen is tried by itself.
+    """
+
+    __slots__ = ("_decoded", "_prefilled", "decode_slower", "prefill_faster")
+
+    def __init__(self) -> None:
+        self._prefilled = _Ratio()
+        self._decoded = _Ratio()
+        self.prefill_faster = 1.0
+        """Factor to the guessed rate of prefill, at least 1."""
+        self.decode_slower = 1.0
+        """Factor to the guessed time per token, at most 1."""
+
+    def prefilled(self, now_s: float, guessed_s: float, seconds: float) -> None:
+        """A prefill that was guessed at `guessed_s` took `seconds`."""
+        self._prefilled.add(now_s, guessed_s, seconds)
+        guessed, took = self._prefilled.sums(now_s)
+        self.prefill_faster = max(1.0, (PEERS_PRIOR_S + guessed) / (PEERS_PRIOR_S + took))
+
+    def decoded(self, now_s: float, guessed_s: float, seconds: float) -> None:
+        """A stream that was guessed at `guessed_s` took `seconds`."""
+        self._decoded.add(now_s, guessed_s, seconds)
+        guessed, took = self._decoded.sums(now_s)
+        self.decode_slower = min(1.0, (PEERS_PRIOR_S + took) / (PEERS_PRIOR_S + guessed))
+
+
 class _Pace:
     """The decode pace: how much slower streams are than expected of the batch they run in.
 
@@ -154,10 +190,11 @@ class _Pace:
     since the beginning would have. What a stream should have made is the difference between two readings.
     """
 
-    __slots__ = ("_at_s", "_expected", "_prior", "_seen", "decoding")
+    __slots__ = ("_at_s", "_expected", "_peers", "_prior", "_seen", "decoding")
 
-    def __init__(self, prior: Prior) -> None:
+    def __init__(self, prior: Prior, peers: Peers) -> None:
         self._prior = prior
+        self._peers = peers
         self._seen = _Ratio()
         self._expected = self._at_s = 0.0
         self.decoding = 0
@@ -176,12 +213,14 @@ class _Pace:
         if tokens <= 0 or expected_tokens <= 0.0 or seconds < LEAST_SAMPLE_S:
             return
         share = min(1.0, LONGEST_SAMPLE_S / seconds)
-        self._seen.add(now_s, seconds * share, tokens * seconds / expected_tokens * share)
+        guessed_s = tokens * seconds / expected_tokens * share
+        self._seen.add(now_s, seconds * share, guessed_s)
+        self._peers.decoded(now_s, guessed_s, seconds * share)
 
     def itl_s(self, now_s: float, batch: int) -> float:
         """Seconds per token in a batch of `batch`."""
         observed_s, expected_s = self._seen.sums(now_s)
-        slower = (PRIOR_S + observed_s) / (PRIOR_S + expected_s)
+        slower = (PRIOR_S * self._peers.decode_slower + observed_s) / (PRIOR_S + expected_s)
         return (self._prior.step_s + self._prior.sequence_s * batch) * slower
 
 
@@ -202,6 +241,7 @@ class Speed:
         "_hidden_work",
         "_now_s",
         "_pace",
+        "_peers",
         "_pending",
         "_pending_work",
         "_prior",
@@ -209,10 +249,12 @@ class Speed:
         "_served_until_s",
     )
 
-    def __init__(self, gpu: str | None = None) -> None:
+    def __init__(self, gpu: str | None = None, peers: Peers | None = None) -> None:
+        """`peers` is shared by the endpoints of one model."""
         self._prior = prior_for(gpu)
+        self._peers = Peers() if peers is None else peers
         self._rate = _Ratio()
-        self._pace = _Pace(self._prior)
+        self._pace = _Pace(self._prior, self._peers)
         self._base_s = BASE_PRIOR_S
         self._pending: OrderedDict[Ticket, None] = OrderedDict()
         """Tickets whose first token has not come, oldest first."""
@@ -297,7 +339,7 @@ class Speed:
         if now_s < self._now_s:
             now_s = self._now_s
         work, seconds = self._rate.sums(now_s)
-        work += PRIOR_S * self._prior.work_per_s
+        work += PRIOR_S * self._prior.work_per_s * self._peers.prefill_faster
         seconds += PRIOR_S
         rate = work / seconds
         pending = self._pending_work
@@ -334,12 +376,14 @@ class Speed:
 
     def _work_per_s(self, now_s: float) -> float:
         work, seconds = self._rate.sums(now_s)
-        return (work + PRIOR_S * self._prior.work_per_s) / (seconds + PRIOR_S)
+        guess = self._prior.work_per_s * self._peers.prefill_faster
+        return (work + PRIOR_S * guess) / (seconds + PRIOR_S)
 
     def _learn_rate(self, now_s: float, work: float, seconds: float) -> None:
         seconds = max(seconds, LEAST_SAMPLE_S)
         share = min(1.0, LONGEST_SAMPLE_S / seconds)
         self._rate.add(now_s, work * share, seconds * share)
+        self._peers.prefilled(now_s, work * share / self._prior.work_per_s, seconds * share)
         self._served_until_s = now_s
 
     def _learn_base(self, ticket: Ticket, now_s: float) -> None:

@@ -265,14 +265,9 @@ async def test_a_call_that_insists_on_an_endpoint_that_is_down_may_come_back_lat
         assert near.requests == ()
 
 
-LOPSIDED = pytest.mark.xfail(
-    strict=True, reason="the worker that is known to be fast gets all, for the other is not known"
-)
-
-
 @pytest.mark.parametrize(
     ("mode", "short_calls"),
-    [("whole", 0), ("stream", 0), ("whole", 10), pytest.param("stream", 10, marks=LOPSIDED)],
+    [("whole", 0), ("stream", 0), ("whole", 10), ("stream", 10)],
 )
 async def test_two_equal_workers_share_long_calls(tmp_path: Path, mode: str, short_calls: int):
     async with SimWorker() as one, SimWorker() as two, gateway(tmp_path, one, two) as gw:

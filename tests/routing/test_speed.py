@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.speed import GPUS, UNKNOWN_GPU, Speed, prior_for
+from routing.speed import GPUS, UNKNOWN_GPU, Peers, Speed, prior_for
 
 
 def serve(
@@ -363,3 +363,57 @@ def test_a_stream_beside_replies_that_come_as_one_piece_is_expected_to_share_the
         speed.first_token(ticket, 0.0)
         speed.finish(ticket, 30.0, 1000)
     assert beside.load(30.0, 0).itl_s < alone.load(30.0, 0).itl_s
+
+
+def streamed(speed: Speed, at_s: float, itl_s: float, tokens: int = 100) -> float:
+    """A stream of `tokens` of a short prompt; when it has ended."""
+    ticket = speed.start(at_s, 100.0)
+    first_s = at_s + 0.02
+    speed.first_token(ticket, first_s)
+    end_s = first_s + (tokens - 1) * itl_s
+    speed.finish(ticket, end_s, tokens)
+    return end_s
+
+
+def test_what_one_endpoint_shows_of_a_model_is_soon_believed_of_the_others():
+    peers = Peers()
+    seen, unseen, stranger = Speed("4090", peers), Speed("4090", peers), Speed("4090")
+    guessed = unseen.load(0.0, 0)
+    now_s = 0.0
+    for _ in range(10):
+        now_s = streamed(seen, now_s, guessed.itl_s / 4)
+    known, expected = seen.load(now_s, 0), unseen.load(now_s, 0)
+    assert expected.itl_s == pytest.approx(known.itl_s, rel=0.1)
+    assert expected.itl_s < guessed.itl_s / 3
+    assert stranger.load(now_s, 0).itl_s == guessed.itl_s
+
+
+def test_cards_of_one_model_still_differ_by_their_class():
+    peers = Peers()
+    seen, better = Speed("4090", peers), Speed("h100", peers)
+    ratio = Speed("4090").load(0.0, 0).itl_s / Speed("h100").load(0.0, 0).itl_s
+    now_s = 0.0
+    for _ in range(10):
+        now_s = streamed(seen, now_s, 0.002)
+    assert seen.load(now_s, 0).itl_s / better.load(now_s, 0).itl_s == pytest.approx(ratio, rel=0.1)
+
+
+def test_an_endpoint_is_known_by_its_own_calls_whatever_its_peers_show():
+    peers = Peers()
+    slow, quick = Speed("4090", peers), Speed("4090", peers)
+    ends_s = 0.0
+    for _ in range(50):
+        ends_s = max(streamed(slow, ends_s, 0.05), streamed(quick, ends_s, 0.005, tokens=1000))
+    assert slow.load(ends_s, 0).itl_s == pytest.approx(0.05, rel=0.1)
+    assert quick.load(ends_s, 0).itl_s == pytest.approx(0.005, rel=0.2)
+
+
+def test_a_slow_endpoint_does_not_make_those_look_slow_that_could_take_over():
+    peers = Peers()
+    slow, unseen = Speed("4090", peers), Speed("4090", peers)
+    guessed = unseen.load(0.0, 0)
+    hung = slow.start(0.0, 10_000.0)
+    slow.finish(hung, 60.0)
+    now_s = streamed(slow, 60.0, guessed.itl_s * 10)
+    expected = unseen.load(now_s, 0)
+    assert (expected.itl_s, expected.work_per_s) == (guessed.itl_s, guessed.work_per_s)
