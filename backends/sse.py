@@ -1,17 +1,17 @@
 """Server-sent events of a completion stream, read and rewritten as bytes.
 
 A gateway that parses every chunk of every stream spends most of its time on it. Almost every chunk is of one kind,
-though: the same head (id, created, model), one more token, no finish_reason. `CompletionStream` learns the head from
-the first chunk and from then on recognises whole runs of such chunks with a few searches over bytes. What it recognises
-needs no parsing: in JSON an unescaped quote cannot stand inside a string, so `"finish_reason":"` or `"usage":` found in
-the bytes is always a key. All other chunks are decoded in full. Which way a chunk takes depends on how the stream was
-cut into blocks; what the client sees and what is counted must not, and the tests hold them to it.
+though: the bytes of the one before but for a token's text. `CompletionStream` learns what stands before and behind the
+text, and from then on recognises whole runs of such chunks by comparing bytes; in a text without quotes and backslashes
+nothing can hide. All other chunks are decoded in full. Which way a chunk takes depends on how the stream was cut into
+blocks; what the client sees and what is counted must not, and the tests hold them to it.
 
 Lines end as the specification allows (LF, CRLF, CR), and never at U+2028 or U+0085, which are text.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from routing.types import Usage
 
 DONE = b"data: [DONE]\n\n"
-_NOTABLE = (b'"finish_reason":"', b'"usage":', b'"error":', b"[DONE]")
-_PLAIN = b'"finish_reason":null'
-
-
+_plain_text = re.compile(rb'[^"\\\r\n]+').fullmatch
 _TEXTS = (b'"content":"', b'"text":"', b'"arguments":"', b'"reasoning":"', b'"reasoning_content":"')
 """Where a chunk of the usual kind carries its token."""
 _NOTHING = (b"", b"null", b'""', b"[]")
@@ -101,7 +98,11 @@ class CompletionStream:
         self._finished: set[int] = set()
         self._head: bytes | None = None
         self._shown_head = b""
-        self._text = _TEXTS[0]
+        self._before: bytes | None = None
+        """What stands before the text of a chunk of the usual kind, and what behind it."""
+        self._behind = b""
+        self._model = self._shown_model = b""
+        """The field with the model's name, as it comes and as it is shown; once in a chunk of the usual kind."""
         self._model_field = _encode(shown.model)
         self._tier_field = None if shown.tier is None else _encode(shown.tier)
 
@@ -121,30 +122,38 @@ class CompletionStream:
         Raises ReplyMalformed, ReplyOversized, or ServerFault for an error event; what came before it in the same block
         is then in `before_failure`.
         """
-        text = self._rest + block if self._rest else block
+        before = self._before
+        if (
+            before is not None
+            and not (self._rest or self.done)
+            and block.startswith(before)
+            and block.endswith(self._behind)
+            and _plain_text(block, len(before), len(block) - len(self._behind))
+        ):
+            self.tokens += 1
+            return block.replace(self._model, self._shown_model)
+        held = len(self._rest)
+        text = self._rest + block if held else block
         if b"\r" in text:
             text = self._with_plain_line_ends(text)
-        end = text.rfind(b"\n\n") + 2
-        if end == 1:
-            self._keep(text)
-            return b""
-        self._keep(text[end:])
-        events = text[:end]
-        first = b""
-        if self._head is None:
-            start = events.find(b"\n\n") + 2
-            first, events = self._event(events[: start - 2]), events[start:]
-        plain_end = self._plain_run(events)
-        plain = events[:plain_end]
-        if self._head is not None and self._shown_head != self._head:
-            plain = plain.replace(self._head, self._shown_head)
-        shown = [first, plain]
+            held = 0
+        shown: list[bytes] = []
+        at, searched = 0, max(0, held - 1)
         try:
-            shown.extend(self._event(event) for event in events[plain_end:].split(b"\n\n") if event)
+            while True:
+                if self._before is not None and (run_end := self._run_end(text, at)) > at:
+                    shown.append(text[at:run_end].replace(self._model, self._shown_model))
+                    at = run_end
+                end = text.find(b"\n\n", max(at, searched))
+                if end < 0:
+                    break
+                shown.append(self._event(text[at:end]))
+                at = end + 2
         except AttemptFailed:
             self.before_failure = b"".join(shown)
             raise
-        return b"".join(shown)
+        self._keep(text[at:])
+        return shown[0] if len(shown) == 1 else b"".join(shown)
 
     def end(self) -> None:
         """Judge the stream whole, once it has ended.
@@ -168,39 +177,24 @@ class CompletionStream:
         body = text[: len(text) - len(held)]
         return body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + held
 
-    def _plain_run(self, events: bytes) -> int:
-        """How many bytes at the start are chunks of the usual kind. Counts their tokens."""
-        head, end = self._head, len(events)
-        if head is None or not events.startswith(head):
-            return 0
-        count = self._usual(head, events, end)
-        if not count:
-            for mark in _NOTABLE:
-                found = events.find(mark, 0, end)
-                if found >= 0:
-                    end = events.rfind(b"\n\n", 0, found) + 2
-                    if end == 1:
-                        return 0
-            count = self._usual(head, events, end)
+    def _run_end(self, text: bytes, start: int) -> int:
+        """Where the chunks end that begin at `start` and are like the last one but for their texts. Counts their tokens."""
+        before, behind = self._before, self._behind
+        if before is None or self.done or not text.startswith(before, start):
+            return start
+        escape = text.find(b"\\", start)
+        limit = len(text) if escape < 0 else escape
+        at, count, length = start, 0, len(before)
+        while text.startswith(before, at):
+            text_end = text.find(b'"', at + length)
+            if text_end == at + length or text_end > limit or not text.startswith(behind, text_end):
+                break
+            at = text_end + len(behind)
+            count += 1
+        if text.count(b"\n", start, at) != 2 * count:
+            return start  # some text has a line end, which no JSON has
         self.tokens += count
-        return end if count else 0
-
-    def _usual(self, head: bytes, events: bytes, end: int) -> int:
-        """How many chunks these are if all are of the usual kind, else 0."""
-        count, odd = divmod(events.count(b"\n", 0, end), 2)  # a line and an empty one each
-        text = self._text
-        if (
-            odd
-            or events.count(head, 0, end) != count
-            or events.count(_PLAIN, 0, end) != count
-            or events.count(text, 0, end) != count
-            or events.find(text + b'"', 0, end) >= 0
-            or events.find(b'"usage":', 0, end) >= 0
-            or events.find(b'"error":', 0, end) >= 0
-            or (self._tier_field is not None and events.find(b'"service_tier":', 0, end) >= 0)
-        ):
-            return 0
-        return count
+        return at
 
     def _event(self, event: bytes) -> bytes:
         """One event as the client is to see it, b"" where it is not to see it."""
@@ -223,17 +217,18 @@ class CompletionStream:
         if chunk.error is not None:
             raise _fault(chunk.error)
         self.begun = True
-        self._note(chunk, event)
+        self._note(chunk)
         if chunk.usage is not None and not chunk.choices and not self._shown.usage:
             return b""
         hides_usage = not self._shown.usage and fields.pop("usage", None) is not None
         hides_tier = self._tier_field is not None and "service_tier" in fields
         head = self._head
         if head is not None and event.startswith(head) and not hides_usage and not hides_tier:
+            self._learn_text(head, event, chunk)
             return self._shown_head + event[len(head) :] + b"\n\n"
         return b"data: " + self._rewritten(event, fields) + b"\n\n"
 
-    def _note(self, chunk: _Chunk, event: bytes) -> None:
+    def _note(self, chunk: _Chunk) -> None:
         if chunk.usage is not None:
             self.usage = chunk.usage.tokens()
         for choice in chunk.choices:
@@ -241,9 +236,6 @@ class CompletionStream:
                 raise ServerFault(f"the worker gave the call up: finish_reason {choice.finish_reason!r}")
             if choice.finish_reason:
                 self._finished.add(choice.index)
-            elif choice.shows_something:
-                here = (text for text in _TEXTS if text in event and text + b'"' not in event)
-                self._text = next(here, self._text)
             self.tokens += choice.shows_something
 
     def _rewritten(self, event: bytes, fields: dict[str, Raw]) -> bytes:
@@ -270,9 +262,27 @@ class CompletionStream:
         if not event.startswith(own_head):
             return  # spaced otherwise: each chunk is decoded then
         self._head = own_head
+        self._model = b'"model":' + bytes(model)
+        self._shown_model = b'"model":' + self._model_field
         if self._tier_field is not None:
-            shown_head += b'"service_tier":' + self._tier_field + b","
+            tier = b'"service_tier":' + self._tier_field
+            shown_head += tier + b","
+            self._shown_model += b"," + tier
         self._shown_head = shown_head
+
+    def _learn_text(self, head: bytes, event: bytes, chunk: _Chunk) -> None:
+        """From a chunk that is one token of one choice, and nothing else."""
+        if chunk.usage is not None or len(chunk.choices) != 1:
+            return
+        choice = chunk.choices[0]
+        if choice.finish_reason or not choice.shows_something or event.count(self._model) != 1:
+            return
+        for mark in _TEXTS:
+            start = event.find(mark, len(head)) + len(mark)
+            end = event.find(b'"', start)
+            if start >= len(mark) and _plain_text(event, start, end):
+                self._before, self._behind = event[:start], event[end:] + b"\n\n"
+                return
 
 
 def _fault(error: object) -> ServerFault:

@@ -117,7 +117,7 @@ class Client:
     def reply(self, status: int, lines: bytes, body: bytes) -> None:
         """A whole reply; `lines` are header lines."""
         head = self._head(status, lines, b"content-length: %d\r\n" % len(body))
-        self._connection.write(head if self.method == b"HEAD" else head + body)
+        self._send(head if self.method == b"HEAD" else head + body)
         self._over()
 
     def start(self, status: int, lines: bytes) -> None:
@@ -130,13 +130,13 @@ class Client:
             block = b"%x\r\n%b\r\n" % (len(block), block)
         if self._unsent:
             block, self._unsent = self._unsent + block, b""
-        self._connection.write(block)
+        self._send(block)
 
     def finish(self, block: bytes) -> None:
         """The last part, which is not empty."""
         if self.chunked:
             block = b"%x\r\n%b\r\n0\r\n\r\n" % (len(block), block)
-        self._connection.write(self._unsent + block)
+        self._send(self._unsent + block)
         self._over()
 
     def fail(self, error: ApiError) -> None:
@@ -163,6 +163,10 @@ class Client:
         self.started = True
         close = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         return b"".join((STATUS_LINES[status], self._connection.date_line, lines, self.lines, framing, close))
+
+    def _send(self, block: bytes) -> None:
+        if not self.gone:
+            self._connection.transport.write(block)
 
     def _over(self) -> None:
         self.replied = True

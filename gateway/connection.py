@@ -94,9 +94,9 @@ class Connection(asyncio.Protocol):
         self._ahead.clear()
         self.resume_writing()
         answering = self._answering
-        if answering is not None and not answering.replied:
+        if answering is not None:
             answering.gone = True
-            if self._task is not None:
+            if self._task is not None and not answering.replied:
                 self._task.cancel("the client left")
 
     def pause_writing(self) -> None:
@@ -228,10 +228,6 @@ class Connection(asyncio.Protocol):
         """Cancel what is being answered; it may still say why."""
         if self._task is not None:
             self._task.cancel("the server is shutting down")
-
-    def write(self, block: bytes) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(block)
 
     async def drain(self) -> None:
         while self.full:

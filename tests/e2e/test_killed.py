@@ -160,6 +160,7 @@ class Watched:
 
     def __init__(self, journal: Path) -> None:
         self.on_disk = b""
+        self.transport = self
         self._journal = journal
 
     def write(self, _block: bytes) -> None:
