@@ -208,6 +208,33 @@ class _Connection(asyncio.Protocol):
 class Exchange:
     """One request and its reply on one connection."""
 
+    __slots__ = (
+        "_begun",
+        "_beside_bytes",
+        "_blocks",
+        "_body",
+        "_connection",
+        "_ends_s",
+        "_error",
+        "_expiry",
+        "_head",
+        "_head_complete",
+        "_lane",
+        "_limit_bytes",
+        "_loop",
+        "_parser",
+        "_patience",
+        "_paused",
+        "_reusable",
+        "_sink",
+        "_size",
+        "_waiter",
+        "complete",
+        "deadline_s",
+        "headers",
+        "status",
+    )
+
     def __init__(self, lane: Lane, head: bytes, body: bytes, patience: Patience, ends_s: float) -> None:
         self._lane = lane
         self._head = head

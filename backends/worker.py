@@ -55,7 +55,7 @@ class HttpBackend:
 
     def __init__(self, access: Access, lane: Lane, root: str, patience: Patience) -> None:
         self.lane = lane
-        self._root = root.encode()
+        self._root = root
         self._patience = patience
         # A reply that is not streamed has its first byte at its end.
         self._whole_patience = Patience(patience.total_s, patience.silence_s, patience.total_s)
@@ -65,16 +65,20 @@ class HttpBackend:
             "user-agent: tidegate\r\naccept: */*\r\naccept-encoding: identity\r\n"
             f"content-type: application/json\r\n{key}"
         ).encode()
+        self._starts: dict[str, bytes] = {}
+        """What a request to each API begins with."""
 
     def open(self, outgoing: Outgoing) -> Opening:
         """Send the call; the reply is open inside the block.
 
         Entering raises AttemptFailed or CallRejected.
         """
-        head = b"POST %b%b HTTP/1.1\r\n%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
-            self._root,
-            outgoing.api.encode(),
-            self._fixed,
+        start = self._starts.get(outgoing.api)
+        if start is None:
+            line = f"POST {self._root}{outgoing.api} HTTP/1.1\r\n"
+            start = self._starts[outgoing.api] = line.encode() + self._fixed
+        head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
+            start,
             outgoing.request_id.encode(),
             outgoing.trace,
             len(outgoing.body),
@@ -93,6 +97,8 @@ class HttpBackend:
 
 class Opening(Exchange):
     """An exchange whose block is entered only with a reply that says yes."""
+
+    __slots__ = ("_stream",)
 
     def __init__(self, lane: Lane, head: bytes, outgoing: Outgoing, patience: Patience) -> None:
         super().__init__(lane, head, outgoing.body, patience, outgoing.ends_s)

@@ -84,8 +84,9 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._refuse()
             return
-        if self._since_body > self._server.header_limit_bytes:
-            self._field_bytes = self._since_body
+        limit_bytes = self._server.header_limit_bytes
+        if self._since_body > limit_bytes or self._field_bytes > limit_bytes:
+            self._field_bytes = limit_bytes + 1
             self._refuse()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - how it was lost makes no difference
@@ -116,25 +117,22 @@ class Connection(asyncio.Protocol):
             self.deadline_s = time.monotonic() + HEAD_S
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url))
+        self._field_bytes += len(url)
         if self._incoming is not None:
             self._incoming.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)
+        self._field_bytes += len(name) + len(value) + 4
         if self._in_head and self._incoming is not None:  # what comes behind the body are no headers
             self._incoming.headers[name.lower()] = value
-
-    def _count(self, field_bytes: int) -> None:
-        self._field_bytes += field_bytes
-        if self._field_bytes > self._server.header_limit_bytes:
-            raise _TooLarge
 
     def on_headers_complete(self) -> None:
         parser, incoming = self._parser, self._incoming
         if incoming is None or parser.should_upgrade():
             return  # the latter is read again, without the offer
         self._in_head = False
+        if self._field_bytes > self._server.header_limit_bytes:
+            raise _TooLarge
         incoming.method = parser.get_method()
         if not incoming.target.startswith(b"/"):
             incoming.target = _path_of(incoming.target)
@@ -160,6 +158,8 @@ class Connection(asyncio.Protocol):
         incoming = self._incoming
         if incoming is None or self._parser.should_upgrade():
             return
+        if self._field_bytes > self._server.header_limit_bytes:
+            raise _TooLarge
         self._incoming = None
         incoming.ended()
         if incoming is self._answering:

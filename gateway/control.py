@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backends.fleet import Fleet
+    from gateway.auth import Key
     from gateway.catalog import Catalog
-    from gateway.meter import Caller
     from gateway.telemetry import Telemetry
 
 
@@ -40,13 +40,13 @@ class Health(BaseModel):
 
 
 def control_app(
-    catalog: Catalog, fleet: Fleet, telemetry: Telemetry, authenticate: Callable[[dict[bytes, bytes]], Caller]
+    catalog: Catalog, fleet: Fleet, telemetry: Telemetry, authenticate: Callable[[dict[bytes, bytes]], Key]
 ) -> FastAPI:
     # A redirect from a path with a slash too many would be to whatever the request's Host header says.
     app = FastAPI(title="Tidegate", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     read = partial(app.api_route, methods=["GET", "HEAD"])
 
-    def caller(request: Request) -> Caller:
+    def caller(request: Request) -> Key:
         return authenticate(dict(request.scope["headers"]))
 
     def card(name: str) -> ModelCard:

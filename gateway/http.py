@@ -12,9 +12,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.asgi import answer
+from gateway.auth import Key
 from gateway.errors import ApiError, shutting_down
 from gateway.ids import call_ids
-from gateway.meter import Arrival, Caller
+from gateway.meter import Arrival
 from gateway.openai import PATHS, Api, parse
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _TRACE = re.compile(rb"[\x20-\x7e]{1,512}")
-_ANYONE = Caller("anonymous", "")
+_ANYONE = Key(id="", tenant="anonymous")
 """Who pays where the configuration asks for no keys."""
 _OVERDUE_S = 2.0
 """After a call's deadline, by when its endpoint has been given up: what still runs then waits for its client."""
@@ -106,12 +107,12 @@ class Edge:
         """Calls under way."""
         return len(self._running)
 
-    def authenticate(self, headers: dict[bytes, bytes]) -> Caller:
+    def authenticate(self, headers: dict[bytes, bytes]) -> Key:
         """Who calls. Raises ApiError."""
         if self._keyring is None:
             return _ANYONE
         scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not secret:
+        if (scheme != b"Bearer" and scheme.lower() != b"bearer") or not secret:
             raise ApiError(
                 "invalid_api_key",
                 "No API key was given. Send it as `Authorization: Bearer KEY`.",
@@ -124,7 +125,7 @@ class Edge:
                 "The API key is unknown or has been revoked.",
                 headers=[(b"www-authenticate", b"Bearer")],
             )
-        return Caller(key.tenant, key.id)
+        return key
 
     async def cancel_overdue(self) -> None:
         """For ever: cancel the calls whose client reads so slowly that their time has run out."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backends.sse import CompletionStream
+    from gateway.auth import Key
     from gateway.catalog import Model
     from gateway.openai import Request
 
@@ -27,19 +28,13 @@ CLIENT_LEFT = 499
 """The status of a call whose client left before it got one; nginx's number for it."""
 
 
-class Caller(Struct, frozen=True, gc=False):
-    """Who pays for a call."""
-
-    tenant: str
-    key_id: str
-
-
 class Arrival(Struct, frozen=True, gc=False):
     """A call at the moment its body was complete."""
 
     call_id: str
     request_id: str
-    caller: Caller
+    caller: Key
+    """Who pays for it."""
     started_s: float
     """On the monotonic clock: the event loop's own has, with uvloop, a resolution of a millisecond."""
     trace: bytes = b""
@@ -48,6 +43,24 @@ class Arrival(Struct, frozen=True, gc=False):
 
 class Meter:
     """The account of one call while it runs."""
+
+    __slots__ = (
+        "_arrival",
+        "_asked_s",
+        "_endpoint",
+        "_first_token_s",
+        "_model",
+        "_record",
+        "_request",
+        "_settled",
+        "_stream",
+        "_upstream_s",
+        "attempts",
+        "charge_nano_usd",
+        "status",
+        "tier",
+        "usage",
+    )
 
     def __init__(
         self,
@@ -116,17 +129,17 @@ class Meter:
         if self._settled:
             return
         self._settled = True
-        usage, endpoint, request = self._counted(), self._endpoint, self._request
+        usage, endpoint, request, ttft_s = self._counted(), self._endpoint, self._request, self.ttft_s
         arrival, caller = self._arrival, self._arrival.caller
         duration_s = time.monotonic() - arrival.started_s
         self.charge_nano_usd = amount_nano_usd(self._model.price, usage)
         self._record(
             UsageRow(
                 call_id=arrival.call_id,
-                time_ms=round((time.time() - duration_s) * 1000),
+                time_ms=int((time.time() - duration_s) * 1000),
                 request_id=arrival.request_id,
                 tenant=caller.tenant,
-                key_id=caller.key_id,
+                key_id=caller.id,
                 model=self._model.name,
                 endpoint="" if endpoint is None else endpoint.name,
                 tier=request.tier,
@@ -139,8 +152,8 @@ class Meter:
                 cached_tokens=usage.cached_tokens,
                 completion_tokens=usage.completion_tokens,
                 estimated=usage.estimated,
-                ttft_ms=None if self.ttft_s is None else round(self.ttft_s * 1000, 3),
-                duration_ms=round(duration_s * 1000, 3),
+                ttft_ms=None if ttft_s is None else int(ttft_s * 1e6) / 1000,
+                duration_ms=int(duration_s * 1e6) / 1000,
                 charge_nano_usd=self.charge_nano_usd,
                 cost_nano_usd=0 if endpoint is None else amount_nano_usd(endpoint.cost, usage),
             )

@@ -6,6 +6,7 @@ work that need not be done, and shows as fewer seconds.
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -13,6 +14,8 @@ from msgspec import Struct
 from routing.types import Estimate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from routing.types import Call, Endpoint, Load
 
 LEAST_TOKENS = 16
@@ -54,19 +57,26 @@ def prefill_work(prompt_tokens: int, cached_tokens: int = 0) -> float:
     return uncached * (1.0 + mean_context / QUADRATIC_TOKENS)
 
 
-def estimate(asked: Ask, endpoint: Endpoint, load: Load, cached_tokens: int = 0) -> Estimate:
-    """The estimate at one endpoint, in whose cache `cached_tokens` of the prompt are expected."""
-    rate = load.work_per_s
-    price = endpoint.cost
-    work = asked.work
-    pico_usd = asked.prompt_tokens * price.input_pico_usd + asked.output_tokens * price.output_pico_usd
-    if cached_tokens:
-        work = prefill_work(asked.prompt_tokens, cached_tokens)
-        if price.cached_input_pico_usd is not None:
-            pico_usd -= cached_tokens * (price.input_pico_usd - price.cached_input_pico_usd)
-    return Estimate(
-        load.base_ttft_s + (load.pending_work + work) / rate,
-        load.itl_s,
-        STALL_SHARE * load.inflight * work / rate,
-        (pico_usd + 500) // 1000,
-    )
+def estimates(
+    asked: Ask, members: Iterable[tuple[Endpoint, Load]], cached_tokens: Iterable[int] = repeat(0)
+) -> list[Estimate]:
+    """The estimate at each endpoint; `cached_tokens` are how many of the prompt are expected in the cache of each."""
+    prompt_tokens, output_tokens = asked.prompt_tokens, asked.output_tokens
+    expected: list[Estimate] = []
+    # One loop and no calls: it runs over the whole fleet for every call.
+    for (endpoint, load), cached in zip(members, cached_tokens, strict=False):
+        work, rate, price = asked.work, load.work_per_s, endpoint.cost
+        pico_usd = prompt_tokens * price.input_pico_usd + output_tokens * price.output_pico_usd
+        if cached:
+            work = prefill_work(prompt_tokens, cached)
+            if price.cached_input_pico_usd is not None:
+                pico_usd -= cached * (price.input_pico_usd - price.cached_input_pico_usd)
+        expected.append(
+            Estimate(
+                load.base_ttft_s + (load.pending_work + work) / rate,
+                load.itl_s,
+                STALL_SHARE * load.inflight * work / rate,
+                (pico_usd + 500) // 1000,
+            )
+        )
+    return expected

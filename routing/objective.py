@@ -6,51 +6,104 @@ the cheapest that is on time would pile work on one node until everybody waits j
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
 
 from routing.types import Candidate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from routing.types import Endpoint, Estimate, Load, Tier
 
-    from routing.types import Endpoint, Estimate, Tier
+_Key = tuple[float, float, int]
+"""What is compared first, what settles that, the place among the estimated."""
 
-_Keyed = tuple[float, float, int, Candidate]
-"""What is compared first, what settles that, the place in the snapshot (so that candidates are never compared)."""
+
+class Ranking(Sequence[Candidate]):
+    """Candidates, best first, each made when it is looked at: most calls look at one."""
+
+    __slots__ = ("_estimates", "_late", "_members", "_on_time")
+
+    def __init__(
+        self,
+        members: Sequence[tuple[Endpoint, Load]],
+        estimates: Sequence[Estimate],
+        on_time: Sequence[_Key],
+        late: Sequence[_Key],
+    ) -> None:
+        self._members = members
+        self._estimates = estimates
+        self._on_time = on_time
+        self._late = late
+
+    def __len__(self) -> int:
+        return len(self._on_time) + len(self._late)
+
+    @overload
+    def __getitem__(self, place: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Candidate]: ...
+    def __getitem__(self, place: int | slice) -> Candidate | Sequence[Candidate]:
+        if isinstance(place, slice):
+            return tuple(self)[place]
+        if place < 0:
+            place += len(self)
+        on_time = place < len(self._on_time)
+        if place < 0:
+            raise IndexError(place)
+        if on_time:
+            score, _, index = self._on_time[place]
+        else:
+            _, score, index = self._late[place - len(self._on_time)]
+        return Candidate(self._members[index][0], self._estimates[index], score, on_time)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ranking) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
 
 
 def rank(
-    tier: Tier, estimated: Sequence[tuple[Endpoint, Estimate]], output_tokens: int, roll: float
-) -> tuple[Candidate, ...]:
-    """The candidates, best first.
+    tier: Tier,
+    members: Sequence[tuple[Endpoint, Load]],
+    estimates: Sequence[Estimate],
+    output_tokens: int,
+    roll: float,
+) -> Ranking:
+    """`members`, of which `estimates` are the estimates, best first.
 
     Those expected on time for the tier come first, by `cost + value of waiting x seconds`; a tie (every equal price,
     where waiting is worth nothing) goes to fewer seconds. Those expected late follow, fastest first token first, then by
     the same score. Scores are nano-USD, from 0 up. What is still exactly equal, such as two idle endpoints alike, takes
     turns by `roll`, uniform in [0, 1): each of the equals is as likely to come first. Nothing else depends on the order
-    of `estimated`.
+    of `members`.
     """
     value = tier.waiting_nano_usd_per_s
     target_s = tier.max_ttft_s
-    on_time: list[_Keyed] = []
-    late: list[_Keyed] = []
-    for index, (endpoint, estimate) in enumerate(estimated):
+    on_time: list[_Key] = []
+    late: list[_Key] = []
+    index = 0
+    for estimate in estimates:
         ttft_s = estimate.ttft_s
         # 2 x time to first token + the whole call + delay to others: before the first token a reader sits in front of
         # nothing, so those seconds count three times, once as a part of the whole.
         seconds = 3.0 * ttft_s + output_tokens * estimate.itl_s + estimate.imposed_s
         score = estimate.cost_nano_usd + value * seconds
         if ttft_s <= target_s:
-            on_time.append((score, seconds, index, Candidate(endpoint, estimate, score, True)))
+            on_time.append((score, seconds, index))
         else:
-            late.append((ttft_s, score, index, Candidate(endpoint, estimate, score, False)))
-    return tuple([entry[3] for entry in _ordered(on_time, roll) + _ordered(late, roll)])
+            late.append((ttft_s, score, index))
+        index += 1  # noqa: SIM113 - enumerate makes a tuple for each
+    return Ranking(members, estimates, _ordered(on_time, roll), _ordered(late, roll))
 
 
-def _ordered(keyed: list[_Keyed], roll: float) -> list[_Keyed]:
+def _ordered(keyed: list[_Key], roll: float) -> list[_Key]:
     """Sorted, with every run of equals rotated by the same share of its length."""
+    count = len(keyed)
+    if count < 2:
+        return keyed
     keyed.sort()
-    start, count = 0, len(keyed)
+    start = 0
     for end in range(1, count + 1):
         if end < count and keyed[end][0] == keyed[start][0] and keyed[end][1] == keyed[start][1]:
             continue

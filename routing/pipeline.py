@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from routing.estimate import MEAN_OUTPUT_TOKENS, ask, estimate
-from routing.filters import filters_for
+from routing.estimate import MEAN_OUTPUT_TOKENS, ask, estimates
+from routing.filters import context, filters_for
 from routing.objective import rank
 from routing.types import NO_DEMANDS, Endpoint, Load, Plan, Rejection
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from routing.estimate import Ask
-    from routing.types import Call, Candidate, Demands, Estimate
+    from routing.objective import Ranking
+    from routing.types import Call, Demands, Estimate
 
 
 LOOK_AT = 64
@@ -49,9 +50,19 @@ def plan(
     return Plan(ranked, (*rejected, *misses))
 
 
-def _filtered(call: Call, snapshot: Sequence[_Member]) -> tuple[list[_Member], list[Rejection]]:
+def _filtered(call: Call, snapshot: Sequence[_Member]) -> tuple[Sequence[_Member], list[Rejection]]:
+    if call.demands is NO_DEMANDS and not call.needs:
+        # Most calls demand nothing, and most snapshots have nobody to reject.
+        serving = [
+            member
+            for member in snapshot
+            if member[1].unavailable is None
+            and (member[0].context_tokens is None or context(call, member[0]) is None)
+        ]
+        if len(serving) == len(snapshot):
+            return serving, []
     filters = filters_for(call)
-    serving: list[_Member] = []
+    serving = []
     rejected: list[Rejection] = []
     for member in snapshot:
         endpoint, load = member
@@ -88,19 +99,20 @@ def _input_price(member: _Member) -> int:
 
 def _ranked(
     call: Call, asked: Ask, serving: Sequence[_Member], roll: float
-) -> tuple[tuple[Candidate, ...], list[Rejection]]:
+) -> tuple[Ranking, Sequence[Rejection]]:
+    expected = estimates(asked, serving)
+    misses: Sequence[Rejection] = ()
     demands = call.demands
-    if demands is NO_DEMANDS:
-        estimated = [(endpoint, estimate(asked, endpoint, load)) for endpoint, load in serving]
-        return rank(call.tier, estimated, asked.output_tokens, roll), []
-    estimated, misses = [], []
-    for endpoint, load in serving:
-        expected = estimate(asked, endpoint, load)
-        if (miss := missed(demands, expected)) is None:
-            estimated.append((endpoint, expected))
-        else:
-            misses.append(Rejection(endpoint, *miss))
-    return rank(call.tier, estimated, asked.output_tokens, roll), misses
+    if demands is not NO_DEMANDS:
+        found = [missed(demands, estimate) for estimate in expected]
+        misses = [
+            Rejection(member[0], *miss)
+            for member, miss in zip(serving, found, strict=True)
+            if miss is not None
+        ]
+        serving = [member for member, miss in zip(serving, found, strict=True) if miss is None]
+        expected = [estimate for estimate, miss in zip(expected, found, strict=True) if miss is None]
+    return rank(call.tier, serving, expected, asked.output_tokens, roll), misses
 
 
 def missed(demands: Demands, expected: Estimate) -> tuple[str, str] | None:

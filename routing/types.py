@@ -8,9 +8,12 @@ every call, and a frozen Struct is made about five times as fast as a frozen dat
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 EndpointKind = Literal["worker", "openai"]
 TierName = Literal["priority", "default", "flex"]
@@ -146,7 +149,7 @@ class Rejection(Struct, frozen=True, gc=False):
 class Plan(Struct, frozen=True, gc=False):
     """A ranking with every estimate and every rejection in it. The ranking is the order of failover."""
 
-    ranked: tuple[Candidate, ...]
+    ranked: Sequence[Candidate]
     rejected: tuple[Rejection, ...]
     passed_over: tuple[Endpoint, ...] = ()
     """Could serve the call, but others were drawn to be looked at; only where there are very many."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.sse import CompletionStream, Shown
+from gateway.auth import Key
 from gateway.catalog import Model
 from gateway.errors import ApiError
-from gateway.meter import CLIENT_LEFT, Arrival, Caller, Meter
+from gateway.meter import CLIENT_LEFT, Arrival, Meter
 from gateway.openai import Request
 from routing.types import Endpoint, Price, Usage
 
@@ -34,7 +35,7 @@ def rows() -> list[UsageRow]:
 
 def meter_for(rows: list[UsageRow], *, prompt_tokens: int = 10) -> Meter:
     request = Request(api="chat", model="llama", fields={}, prompt_tokens=prompt_tokens)
-    arrival = Arrival("call", "req_call", Caller("acme", "key_1"), time.monotonic())
+    arrival = Arrival("call", "req_call", Key(id="key_1", tenant="acme"), time.monotonic())
     return Meter(arrival, request, Model("llama", PRICE), rows.append)
 
 

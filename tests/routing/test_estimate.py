@@ -2,11 +2,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.estimate import ask, estimate, prefill_work
+from routing.estimate import ask, estimates, prefill_work
 from routing.types import Call, Endpoint, Load, Price, Tier
 
 TIER = Tier(name="default", max_ttft_s=5.0, waiting_nano_usd_per_s=1e6)
 DEAR = Endpoint(name="a", model="m", served_model="m", cost=Price(50_000, 100_000, 25_000))
+
+
+def estimate(asked, endpoint, load, cached_tokens=0):
+    (expected,) = estimates(asked, [(endpoint, load)], [cached_tokens])
+    return expected
 
 
 def call(prompt_tokens: int = 8000, max_tokens: int | None = None):

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from routing.objective import rank
-from routing.types import Endpoint, Estimate, Tier
+from routing.types import Endpoint, Estimate, Load, Tier
 
 USD_PER_HOUR = 1e9 / 3600
 PRIORITY = Tier(name="priority", max_ttft_s=1.0, waiting_nano_usd_per_s=100 * USD_PER_HOUR)
@@ -11,12 +11,17 @@ DEFAULT = Tier(name="default", max_ttft_s=5.0, waiting_nano_usd_per_s=4 * USD_PE
 FLEX = Tier(name="flex", max_ttft_s=600.0, waiting_nano_usd_per_s=0.0)
 
 
+def ranked_by(tier: Tier, options, roll: float = 0.0):
+    """The ranking of options, each an endpoint and its estimate, for a hundred tokens of output."""
+    return rank(tier, [(endpoint, Load()) for endpoint, _ in options], [e for _, e in options], 100, roll)
+
+
 def option(name: str, ttft_s: float = 0.5, cost: int = 1000, itl_s: float = 0.01, imposed_s: float = 0.0):
     return Endpoint(name=name, model="m", served_model="m"), Estimate(ttft_s, itl_s, imposed_s, cost)
 
 
 def order(tier: Tier, *options: tuple, roll: float = 0.0):
-    return [candidate.endpoint.name for candidate in rank(tier, options, 100, roll)]
+    return [candidate.endpoint.name for candidate in ranked_by(tier, options, roll)]
 
 
 CHEAP_SLOW = option("cheap", ttft_s=0.9, cost=100_000)
@@ -33,7 +38,7 @@ def test_tiers_differ_in_what_they_pay_for_time(tier: Tier, best: str):
 
 
 def test_the_score_is_price_plus_the_value_of_waiting():
-    (only,) = rank(DEFAULT, [option("a", ttft_s=0.5, cost=700, itl_s=0.01, imposed_s=0.2)], 100, 0.0)
+    (only,) = ranked_by(DEFAULT, [option("a", ttft_s=0.5, cost=700, itl_s=0.01, imposed_s=0.2)])
     seconds = 2 * 0.5 + (0.5 + 100 * 0.01) + 0.2
     assert only.score_nano_usd == pytest.approx(700 + 4 * USD_PER_HOUR * seconds)
 
@@ -47,11 +52,9 @@ def test_flex_goes_by_price_and_between_equal_prices_by_seconds():
 
 
 def test_those_late_for_the_tier_come_after_those_on_time_fastest_first():
-    ranked = rank(
+    ranked = ranked_by(
         PRIORITY,
         [option("late", 3.0, cost=0), option("later", 9.0, cost=0), option("on time", 1.0, cost=10**9)],
-        100,
-        0.0,
     )
     assert [candidate.endpoint.name for candidate in ranked] == ["on time", "late", "later"]
     assert [candidate.on_time for candidate in ranked] == [True, False, False]
@@ -77,4 +80,16 @@ def test_the_second_choice_among_equals_is_shared_too():
 
 
 def test_nothing_to_rank_is_ranked_as_nothing():
-    assert rank(DEFAULT, [], 100, 0.5) == ()
+    assert list(ranked_by(DEFAULT, [])) == []
+
+
+def test_a_ranking_is_a_sequence_like_any_other():
+    ranking = ranked_by(PRIORITY, [option("late", 3.0), option("a"), option("b", cost=2000)])
+    names = [candidate.endpoint.name for candidate in ranking]
+    assert names == ["a", "b", "late"]
+    assert [ranking[place].endpoint.name for place in (0, 1, 2, -1, -3)] == ["a", "b", "late", "late", "a"]
+    assert [candidate.endpoint.name for candidate in ranking[1:]] == ["b", "late"]
+    assert len(ranking) == 3
+    for outside in (3, -4):
+        with pytest.raises(IndexError):
+            ranking[outside]
