@@ -65,7 +65,7 @@ class Auth(Section):
         "keys", description="`keys`: every call needs a tenant's key. `none`: calls need none, loopback only."
     )
     master_key: Secret | None = Field(
-        None, description="Key to the administration; without it there is none."
+        None, description="One more key for calls, whose tenant is `master`; it needs no database."
     )
     allow_public: bool = Field(
         default=False, description="Permits mode `none` on an address that others can reach."
@@ -81,7 +81,9 @@ class JournalFolder(Section):
 
 class Limits(Section):
     body_bytes: Count = Field(33_554_432, description="Largest request body; a larger one gets a 413.")
-    header_bytes: Count = Field(65_536, description="Largest header section, of requests and of replies.")
+    header_bytes: Count = Field(
+        65_536, description="Largest header section of a request; a larger one gets a 431."
+    )
     reply_bytes: Count = Field(67_108_864, description="Largest reply that is not a stream.")
     event_bytes: Count = Field(8_388_608, description="Largest single event of a stream.")
     connections_per_endpoint: Count = Field(1024, description="Most connections to one endpoint.")
@@ -90,7 +92,9 @@ class Limits(Section):
 
 class Timeouts(Section):
     connect_s: Seconds = Field(5, description="Until a connection to an endpoint stands.")
-    first_byte_s: Seconds = Field(120, description="Until the first byte of an endpoint's reply.")
+    first_byte_s: Seconds = Field(
+        120, description="Until the first byte of an endpoint's stream; a whole reply has `total_s`."
+    )
     silence_s: Seconds = Field(30, description="Between two chunks of a reply.")
     total_s: Seconds = Field(600, description="For the whole call.")
     idle_connection_s: Seconds = Field(4, description="How long an unused connection to an endpoint is kept.")

@@ -23,13 +23,6 @@ from gateway.ids import call_ids
 if TYPE_CHECKING:
     from gateway.server import Server
 
-KEEP_ALIVE_S = 75.0
-"""Longer than the minute for which load balancers keep idle connections, so that they close first and no call is lost
-in between."""
-REQUEST_S = 300.0
-"""Within which a request has to be here: the largest body at a megabit a second."""
-HEAD_S = 30.0
-"""Within which its headers have to."""
 _AT_ONCE = struct.pack("ii", 1, 0)
 AHEAD_REQUESTS = 16
 AHEAD_BYTES = 262_144
@@ -71,7 +64,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self._parser = _parser_for(self)
-        self.deadline_s = time.monotonic() + HEAD_S
+        self.deadline_s = time.monotonic() + self._server.head_s
         self._server.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -114,7 +107,7 @@ class Connection(asyncio.Protocol):
         self._incoming = Client(self)
         self._in_head, self._field_bytes, self._since_body = True, 0, 0
         if self._answering is None:
-            self.deadline_s = time.monotonic() + HEAD_S
+            self.deadline_s = time.monotonic() + self._server.head_s
 
     def on_url(self, url: bytes) -> None:
         self._field_bytes += len(url)
@@ -141,7 +134,7 @@ class Connection(asyncio.Protocol):
         expect = incoming.headers.get(b"expect")
         incoming.expects_continue = expect is not None and expect.lower() == b"100-continue"
         if self._answering is None:
-            self.deadline_s = time.monotonic() + REQUEST_S
+            self.deadline_s = time.monotonic() + self._server.request_s
             self._answer(incoming)
         else:
             self._ahead.append(incoming)
@@ -193,10 +186,12 @@ class Connection(asyncio.Protocol):
         elif self._ahead:
             request = self._ahead.popleft()
             self._answer(request)
-            self.deadline_s = math.inf if request.complete else time.monotonic() + REQUEST_S
+            self.deadline_s = math.inf if request.complete else time.monotonic() + self._server.request_s
             self._keep_reading()
         else:
-            self.deadline_s = time.monotonic() + (KEEP_ALIVE_S if self._incoming is None else HEAD_S)
+            self.deadline_s = time.monotonic() + (
+                self._server.keep_alive_s if self._incoming is None else self._server.head_s
+            )
 
     def stop(self) -> None:
         """Close now if nothing is being answered, else when that has been."""
@@ -221,7 +216,7 @@ class Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         """Close once all that has been written has gone out."""
-        self.deadline_s = time.monotonic() + KEEP_ALIVE_S
+        self.deadline_s = time.monotonic() + self._server.keep_alive_s
         self.transport.close()
 
     def cut_short(self) -> None:

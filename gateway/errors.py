@@ -49,6 +49,9 @@ ERRORS: dict[str, ErrorKind] = {
     "request_too_large": ErrorKind(413, _REQUEST, "The body exceeds `limits.body_bytes`."),
     "unsupported_content_encoding": ErrorKind(415, _REQUEST, "The body is compressed; send it plain."),
     "headers_too_large": ErrorKind(431, _REQUEST, "The headers exceed `limits.header_bytes`."),
+    "upstream_rate_limited": ErrorKind(
+        429, "rate_limit_error", "The endpoints limit our rate; `retry-after` says when to come back."
+    ),
     "internal_error": ErrorKind(500, "server_error", "A defect of the gateway; it is in its log."),
     "upstream_failed": ErrorKind(502, _UPSTREAM, "The endpoint failed in a way of its own."),
     "upstream_connect_failed": ErrorKind(502, _UPSTREAM, "No connection to the endpoint could be made."),
@@ -129,12 +132,13 @@ class ApiError(Exception):
 
 def from_failure(failure: AttemptFailed, attempts: int) -> ApiError:
     """What the client is told when the last attempt has failed too."""
-    kind = ERRORS[failure.code]
+    limited = isinstance(failure, Refused) and failure.status == 429
+    code = "upstream_rate_limited" if limited else failure.code
     tried = "1 endpoint was" if attempts == 1 else f"{attempts} endpoints were"
     retry_after_s = failure.retry_after_s if isinstance(failure, Refused) else None
-    if kind.status == 503 and retry_after_s is None:
+    if ERRORS[code].status in (429, 503) and retry_after_s is None:
         retry_after_s = 1.0
-    return ApiError(failure.code, f"{tried} tried; the last: {failure}", retry_after_s=retry_after_s)
+    return ApiError(code, f"{tried} tried; the last: {failure}", retry_after_s=retry_after_s)
 
 
 def shutting_down() -> ApiError:

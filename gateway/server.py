@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from gateway.client import Client
 
 BACKLOG = 4096
+KEEP_ALIVE_S = 75.0
+"""Longer than the minute for which load balancers keep idle connections, so that they close first and no call is lost
+in between."""
+REQUEST_S = 300.0
+"""Within which a request has to be here: the largest body at a megabit a second."""
+HEAD_S = 30.0
+"""Within which its headers have to."""
 SAY_GOODBYE_S = 2.0
 """For calls that were cut short to say so to their clients, and to settle."""
 _TICK_S = 0.5
@@ -42,6 +49,9 @@ class Server:
         self.app = app
         self.header_limit_bytes = header_limit_bytes
         self.body_limit_bytes = body_limit_bytes
+        self.keep_alive_s = KEEP_ALIVE_S
+        self.request_s = REQUEST_S
+        self.head_s = HEAD_S
         self.busy: set[Connection] = set()
         """Those where a request is being answered."""
         self.stopping = False

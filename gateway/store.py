@@ -312,7 +312,10 @@ def _engine(url: str) -> Engine:
     sqlite_file = url.startswith("sqlite")
     waits = {"timeout" if sqlite_file else "connect_timeout": _WAIT_S}
     try:
-        engine = create_engine(make_url(url), pool_pre_ping=not sqlite_file, connect_args=waits)
+        address = make_url(url)
+        if address.drivername == "postgresql":
+            address = address.set(drivername="postgresql+psycopg")  # the driver that is kept up
+        engine = create_engine(address, pool_pre_ping=not sqlite_file, connect_args=waits)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as failure:
         raise StoreError(f"cannot open this kind of database: {failure}") from failure
     if engine.dialect.name not in {"sqlite", "postgresql"}:

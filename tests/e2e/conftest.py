@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 from vllm_pool import Worker, gateway_over, two_workers, unavailable
 
 if TYPE_CHECKING:
@@ -25,3 +26,8 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Worker]]:
 def gateway(workers: list[Worker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     with gateway_over(workers, tmp_path_factory.mktemp("gateway")) as running:
         yield running
+
+
+def pytest_asyncio_loop_factories(config, item):  # noqa: ARG001 - the hook names its arguments
+    """The loop that serves."""
+    return {"uvloop": uvloop.new_event_loop}

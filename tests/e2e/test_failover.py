@@ -259,6 +259,19 @@ async def test_the_last_failure_is_told_where_all_endpoints_fail(tmp_path: Path)
             assert (row.prompt_tokens, row.charge_nano_usd, row.cost_nano_usd) == (0, 0, 0)
 
 
+async def test_a_pool_whose_rate_is_limited_raises_what_sdks_back_off_on(tmp_path: Path):
+    async with SimWorker(QUICK) as first, SimWorker(QUICK) as last:
+        for worker in (first, last):
+            worker.order(Fault(kind="status", status=429, retry_after_s=7))
+        async with gateway(tmp_path, models=models(endpoint(first, "bad"), endpoint(last, "last"))) as gw:
+            with pytest.raises(openai.RateLimitError, match="2 endpoints were tried") as limited:
+                await ask(gw.client())
+            assert (limited.value.code, limited.value.type) == ("upstream_rate_limited", "rate_limit_error")
+            assert limited.value.response.headers["retry-after"] == "7"
+            (row,) = await gw.rows()
+            assert (row.outcome, row.status, row.charge_nano_usd) == ("upstream_rate_limited", 429, 0)
+
+
 async def test_no_more_endpoints_work_on_a_call_than_the_limit_allows(tmp_path: Path):
     async with AsyncExitStack() as stack:
         refused = await stack.enter_async_context(failing("refused"))

@@ -37,6 +37,7 @@ RAISED_BY_SDK = {
     413: openai.APIStatusError,
     415: openai.APIStatusError,
     422: openai.UnprocessableEntityError,
+    429: openai.RateLimitError,
     431: openai.APIStatusError,
     500: openai.InternalServerError,
     502: openai.InternalServerError,
@@ -71,8 +72,7 @@ def test_codes_that_are_worked_out_are_so_in_the_places_that_other_tests_know():
         f"{path}: {ast.unparse(code)}" for path, code in codes_given() if not isinstance(code, ast.Constant)
     }
     assert worked_out == {
-        "gateway/errors.py: failure.code",  # of the failures' tree, below
-        "gateway/errors.py: code",  # an endpoint's own, below
+        "gateway/errors.py: code",  # of the failures' tree, and an endpoint's own, below
         "gateway/openai.py: code",  # tests/gateway/test_openai.py
     }
 
@@ -170,6 +170,8 @@ async def test_an_endpoint_s_own_rejection_makes_the_sdk_raise_what_it_would_hav
 async def test_a_busy_pool_tells_the_sdk_when_to_come_back():
     error = from_failure(Overloaded("queue is full", 429, 2.5), attempts=2)
     found = (await raised({"busy": error}))["busy"]
+    assert type(found) is openai.RateLimitError
+    assert found.code == "upstream_rate_limited"
     assert found.response.headers["retry-after"] == "3"
     assert found.body["message"] == "2 endpoints were tried; the last: queue is full"
 

@@ -1,0 +1,208 @@
+"""The server on real sockets, with an application of the test's own: what no call through the gateway can bring about."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.errors import ApiError
+from gateway.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from gateway.client import Client
+
+LIMIT_S = 30
+HELLO = b"GET /hello HTTP/1.1\r\nhost: h\r\n\r\n"
+
+
+async def echo(client: Client) -> None:
+    try:
+        body = await client.body(1_000_000)
+    except ApiError as error:
+        client.fail(error)
+    else:
+        client.reply(200, b"", client.target + body)
+
+
+class Site:
+    def __init__(self, server: Server, address: tuple[str, int]) -> None:
+        self.server = server
+        self._address = address
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await asyncio.open_connection(*self._address)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(app: Callable[[Client], Awaitable[None]] = echo, **times_s: float) -> AsyncIterator[Site]:
+    ready = asyncio.Event()
+    server = Server(
+        app, drain_s=LIMIT_S, header_limit_bytes=10_000, body_limit_bytes=1_000_000, on_ready=ready.set
+    )
+    for name, seconds in times_s.items():
+        setattr(server, name, seconds)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        task = asyncio.create_task(server.serve(listener))
+        async with asyncio.timeout(LIMIT_S):
+            await ready.wait()
+            yield Site(server, listener.getsockname())
+            server.stop()
+            await task
+
+
+async def reply(reader: asyncio.StreamReader) -> bytes:
+    """The body of the next whole reply."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+    return await reader.readexactly(int(length))
+
+
+async def the_end(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the connection is closed, however that is done."""
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+
+
+async def test_an_idle_connection_is_closed_after_a_while():
+    async with serving(keep_alive_s=0.1) as site, site.connected() as (reader, writer):
+        writer.write(HELLO)
+        assert await reply(reader) == b"/hello"
+        assert await the_end(reader) == b""
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /hello HTTP/1.1\r\nhost: "], ids=["nothing", "half a head"])
+async def test_a_head_that_does_not_come_is_not_waited_for(sent: bytes):
+    async with serving(head_s=0.1) as site, site.connected() as (reader, writer):
+        writer.write(sent)
+        assert await the_end(reader) == b""
+
+
+async def test_a_head_that_trickles_in_is_not_waited_for():
+    async with serving(head_s=0.3) as site, site.connected() as (reader, writer):
+        ended = asyncio.create_task(the_end(reader))
+        writer.write(b"GET / HTTP/1.1\r\n")
+        while not ended.done():
+            writer.write(b"x: y\r\n")
+            await asyncio.sleep(0.02)
+        assert await ended == b""
+
+
+async def test_a_body_that_does_not_come_ends_its_request():
+    cancelled = asyncio.Event()
+
+    async def app(client: Client) -> None:
+        try:
+            await client.body(1000)
+        except asyncio.CancelledError:
+            assert client.gone
+            cancelled.set()
+
+    async with serving(app, request_s=0.1) as site, site.connected() as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 10\r\n\r\n12345")
+        assert await the_end(reader) == b""
+        await cancelled.wait()
+
+
+async def test_a_call_may_take_longer_than_its_request_may():
+    async def app(client: Client) -> None:
+        await asyncio.sleep(1)
+        client.reply(200, b"", b"late")
+
+    async with serving(app, request_s=0.1, head_s=0.1) as site, site.connected() as (reader, writer):
+        writer.write(HELLO)
+        assert await reply(reader) == b"late"
+
+
+async def test_a_client_that_sends_far_ahead_of_its_replies_is_not_read_any_more():
+    go_on = asyncio.Event()
+
+    async def app(client: Client) -> None:
+        await go_on.wait()
+        await echo(client)
+
+    post = b"POST /%d HTTP/1.1\r\nhost: h\r\ncontent-length: 200000\r\n\r\n" + b"x" * 200_000
+    async with serving(app) as site, site.connected() as (reader, writer):
+        for number in range(100):
+            writer.write(post % number)
+        sending = asyncio.create_task(writer.drain())
+        await asyncio.sleep(0.5)
+        assert writer.transport.get_write_buffer_size() > 5_000_000  # of twenty; sockets buffer some
+        go_on.set()
+        for number in range(100):
+            body = await reply(reader)
+            assert body[: len(body) - 200_000] == b"/%d" % number
+        await sending
+
+
+async def test_requests_sent_ahead_are_answered_in_their_order():
+    async def app(client: Client) -> None:
+        await asyncio.sleep(0.01 if client.target == b"/0" else 0)
+        await echo(client)
+
+    async with serving(app) as site, site.connected() as (reader, writer):
+        writer.write(b"".join(b"GET /%d HTTP/1.1\r\nhost: h\r\n\r\n" % number for number in range(50)))
+        assert [await reply(reader) for _ in range(50)] == [b"/%d" % number for number in range(50)]
+
+
+async def test_nothing_is_heard_of_a_request_sent_ahead_by_a_client_that_has_left():
+    heard: list[bytes] = []
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def app(client: Client) -> None:
+        heard.append(client.target)
+        begun.set()
+        await never.wait()
+
+    async with serving(app) as site:
+        async with site.connected() as (_, writer):
+            writer.write(HELLO * 3)
+            await begun.wait()
+        while site.server.busy:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.01)
+        assert heard == [b"/hello"]
+
+
+async def test_a_defect_of_the_application_ends_the_connection_and_no_other():
+    async def app(client: Client) -> None:
+        if client.target == b"/bad":
+            client.start(200, b"")
+            client.write(b"half")
+            return
+        await echo(client)
+
+    async with (
+        serving(app) as site,
+        site.connected() as (reader, writer),
+        site.connected() as (well, to_well),
+    ):
+        writer.write(b"GET /bad HTTP/1.1\r\nhost: h\r\n\r\n")
+        assert not (await the_end(reader)).endswith(b"0\r\n\r\n")
+        to_well.write(HELLO)
+        assert await reply(well) == b"/hello"
+
+
+async def test_a_stream_to_an_old_client_ends_with_its_connection():
+    async def app(client: Client) -> None:
+        client.start(200, b"")
+        client.write(b"one ")
+        client.finish(b"two")
+
+    async with serving(app) as site, site.connected() as (reader, writer):
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        head, _, body = (await the_end(reader)).partition(b"\r\n\r\n")
+        assert body == b"one two"
+        assert b"chunked" not in head
+        assert b"connection: close" in head
