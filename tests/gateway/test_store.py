@@ -197,6 +197,16 @@ def test_active_keys_are_read_again_only_after_a_change(store: Store):
 # Usage
 
 
+@pytest.mark.parametrize("count", [199, 200, 201, 450])
+def test_many_rows_at_once_are_counted_once_each(store: Store, count: int):
+    rows = [a_row(f"{number:04}", prompt_tokens=number) for number in range(count)]
+    assert store.record(rows[: count // 2]) == count // 2
+    assert store.record(rows) == count - count // 2
+    assert store.record(rows) == 0
+    (total,) = store.usage("tenant", 0, 2**62)
+    assert (total.calls, total.prompt_tokens) == (count, sum(range(count)))
+
+
 def test_a_call_recorded_twice_counts_once(store: Store):
     assert store.record([a_row("1"), a_row("2")]) == 2
     assert store.record([a_row("2"), a_row("3"), a_row("3")]) == 1
