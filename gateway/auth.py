@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from gateway.store import MASTER, ActiveKeys, StoreAway, digest_of
+from gateway.database import StoreAway
+from gateway.store import MASTER, ActiveKeys, digest_of
 
 if TYPE_CHECKING:
     from typing import Self

@@ -76,7 +76,7 @@ def serve(
     overrides = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     parsed = load(config, os.environ, overrides)
     from gateway.app import CannotListen, run  # noqa: PLC0415 - as above
-    from gateway.store import StoreError  # noqa: PLC0415 - as above
+    from gateway.database import StoreError  # noqa: PLC0415 - as above
 
     try:
         code = run(parsed)

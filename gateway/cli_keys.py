@@ -38,7 +38,8 @@ def open_store(config: Path) -> Iterator[Store]:
     """The database that the configuration names; what is wrong with it ends the command with one line."""
     # Imported by the commands that need them, for the sake of those that do not.
     from gateway.config import load  # noqa: PLC0415  see above
-    from gateway.store import Store, StoreError  # noqa: PLC0415  see above
+    from gateway.database import StoreError  # noqa: PLC0415  see above
+    from gateway.store import Store  # noqa: PLC0415  see above
 
     url = load(config, os.environ).database.get_secret_value()
     try:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from gateway.database import StoreAway
 from gateway.journal import Journal, Segment
 from gateway.ledger import UsageRow
-from gateway.store import RowsRefused, StoreAway
+from gateway.store import RowsRefused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -1,7 +1,7 @@
 """The database: tenants, keys and usage, in SQLite or PostgreSQL with the same statements.
 
 Plain statements in explicit transactions. Everything here blocks, so the event loop calls it in a thread. Callers see
-the errors below and no others:
+the errors below, some of which `gateway.database` raises, and no others:
 
     StoreError
     ├── StoreAway       the database cannot be reached or is busy; the same statement may work later
@@ -19,28 +19,23 @@ import time
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, structs
-from sqlalchemy import case, create_engine, event, func, inspect, select, text, update
+from sqlalchemy import case, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
+from gateway.database import StoreAway, StoreError, bring_up_to_date, engine_for, reason
 from gateway.tables import KEYS, META, TENANTS, USAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any, Self
 
-    from alembic.config import Config
     from sqlalchemy import Connection, Engine, Row, Table
 
     from gateway.ledger import UsageRow
-
-HEAD = "0001"
-"""The last migration. Known here so that a database that is up to date costs one query and no Alembic."""
 
 MASTER = "master"
 """The tenant that calls with the configured master key are metered under; nobody else may have that name."""
@@ -49,26 +44,12 @@ Grouping = Literal["tenant", "model", "endpoint", "key"]
 
 _TENANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _LEAST_ID_PREFIX = len("key_") + 4
-_ADVISORY_LOCK = 0x7469_6465_6761_7465  # "tidegate": what PostgreSQL processes that migrate wait for
-_WAIT_S = 10
 _ROWS_AT_ONCE = 200
 """In one INSERT: 21 parameters each, of which SQLite takes 32,766."""
 
 
-class StoreError(Exception):
-    """The root of what can go wrong with the database."""
-
-
-class StoreAway(StoreError):
-    """The database cannot be reached or is busy."""
-
-
 class RowsRefused(StoreError):
     """A value that the database cannot hold is among the rows; none of them were kept."""
-
-
-class SchemaTooNew(StoreError):
-    """The schema is none of those this version knows."""
 
 
 class BadTenantName(StoreError):
@@ -139,9 +120,9 @@ class Store:
     @classmethod
     @contextmanager
     def open(cls, url: str) -> Iterator[Self]:
-        engine = _engine(url)
+        engine = engine_for(url)
         try:
-            _bring_up_to_date(engine)
+            bring_up_to_date(engine)
             yield cls(engine)
         finally:
             engine.dispose()
@@ -243,9 +224,9 @@ class Store:
                     new += connection.exec_driver_sql(self._record_sql, rest).rowcount
                 return new
         except (DataError, IntegrityError, OverflowError, ValueError) as failure:
-            raise RowsRefused(_reason(failure)) from failure
+            raise RowsRefused(reason(failure)) from failure
         except SQLAlchemyError as failure:
-            raise StoreAway(_reason(failure)) from failure
+            raise StoreAway(reason(failure)) from failure
 
     def usage(self, by: Grouping, since_ms: int, until_ms: int) -> list[UsageTotal]:
         """Totals of the calls that began at or after `since_ms` and before `until_ms`, the largest charge first."""
@@ -277,7 +258,7 @@ def _reading(engine: Engine) -> Iterator[Connection]:
         with engine.connect() as connection:
             yield connection
     except SQLAlchemyError as failure:
-        raise StoreAway(_reason(failure)) from failure
+        raise StoreAway(reason(failure)) from failure
 
 
 @contextmanager
@@ -286,12 +267,7 @@ def _writing(engine: Engine) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     except SQLAlchemyError as failure:
-        raise StoreAway(_reason(failure)) from failure
-
-
-def _reason(failure: Exception) -> str:
-    """The driver's own words, without the statement: its parameters are nobody's business in a log."""
-    return str(getattr(failure, "orig", None) or failure)
+        raise StoreAway(reason(failure)) from failure
 
 
 def _next_keys_revision(connection: Connection) -> bytes:
@@ -324,88 +300,3 @@ def _for_many(sql: str) -> str:
     them, for which the event loop would have to wait each time.
     """
     return re.sub(r"\(\?(?:, \?)*\)", lambda row: ", ".join([row[0]] * _ROWS_AT_ONCE), sql)
-
-
-# Opening
-
-
-def _engine(url: str) -> Engine:
-    sqlite_file = url.startswith("sqlite")
-    waits = {"timeout" if sqlite_file else "connect_timeout": _WAIT_S}
-    try:
-        address = make_url(url)
-        if address.drivername == "postgresql":
-            address = address.set(drivername="postgresql+psycopg")  # the driver that is kept up
-        engine = create_engine(address, pool_pre_ping=not sqlite_file, connect_args=waits)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as failure:
-        raise StoreError(f"cannot open this kind of database: {failure}") from failure
-    if engine.dialect.name not in {"sqlite", "postgresql"}:
-        raise StoreError(f"cannot open this kind of database: {engine.dialect.name}")
-    if engine.dialect.name == "sqlite":
-        if engine.url.database in {None, "", ":memory:"}:
-            raise StoreError(
-                "a database in memory would be another one in each thread: name a file, as in sqlite:///x.db"
-            )
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = (
-        None  # transactions begin where SQLAlchemy says so, not where sqlite3 guesses
-    )
-    connection.execute("PRAGMA foreign_keys = ON")
-    # `synchronous` stays FULL: a segment of the journal is deleted on the strength of a commit.
-    connection.execute("PRAGMA journal_mode = WAL")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', 'DEFERRED')}")
-
-
-def _bring_up_to_date(engine: Engine) -> None:
-    try:
-        with engine.connect() as connection:
-            version = _version(connection)
-        if version != HEAD:
-            _migrate(engine, version)
-    except SQLAlchemyError as failure:
-        where = engine.url.render_as_string(hide_password=True)
-        raise StoreAway(f"cannot open the database {where}: {_reason(failure)}") from failure
-
-
-def _version(connection: Connection) -> str | None:
-    if not inspect(connection).has_table("alembic_version"):
-        return None
-    version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    return version
-
-
-def _migrate(engine: Engine, version: str | None) -> None:
-    # Imported here: half the time of a start, and needed once per release.
-    from alembic import command  # noqa: PLC0415  as above
-    from alembic.script import ScriptDirectory  # noqa: PLC0415  as above
-
-    config = alembic_config()
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if version is not None and version not in known:
-        raise SchemaTooNew(f"the database has schema {version}; this version of Tidegate knows up to {HEAD}")
-    with engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK})
-        config.attributes["connection"] = connection
-        command.upgrade(config, HEAD)
-
-
-def alembic_config() -> Config:
-    """Alembic's settings without an alembic.ini.
-
-    For a new revision: `alembic.command.revision(alembic_config(), "what changes", rev_id="0002")`.
-    """
-    from alembic.config import Config  # noqa: PLC0415  only migrations need it
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config

@@ -1,7 +1,7 @@
 """What Alembic runs for every command: the migrations, on the connection and in the transaction it was handed.
 
-There is no alembic.ini. `gateway.store` hands over a connection that already holds the lock against a second process
-doing the same; to write a new revision, see `gateway.store.alembic_config`.
+There is no alembic.ini. `gateway.database` hands over a connection that already holds the lock against a second process
+doing the same; to write a new revision, see `gateway.database.alembic_config`.
 """
 
 from __future__ import annotations

@@ -11,19 +11,9 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 from usage_rows import a_row
 
+from gateway.database import HEAD, SchemaTooNew, StoreAway, StoreError, alembic_config
 from gateway.ledger import UsageRow
-from gateway.store import (
-    HEAD,
-    BadTenantName,
-    KeyNotFound,
-    RowsRefused,
-    SchemaTooNew,
-    Store,
-    StoreAway,
-    StoreError,
-    alembic_config,
-    digest_of,
-)
+from gateway.store import BadTenantName, KeyNotFound, RowsRefused, Store, digest_of
 from gateway.tables import METADATA, USAGE
 
 if TYPE_CHECKING:
