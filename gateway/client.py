@@ -35,6 +35,7 @@ class Client:
         "keep_alive",
         "lines",
         "method",
+        "overdue",
         "replied",
         "started",
         "target",
@@ -59,7 +60,9 @@ class Client:
         self.replied = False
         """So has the last byte."""
         self.gone = False
-        """The client has closed its connection."""
+        """The connection is closed, by the client or by `cut_off`."""
+        self.overdue = False
+        """It has been cut off."""
         self._connection = connection
         self._body: list[bytes] = []
         self._body_bytes = 0
@@ -156,7 +159,11 @@ class Client:
         await self._connection.drain()
 
     def cut_off(self) -> None:
-        """Close the connection without another word; whoever answers is cancelled, as if the client had left."""
+        """The call's time has run out while the client was slow to read: close the connection without another word.
+
+        Whoever answers is cancelled, as if the client had left.
+        """
+        self.overdue = True
         self._connection.reset()
 
     def _head(self, status: int, lines: bytes, framing: bytes) -> bytes:

@@ -93,6 +93,8 @@ class Dispatch:
                 _end(from_failure(failure, meter.attempts), client, meter)
             except asyncio.CancelledError:
                 if client.gone:
+                    if client.overdue:
+                        meter.settle(CallTimeout.code)
                     raise
                 if not client.started:
                     meter.failed()

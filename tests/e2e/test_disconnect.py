@@ -343,7 +343,7 @@ async def never_read(tmp_path_factory: pytest.TempPathFactory) -> NeverRead:
 def test_the_call_of_a_client_that_never_reads_ends_when_its_time_is_over(never_read: NeverRead):
     assert never_read.took_s >= 2
     row, page = never_read.row, never_read.page
-    assert (row.status, row.estimated) == (200, True)
+    assert (row.status, row.outcome, row.estimated) == (200, "call_timeout", True)
     assert 0 < row.completion_tokens < TIDES
     assert of_endpoint(page, "inflight") == of_endpoint(page, "connections") == 0
     assert of_endpoint(page, "ejections_total") == 0
