@@ -121,8 +121,10 @@ class Attempt:
         self.member.changed()
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.reply.release()
-        self._end(error)
+        try:
+            self.reply.release()
+        finally:
+            self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
         """Judge the endpoint by how the attempt ended. A client that left or a call that was wrong says nothing."""

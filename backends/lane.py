@@ -256,7 +256,7 @@ class Exchange:
         self._head_complete = False
         self._beside_bytes = 0
         self._reusable = False
-        self._blocks: list[bytes] = []
+        self._blocks: list[bytes | bytearray] = []
         self._size = 0
         self._limit_bytes: int | None = None
         self._paused = False
@@ -377,7 +377,7 @@ class Exchange:
 
     def _take(self) -> bytes:
         blocks = self._blocks
-        block = blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        block = bytes(blocks[0]) if len(blocks) == 1 else b"".join(blocks)
         blocks.clear()
         self._size = 0
         self._resume()
@@ -505,7 +505,14 @@ class Exchange:
     def on_body(self, body: bytes) -> None:
         if self.complete:
             return
-        self._blocks.append(body)
+        if self._limit_bytes is not None and self._blocks:
+            # One block grows: a worker may send a whole reply two bytes at a time, and each would take fifty.
+            last = self._blocks[-1]
+            grown = last if isinstance(last, bytearray) else bytearray(last)
+            grown += body
+            self._blocks[-1] = grown
+        else:
+            self._blocks.append(body)
         self._beside_bytes = 0
         self._size += len(body)
         limit = self._limit_bytes

@@ -23,8 +23,8 @@ STATUS_LINES = {
 class Client:
     __slots__ = (
         "_body",
-        "_body_bytes",
         "_connection",
+        "_too_large",
         "_unsent",
         "_waiter",
         "chunked",
@@ -64,8 +64,9 @@ class Client:
         self.overdue = False
         """It has been cut off."""
         self._connection = connection
-        self._body: list[bytes] = []
-        self._body_bytes = 0
+        self._body = bytearray()
+        """Not a list of blocks: a client may send it two bytes at a time, and each would take fifty."""
+        self._too_large = False
         self._unsent = b""
         self._waiter: asyncio.Future[None] | None = None
 
@@ -82,28 +83,27 @@ class Client:
         if not self.complete:
             if self.expects_continue:
                 self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            while not self.complete and self._body_bytes <= limit_bytes:
+            while not self.complete and not self._too_large:
                 self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
-        if self._body_bytes > limit_bytes:
-            self._body.clear()
+        if self._too_large or len(self._body) > limit_bytes:
             raise _too_large(limit_bytes)
-        return self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        return bytes(self._body)
 
     def received(self, block: bytes, *, limit_bytes: int) -> None:
         """A part of the body has come. Beyond the limit, and once there is a reply, it is not kept."""
-        if self.replied:
+        if self.replied or self._too_large:
             return
-        self._body_bytes += len(block)
-        if self._body_bytes > limit_bytes:
+        self._body += block
+        if len(self._body) > limit_bytes:
+            self._too_large = True
             self._body.clear()
             self._wake()
-        else:
-            self._body.append(block)
 
     @property
     def body_bytes(self) -> int:
-        return self._body_bytes
+        """What is kept of it."""
+        return len(self._body)
 
     def ended(self) -> None:
         """All of it has come."""

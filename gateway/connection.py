@@ -250,7 +250,8 @@ class Connection(asyncio.Protocol):
         same head without the offer.
         """
         method, incoming = self._parser.get_method(), self._incoming
-        if method == b"CONNECT" or incoming is None:
+        # One who sends offers ahead of the replies to others wants something else: each would be read a level deeper.
+        if method == b"CONNECT" or incoming is None or self._ahead:
             self._refuse()
             return
         head = b"%b %b HTTP/1.1\r\n" % (method, incoming.target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import tracemalloc
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -206,3 +207,35 @@ async def test_a_stream_to_an_old_client_ends_with_its_connection():
         assert body == b"one two"
         assert b"chunked" not in head
         assert b"connection: close" in head
+
+
+async def test_a_body_in_tiny_chunks_takes_no_more_memory_than_its_bytes():
+    held: list[int] = []
+
+    async def app(client: Client) -> None:
+        body = await client.body(1_000_000)
+        held.append(tracemalloc.get_traced_memory()[1])
+        client.reply(200, b"", b"%d" % len(body))
+
+    async with serving(app) as site, site.connected() as (reader, writer):
+        tracemalloc.start()
+        try:
+            writer.write(b"POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n")
+            for _ in range(100):
+                writer.write(b"2\r\nab\r\n" * 1000)
+                await writer.drain()
+            writer.write(b"0\r\n\r\n")
+            assert await reply(reader) == b"200000"
+        finally:
+            tracemalloc.stop()
+    assert held[0] < 3_000_000  # as a list of blocks 5 million, beside what sockets and the test itself take
+
+
+async def test_offers_to_upgrade_sent_one_after_another_are_not_read_deeper_and_deeper(
+    caplog: pytest.LogCaptureFixture,
+):
+    offer = b"GET /hello HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+    async with serving() as site, site.connected() as (reader, writer):
+        writer.write(offer * 3000)
+        await the_end(reader)
+    assert caplog.records == []
