@@ -19,12 +19,11 @@ from backends.lane import Exchange, LaneLimits, Patience, Sweep
 from backends.worker import Access, HttpBackend, Outgoing, lane_to
 from routing.ejection import Ejection
 from routing.speed import Peers, Speed
-from routing.types import Load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from routing.types import Endpoint
+    from routing.types import Endpoint, Load
 
 
 _LEAST_SECRET = 8
@@ -40,17 +39,46 @@ class FleetSettings(Struct, frozen=True):
     health_timeout_s: float = 2.0
 
 
+class Pool:
+    """The members of one model, and what routing last saw of each."""
+
+    __slots__ = ("_all_seen_until_s", "_seen", "changed", "members", "peers")
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        """By the name of the endpoint."""
+        self.peers = Peers()
+        self.changed: set[Member] = set()
+        """Those at which something has happened since they were last seen."""
+        self._seen: dict[str, tuple[Endpoint, Load]] = {}
+        self._all_seen_until_s = 0.0
+
+    def add(self, member: Member) -> None:
+        self.members[member.endpoint.name] = member
+
+    def snapshot(self, now_s: float) -> tuple[tuple[Endpoint, Load], ...]:
+        """All of them with their load now. Where nothing has happened, what was worked out a moment ago still holds."""
+        if now_s >= self._all_seen_until_s:
+            self.changed.update(self.members.values())
+            self._all_seen_until_s = now_s + LOAD_HOLDS_S
+        for member in self.changed:
+            self._seen[member.endpoint.name] = (member.endpoint, member.load(now_s))
+        self.changed.clear()
+        return tuple(self._seen.values())
+
+
 class Member:
     """One endpoint of the fleet, alive."""
 
     def __init__(
-        self, endpoint: Endpoint, access: Access, settings: FleetSettings, peers: Peers | None = None
+        self, endpoint: Endpoint, access: Access, settings: FleetSettings, pool: Pool | None = None
     ) -> None:
         self.endpoint = endpoint
         self.lane = lane_to(access, settings.lane)
         root = "/v1" if endpoint.kind == "worker" else access.url.partition("://")[2].partition("/")[2]
         self.backend = HttpBackend(access, self.lane, "/" + root.strip("/"), settings.patience)
-        self.speed = Speed(endpoint.gpu, peers)
+        self._pool = Pool() if pool is None else pool
+        self.speed = Speed(endpoint.gpu, self._pool.peers)
         self.ejection = Ejection()
         self.header_name = endpoint.name.encode()
         self.secret = access.api_key if access.api_key and len(access.api_key) >= _LEAST_SECRET else None
@@ -59,25 +87,18 @@ class Member:
         """How many ended, by outcome: ok, a failure's code, rejected (a 4xx of the call's own), abandoned (by us)."""
         self.checked = endpoint.kind != "worker"
         """Whether its health is known. A provider is not asked: that would cost money, and calls tell."""
-        self._load = Load()
-        self._load_until_s = 0.0
-
-    def load(self, now_s: float) -> Load:
-        """Its load now. Where nothing has happened there, what was worked out a moment ago still holds."""
-        if now_s >= self._load_until_s:
-            self._load = self._load_now(now_s)
-            self._load_until_s = now_s + LOAD_HOLDS_S
-        return self._load
+        self.changed()
 
     def changed(self) -> None:
-        """Something has happened there."""
-        self._load_until_s = 0.0
+        """Something has happened there: what was seen of it does not hold any more."""
+        self._pool.changed.add(self)
 
     def ended(self, outcome: str) -> None:
         """An attempt there has ended so."""
         self.attempts[outcome] = self.attempts.get(outcome, 0) + 1
 
-    def _load_now(self, now_s: float) -> Load:
+    def load(self, now_s: float) -> Load:
+        """Its load now."""
         unavailable, retry_after_s = self.ejection.state(now_s)
         if unavailable is None and self.inflight >= self.lane.limits.connections:
             unavailable, retry_after_s = f"busy with {self.inflight} calls", 1.0
@@ -154,12 +175,12 @@ class Fleet:
         self, endpoints: Mapping[str, Sequence[tuple[Endpoint, Access]]], settings: FleetSettings
     ) -> None:
         self._settings = settings
-        self._members: dict[str, dict[str, Member]] = {}
+        self._pools: dict[str, Pool] = {}
         for model, listed in endpoints.items():
-            peers = Peers()
-            members = (Member(endpoint, access, settings, peers) for endpoint, access in listed)
-            self._members[model] = {member.endpoint.name: member for member in members}
-        self._all = [member for members in self._members.values() for member in members.values()]
+            pool = self._pools[model] = Pool()
+            for endpoint, access in listed:
+                pool.add(Member(endpoint, access, settings, pool))
+        self._all = [member for pool in self._pools.values() for member in pool.members.values()]
 
     async def __aenter__(self) -> Self:
         self._stack = AsyncExitStack()
@@ -177,23 +198,22 @@ class Fleet:
 
     @property
     def models(self) -> tuple[str, ...]:
-        return tuple(self._members)
+        return tuple(self._pools)
 
     @property
     def members(self) -> Sequence[Member]:
         return self._all
 
     def member(self, endpoint: Endpoint) -> Member:
-        return self._members[endpoint.model][endpoint.name]
+        return self._pools[endpoint.model].members[endpoint.name]
 
     def attempt(self, endpoint: Endpoint, outgoing: Outgoing, work: float) -> Attempt:
         """An attempt at `endpoint`, which carries `work`, in token-equivalents of prefill."""
-        return Attempt(self._members[endpoint.model][endpoint.name], outgoing, work)
+        return Attempt(self._pools[endpoint.model].members[endpoint.name], outgoing, work)
 
-    def snapshot(self, model: str) -> list[tuple[Endpoint, Load]]:
+    def snapshot(self, model: str) -> tuple[tuple[Endpoint, Load], ...]:
         """The endpoints of a model with their load now. Raises KeyError where there is no such model."""
-        now_s = time.monotonic()
-        return [(member.endpoint, member.load(now_s)) for member in self._members[model].values()]
+        return self._pools[model].snapshot(time.monotonic())
 
     @property
     def ready(self) -> bool:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from routing.types import Estimate
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -29,6 +27,10 @@ STALL_SHARE = 0.25
 
 MEAN_OUTPUT_TOKENS = 256.0
 """Tokens of output to expect before any call of a model has ended."""
+
+
+Figures = tuple[float, float, float, int]
+"""The values of an `Estimate`, in its order. A call looks at one or two of those made for it, and a tuple costs a third."""
 
 
 class Ask(Struct, frozen=True):
@@ -59,10 +61,10 @@ def prefill_work(prompt_tokens: int, cached_tokens: int = 0) -> float:
 
 def estimates(
     asked: Ask, members: Iterable[tuple[Endpoint, Load]], cached_tokens: Iterable[int] = repeat(0)
-) -> list[Estimate]:
+) -> list[Figures]:
     """The estimate at each endpoint; `cached_tokens` are how many of the prompt are expected in the cache of each."""
     prompt_tokens, output_tokens = asked.prompt_tokens, asked.output_tokens
-    expected: list[Estimate] = []
+    expected: list[Figures] = []
     # One loop and no calls: it runs over the whole fleet for every call.
     for (endpoint, load), cached in zip(members, cached_tokens, strict=False):
         work, rate, price = asked.work, load.work_per_s, endpoint.cost
@@ -72,7 +74,7 @@ def estimates(
             if price.cached_input_pico_usd is not None:
                 pico_usd -= cached * (price.input_pico_usd - price.cached_input_pico_usd)
         expected.append(
-            Estimate(
+            (
                 load.base_ttft_s + (load.pending_work + work) / rate,
                 load.itl_s,
                 STALL_SHARE * load.inflight * work / rate,

@@ -6,13 +6,15 @@ the cheapest that is on time would pile work on one node until everybody waits j
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, overload
 
-from routing.types import Candidate
+from routing.types import Candidate, Estimate
 
 if TYPE_CHECKING:
-    from routing.types import Endpoint, Estimate, Load, Tier
+    from routing.estimate import Figures
+    from routing.types import Endpoint, Load, Tier
 
 _Key = tuple[float, float, int]
 """What is compared first, what settles that, the place among the estimated."""
@@ -26,7 +28,7 @@ class Ranking(Sequence[Candidate]):
     def __init__(
         self,
         members: Sequence[tuple[Endpoint, Load]],
-        estimates: Sequence[Estimate],
+        estimates: Sequence[Figures],
         on_time: Sequence[_Key],
         late: Sequence[_Key],
     ) -> None:
@@ -37,6 +39,9 @@ class Ranking(Sequence[Candidate]):
 
     def __len__(self) -> int:
         return len(self._on_time) + len(self._late)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return map(self.__getitem__, range(len(self)))
 
     @overload
     def __getitem__(self, place: int) -> Candidate: ...
@@ -54,7 +59,7 @@ class Ranking(Sequence[Candidate]):
             score, _, index = self._on_time[place]
         else:
             _, score, index = self._late[place - len(self._on_time)]
-        return Candidate(self._members[index][0], self._estimates[index], score, on_time)
+        return Candidate(self._members[index][0], Estimate(*self._estimates[index]), score, on_time)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ranking) and tuple(self) == tuple(other)
@@ -66,7 +71,7 @@ class Ranking(Sequence[Candidate]):
 def rank(
     tier: Tier,
     members: Sequence[tuple[Endpoint, Load]],
-    estimates: Sequence[Estimate],
+    estimates: Sequence[Figures],
     output_tokens: int,
     roll: float,
 ) -> Ranking:
@@ -83,12 +88,11 @@ def rank(
     on_time: list[_Key] = []
     late: list[_Key] = []
     index = 0
-    for estimate in estimates:
-        ttft_s = estimate.ttft_s
+    for ttft_s, itl_s, imposed_s, cost_nano_usd in estimates:
         # 2 x time to first token + the whole call + delay to others: before the first token a reader sits in front of
         # nothing, so those seconds count three times, once as a part of the whole.
-        seconds = 3.0 * ttft_s + output_tokens * estimate.itl_s + estimate.imposed_s
-        score = estimate.cost_nano_usd + value * seconds
+        seconds = 3.0 * ttft_s + output_tokens * itl_s + imposed_s
+        score = cost_nano_usd + value * seconds
         if ttft_s <= target_s:
             on_time.append((score, seconds, index))
         else:
@@ -99,10 +103,16 @@ def rank(
 
 def _ordered(keyed: list[_Key], roll: float) -> list[_Key]:
     """Sorted, with every run of equals rotated by the same share of its length."""
-    count = len(keyed)
-    if count < 2:
-        return keyed
     keyed.sort()
+    for before, after in pairwise(keyed):
+        if before[0] == after[0] and before[1] == after[1]:
+            _rotate_equals(keyed, roll)
+            break
+    return keyed
+
+
+def _rotate_equals(keyed: list[_Key], roll: float) -> None:
+    count = len(keyed)
     start = 0
     for end in range(1, count + 1):
         if end < count and keyed[end][0] == keyed[start][0] and keyed[end][1] == keyed[start][1]:
@@ -111,4 +121,3 @@ def _ordered(keyed: list[_Key], roll: float) -> list[_Key]:
             middle = start + int(roll * (end - start))
             keyed[start:end] = keyed[middle:end] + keyed[start:middle]
         start = end
-    return keyed

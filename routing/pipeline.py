@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from routing.estimate import MEAN_OUTPUT_TOKENS, ask, estimates
 from routing.filters import context, filters_for
 from routing.objective import rank
-from routing.types import NO_DEMANDS, Endpoint, Load, Plan, Rejection
+from routing.types import NO_DEMANDS, Endpoint, Estimate, Load, Plan, Rejection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from routing.estimate import Ask
     from routing.objective import Ranking
-    from routing.types import Call, Demands, Estimate
+    from routing.types import Call, Demands
 
 
 LOOK_AT = 64
@@ -104,14 +104,14 @@ def _ranked(
     misses: Sequence[Rejection] = ()
     demands = call.demands
     if demands is not NO_DEMANDS:
-        found = [missed(demands, estimate) for estimate in expected]
+        found = [missed(demands, Estimate(*figures)) for figures in expected]
         misses = [
             Rejection(member[0], *miss)
             for member, miss in zip(serving, found, strict=True)
             if miss is not None
         ]
         serving = [member for member, miss in zip(serving, found, strict=True) if miss is None]
-        expected = [estimate for estimate, miss in zip(expected, found, strict=True) if miss is None]
+        expected = [figures for figures, miss in zip(expected, found, strict=True) if miss is None]
     return rank(call.tier, serving, expected, asked.output_tokens, roll), misses
 
 

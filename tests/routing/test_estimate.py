@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.estimate import ask, estimates, prefill_work
-from routing.types import Call, Endpoint, Load, Price, Tier
+from routing.types import Call, Endpoint, Estimate, Load, Price, Tier
 
 TIER = Tier(name="default", max_ttft_s=5.0, waiting_nano_usd_per_s=1e6)
 DEAR = Endpoint(name="a", model="m", served_model="m", cost=Price(50_000, 100_000, 25_000))
@@ -11,7 +11,7 @@ DEAR = Endpoint(name="a", model="m", served_model="m", cost=Price(50_000, 100_00
 
 def estimate(asked, endpoint, load, cached_tokens=0):
     (expected,) = estimates(asked, [(endpoint, load)], [cached_tokens])
-    return expected
+    return Estimate(*expected)
 
 
 def call(prompt_tokens: int = 8000, max_tokens: int | None = None):

@@ -1,6 +1,7 @@
 from collections import Counter
 
 import pytest
+from msgspec import structs
 
 from routing.objective import rank
 from routing.types import Endpoint, Estimate, Load, Tier
@@ -13,7 +14,8 @@ FLEX = Tier(name="flex", max_ttft_s=600.0, waiting_nano_usd_per_s=0.0)
 
 def ranked_by(tier: Tier, options, roll: float = 0.0):
     """The ranking of options, each an endpoint and its estimate, for a hundred tokens of output."""
-    return rank(tier, [(endpoint, Load()) for endpoint, _ in options], [e for _, e in options], 100, roll)
+    members = [(endpoint, Load()) for endpoint, _ in options]
+    return rank(tier, members, [structs.astuple(expected) for _, expected in options], 100, roll)
 
 
 def option(name: str, ttft_s: float = 0.5, cost: int = 1000, itl_s: float = 0.01, imposed_s: float = 0.0):
