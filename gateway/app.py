@@ -24,6 +24,7 @@ from gateway.dispatch import Dispatch
 from gateway.http import Edge
 from gateway.journal import Journal
 from gateway.mover import moving
+from gateway.planning import Planner
 from gateway.server import Server
 from gateway.store import Store
 from gateway.telemetry import FleetCollector, Telemetry
@@ -107,7 +108,8 @@ async def application(config: Config) -> AsyncIterator[Edge]:
         fleet = await stack.enter_async_context(_fleet(config))
         telemetry = Telemetry()
         catalog = Catalog(config, int(time.time()))
-        dispatch = Dispatch(catalog, fleet, journal, telemetry)
+        planner = Planner(catalog, fleet)
+        dispatch = Dispatch(catalog, planner, fleet, journal, telemetry)
         origins = Origins(config.cors.origins)
         edge = Edge(dispatch, catalog, keyring, origins, telemetry)
         telemetry.registry.register(FleetCollector(fleet, journal, lambda: edge.running))

@@ -27,6 +27,7 @@ _READABLE = (
     "x-tidegate-hedged",
     "x-tidegate-overhead-ms",
     "x-tidegate-cost-usd",
+    "x-tidegate-plan",
     "retry-after",
 )
 """What a page from an allowed origin may read of a reply's headers."""

@@ -7,7 +7,6 @@ accident.
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import TYPE_CHECKING, Self
 
 from backends.base import AttemptFailed, CallRejected, CallTimeout, ConnectFailed, LaneFull, Overloaded
@@ -15,10 +14,9 @@ from backends.sse import DONE, CompletionStream, Shown
 from backends.usage import WholeReply, whole_reply
 from backends.worker import Outgoing
 from gateway.errors import ApiError, from_failure, from_rejection, shutting_down
+from gateway.explain import plan_line
 from gateway.meter import Arrival, Meter
-from routing.estimate import MEAN_OUTPUT_TOKENS, prefill_work
-from routing.pipeline import plan as make_plan
-from routing.types import Call, Plan
+from routing.estimate import prefill_work
 
 if TYPE_CHECKING:
     from backends.fleet import Attempt, Fleet
@@ -27,13 +25,13 @@ if TYPE_CHECKING:
     from gateway.journal import Journal
     from gateway.ledger import UsageRow
     from gateway.openai import Request
+    from gateway.planning import Planner
     from gateway.telemetry import Telemetry
+    from routing.types import Plan
 
 _API_PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
 _NO_WORK_DONE = (ConnectFailed, LaneFull, Overloaded)
 """Failures that cost the pool nothing: they do not count towards the limit on attempts."""
-_OUTPUT_WEIGHT = 0.02
-"""Of the newest call in the running mean of a model's output tokens: about the last fifty calls count."""
 
 
 class Answer:
@@ -67,20 +65,21 @@ class Dispatch:
     def __init__(
         self,
         catalog: Catalog,
+        planner: Planner,
         fleet: Fleet,
         journal: Journal,
         telemetry: Telemetry,
     ) -> None:
         self._catalog = catalog
+        self._planner = planner
         self._fleet = fleet
         self._journal = journal
         self._telemetry = telemetry
-        self._output_tokens = dict.fromkeys(catalog.models, MEAN_OUTPUT_TOKENS)
 
     async def serve(self, request: Request, model: Model, arrival: Arrival, client: Client) -> None:
         """Answer one call. Raises ApiError as long as the client has got nothing."""
         with Meter(arrival, request, model, self._record) as meter:
-            plan = self._plan(request, model)
+            plan = self._plan(request, model, client)
             try:
                 async with await self._first_answer(plan, request, arrival, meter) as answer:
                     if answer.whole is not None:
@@ -100,17 +99,11 @@ class Dispatch:
                     meter.failed()
                 _end(shutting_down(), client, meter)
 
-    def _plan(self, request: Request, model: Model) -> Plan:
-        call = Call(
-            model=model.name,
-            tier=self._catalog.tiers[request.tier],
-            prompt_tokens=request.prompt_tokens,
-            max_tokens=request.max_tokens,
-            needs=request.needs,
-            demands=request.demands,
-        )
-        roll = random.random()  # noqa: S311 - settles ties
-        plan = make_plan(call, self._fleet.snapshot(model.name), roll, self._output_tokens[model.name])
+    def _plan(self, request: Request, model: Model, client: Client) -> Plan:
+        """The plan, which names somebody. Raises ApiError."""
+        plan = self._planner.plan(request, model)
+        if request.explain:
+            client.lines += plan_line(plan)
         if not plan.ranked:
             raise _nobody(plan, model.name)
         return plan
@@ -248,9 +241,7 @@ class Dispatch:
     def _record(self, row: UsageRow) -> None:
         self._journal.append(row)
         self._telemetry.ended(row)
-        if row.outcome == "ok" and row.completion_tokens:
-            mean = self._output_tokens[row.model]
-            self._output_tokens[row.model] = mean + _OUTPUT_WEIGHT * (row.completion_tokens - mean)
+        self._planner.learn(row)
 
 
 def _end(error: ApiError, client: Client, meter: Meter) -> None:

@@ -56,6 +56,8 @@ class Routing(Struct, forbid_unknown_fields=True):
     """Taken and not used yet: calls are not kept together by session."""
     hedge: bool | None = None
     """Taken and not used yet: nothing is hedged, so false is what happens."""
+    explain: bool | None = None
+    """No demand: the reply is to carry the plan."""
 
     def demands(self) -> Demands:
         price = self.max_price or _MaxPrice()
@@ -154,6 +156,8 @@ class Request(Struct, kw_only=True):
     """Estimated."""
     needs: frozenset[Capability] = frozenset()
     demands: Demands = NO_DEMANDS
+    explain: bool = False
+    """Whether the reply carries the plan."""
 
     def body_for(self, served_model: str) -> bytes:
         """The body for an endpoint where the model has this name. Streams always report usage, for metering."""
@@ -176,7 +180,7 @@ def parse(api: Api, body: bytes, headers: dict[bytes, bytes]) -> Request:
         typed = _DECODE[api](body)
         fields = _decode_fields(body)
     except msgspec.ValidationError as error:
-        raise _invalid_field(str(error)) from None
+        raise invalid_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError("invalid_json", f"the body is no JSON: {_where(body, error)}") from None
     except RecursionError:
@@ -190,7 +194,7 @@ def parse(api: Api, body: bytes, headers: dict[bytes, bytes]) -> Request:
             routing = _with_headers(routing, headers)
             break
     if routing is not None:
-        request.demands = routing.demands()
+        request.demands, request.explain = routing.demands(), bool(routing.explain)
     if isinstance(typed, _Embeddings):
         request.prompt_tokens = _tokens(fields["input"])
         request.needs = frozenset({"embeddings"})
@@ -304,7 +308,7 @@ def _with_headers(routing: Routing | None, headers: dict[bytes, bytes]) -> Routi
     try:
         from_headers = msgspec.convert(given, Routing, strict=False)
     except msgspec.ValidationError as error:
-        failure = _invalid_field(str(error))
+        failure = invalid_field(str(error))
         header_name = (failure.param or "").replace("_", "-").replace(".", "-")
         raise ApiError("invalid_value", failure.message, param=f"x-tidegate-{header_name}") from None
     if routing is None:
@@ -328,7 +332,7 @@ def _pico_usd(usd_per_million: float | None) -> int | None:
     return None if usd_per_million is None else int(Decimal(repr(usd_per_million)) * 1_000_000)
 
 
-def _invalid_field(text: str) -> ApiError:
+def invalid_field(text: str) -> ApiError:
     """A field of the wrong type, as msgspec puts it, in words and with the field's name."""
     if len(text) > _LONGEST_WORDS:
         text = f"{text[: _LONGEST_WORDS // 2]}...{text[-_LONGEST_WORDS // 2 :]}"

@@ -1,0 +1,23 @@
+"""All that a plan is made of, as one value: what the decision log keeps and what can be planned again later.
+
+A call that nobody asks about is planned without making one of these.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from routing.pipeline import plan
+from routing.types import Call, Endpoint, Load, Plan  # noqa: TC001 - msgspec reads annotations at run time
+
+
+class Decision(Struct, frozen=True):
+    """What `routing.pipeline.plan` was given. The same decision always makes the same plan."""
+
+    call: Call
+    snapshot: tuple[tuple[Endpoint, Load], ...]
+    roll: float
+    expected_output_tokens: float
+
+    def plan(self) -> Plan:
+        return plan(self.call, self.snapshot, self.roll, self.expected_output_tokens)

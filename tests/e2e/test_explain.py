@@ -1,0 +1,82 @@
+"""What the gateway tells of its plans: in a header of a reply, where a call asks for it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from pool import PRICE, Gateway, endpoint, gateway
+
+from loadtest.worker import SimWorker, WorkerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+INSTANT = WorkerSpec(decode_s_per_token=0)
+HELLO: dict[str, Any] = {
+    "model": "llama",
+    "messages": [{"role": "user", "content": "High water?"}],
+    "max_tokens": 5,
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def workers() -> AsyncIterator[list[SimWorker]]:
+    async with SimWorker(INSTANT) as dear, SimWorker(INSTANT) as cheap:
+        yield [dear, cheap]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gw(workers: list[SimWorker], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
+    dear = endpoint(workers[0], "dear", region="eu", cost={"input": 5, "output": 9})
+    cheap = endpoint(workers[1], "cheap", region="us", cost={"input": 1, "output": 9})
+    models = {"llama": {"price": PRICE, "endpoints": [dear, cheap]}}
+    async with gateway(tmp_path_factory.mktemp("gateway"), models=models) as running:
+        yield running
+
+
+async def plan_header(gw: Gateway, body: dict[str, Any], **headers: str) -> tuple[int, dict[str, Any] | None]:
+    """The status of a call, and the plan in the reply's headers."""
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    reply = await gw.http.post(
+        "/v1/chat/completions", json=body, headers={"authorization": f"Bearer {gw.key}", **headers}
+    )
+    plan = reply.headers.get("x-tidegate-plan")
+    return reply.status_code, None if plan is None else json.loads(plan)
+
+
+@pytest.mark.parametrize("stream", ["", "true"])
+async def test_a_reply_carries_its_plan_where_the_call_asks_for_it(gw: Gateway, stream: str):
+    status, plan = await plan_header(gw, {**HELLO, "stream": bool(stream)}, x_tidegate_explain="1")
+    assert status == 200
+    assert sorted(candidate["endpoint"] for candidate in plan["candidates"]) == ["cheap", "dear"]
+    assert plan["rejected"] == []
+    status, plan = await plan_header(gw, {**HELLO, "stream": bool(stream), "routing": {"explain": True}})
+    assert (status, len(plan["candidates"])) == (200, 2)
+
+
+@pytest.mark.parametrize("headers", [{}, {"x_tidegate_explain": "0"}, {"x_tidegate_only": "dear"}])
+async def test_a_reply_carries_no_plan_otherwise(gw: Gateway, headers: dict[str, str]):
+    assert await plan_header(gw, HELLO, **headers) == (200, None)
+
+
+async def test_an_error_that_nobody_can_serve_the_call_carries_the_plan_too(gw: Gateway):
+    status, plan = await plan_header(gw, HELLO, x_tidegate_explain="true", x_tidegate_regions="mars")
+    assert status == 400
+    assert plan["candidates"] == []
+    rejected = {each["endpoint"]: each["filter"] for each in plan["rejected"]}
+    assert rejected == {"dear": "region", "cheap": "region"}
+
+
+async def test_what_is_no_yes_or_no_is_an_error_that_names_the_header(gw: Gateway):
+    reply = await gw.http.post(
+        "/v1/chat/completions",
+        json=HELLO,
+        headers={"authorization": f"Bearer {gw.key}", "x-tidegate-explain": "perhaps"},
+    )
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, "x-tidegate-explain")
