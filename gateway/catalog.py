@@ -1,4 +1,9 @@
-"""What is on offer: the models with their prices, by every name that clients may use, and the tiers."""
+"""What is on offer: the models with their prices, by every name that clients may use, and the tiers.
+
+A name stands for a model, or for another model in each tier with others to fall back on. Behind it a call may put what
+decides for it alone: `:floor`, the price, or `:nitro`, the time. Such a call keeps its tier and the tier's target; only
+what its waiting is worth is another.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import difflib
 from heapq import nlargest
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from gateway.errors import ApiError
 
@@ -15,6 +20,8 @@ if TYPE_CHECKING:
     from routing.types import Price, Tier, TierName
 
 TIERS: tuple[TierName, ...] = ("priority", "default", "flex")
+SUFFIXES = {"floor": 0.0, "nitro": 1e15}
+"""What waiting is worth, in nano-USD per second. At a million USD a second, a microsecond outweighs a call's price."""
 
 _LOOKED_AT = 50
 """Names compared in full with one that is unknown: to compare thousands would hold up all other calls for half a second."""
@@ -27,29 +34,57 @@ class Model(Struct, frozen=True):
     """What tenants are charged."""
 
 
+class Offer(Struct, frozen=True):
+    """What a name stands for in one tier."""
+
+    models: tuple[Model, ...]
+    """The one to serve a call, then those to fall back on, in order."""
+    tier: Tier
+
+
 class Catalog:
     def __init__(self, config: Config, created_s: int) -> None:
         self.limits: Limits = config.limits
         self.total_s = float(config.timeouts.total_s)
         self.tiers: dict[TierName, Tier] = {name: config.tier(name) for name in TIERS}
         self.models = {name: Model(name, section.price.price()) for name, section in config.models.items()}
+        self.listed = (*self.models, *config.aliases)
+        """The names in lists of models: not those that only spell another one differently."""
         self.created_s = created_s
         """When this catalog was put up, for lists of models: seconds since 1970."""
-        self._by_name = dict(self.models)
+        self._by_name: dict[str, dict[TierName, Offer]] = {}
         for name, section in config.models.items():
-            self._by_name.update(dict.fromkeys(section.aliases, self.models[name]))
+            offers = {tier: Offer((self.models[name],), self.tiers[tier]) for tier in TIERS}
+            self._by_name.update(dict.fromkeys((name, *section.aliases), offers))
+        for name, alias in config.aliases.items():
+            self._by_name[name] = {
+                tier: Offer(tuple(self.models[model] for model in alias.models(tier)), self.tiers[tier])
+                for tier in TIERS
+            }
         self._pairs = {name: _pairs(name) for name in self._by_name}
 
-    def model(self, name: str) -> Model:
-        """The model of that name or alias. Raises ApiError, naming what is spelled alike."""
-        model = self._by_name.get(name)
-        if model is None:
-            close = self._spelled_like(name[:200])
+    def offer(self, name: str, tier: TierName) -> Offer:
+        """What `name` stands for in `tier`. Raises ApiError, naming what is spelled alike."""
+        offers = self._by_name.get(name)
+        return self._suffixed(name, tier) if offers is None else offers[tier]
+
+    def listed_name(self, name: str) -> str:
+        """The name under which `name` is in lists of models. Raises ApiError."""
+        models = self.offer(name, "default").models
+        return name if name in self.listed else models[0].name
+
+    def _suffixed(self, name: str, tier: TierName) -> Offer:
+        bare, colon, suffix = name.rpartition(":")
+        worth = SUFFIXES.get(suffix) if colon else None
+        offers = None if worth is None else self._by_name.get(bare)
+        if worth is None or offers is None:
+            close = self._spelled_like((name if worth is None else bare)[:200])
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
             raise ApiError(
                 "model_not_found", f"The model {name[:200]!r} does not exist.{hint}", param="model"
             )
-        return model
+        offer = offers[tier]
+        return Offer(offer.models, structs.replace(offer.tier, waiting_nano_usd_per_s=worth))
 
     def _spelled_like(self, name: str) -> list[str]:
         pairs = _pairs(name)

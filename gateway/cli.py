@@ -23,7 +23,7 @@ from gateway.config_file import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.config import Config, EndpointSection, ModelSection, PriceTable
+    from gateway.config import AliasSection, Config, EndpointSection, ModelSection, PriceTable
 
 app = typer.Typer(
     name="tidegate",
@@ -171,6 +171,8 @@ def _summary(config: Config) -> Iterator[str]:
         yield f"model     {name}: {_model_line(model)}"
         for endpoint in model.endpoints:
             yield f"  {endpoint.kind:6}  {_endpoint_line(endpoint)}"
+    for name, alias in config.aliases.items():
+        yield f"alias     {name}: {_alias_line(alias)}"
     for name in ("priority", "default", "flex"):
         tier = getattr(config.tiers, name)
         aim, worth = f"{tier.max_ttft_ms} ms to first token", f"{tier.waiting_usd_per_hour} USD"
@@ -180,6 +182,16 @@ def _summary(config: Config) -> Iterator[str]:
 def _model_line(model: ModelSection) -> str:
     aliases = f" (also {', '.join(model.aliases)})" if model.aliases else ""
     return f"{_price_text(model.price)}{aliases}"
+
+
+def _alias_line(alias: AliasSection) -> str:
+    parts = [
+        alias.default,
+        alias.priority and f"priority {alias.priority}",
+        alias.flex and f"flex {alias.flex}",
+        alias.fallbacks and f"then {', '.join(alias.fallbacks)}",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _endpoint_line(endpoint: EndpointSection) -> str:

@@ -7,11 +7,13 @@ module says what may stand in it.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
@@ -87,7 +89,7 @@ class Limits(Section):
     reply_bytes: Count = Field(67_108_864, description="Largest reply that is not a stream.")
     event_bytes: Count = Field(8_388_608, description="Largest single event of a stream.")
     connections_per_endpoint: Count = Field(1024, description="Most connections to one endpoint.")
-    attempts: Count = Field(3, le=20, description="Most endpoints tried for one call.")
+    attempts: Count = Field(3, le=20, description="Most endpoints of a model tried for one call.")
 
 
 class Timeouts(Section):
@@ -220,6 +222,22 @@ class ModelSection(Section):
             seen.setdefault(name, index)
 
 
+class AliasSection(Section):
+    default: Name = Field(description="The model that serves calls of tier `default`.")
+    priority: Name | None = Field(None, description="The one of tier `priority`; without it, as `default`.")
+    flex: Name | None = Field(None, description="The one of tier `flex`; without it, as `default`.")
+    fallbacks: tuple[Name, ...] = Field(
+        (),
+        max_length=20,
+        description="Models tried in turn where none of the tier's endpoints can take the call or has answered it.",
+    )
+
+    def models(self, tier: TierName) -> tuple[str, ...]:
+        """Public names of the models to try, in order."""
+        first: str | None = getattr(self, tier)
+        return tuple(dict.fromkeys((first or self.default, *self.fallbacks)))
+
+
 class TierSection(Section):
     max_ttft_ms: Count = Field(description="The time to first token it aims at, in milliseconds.")
     waiting_usd_per_hour: Usd = Field(description="What an hour of waiting is worth.")
@@ -271,6 +289,9 @@ class Config(Section):
     models: dict[Name, ModelSection] = Field(
         max_length=10_000, description="The models served, by the name that clients use."
     )
+    aliases: dict[Name, AliasSection] = Field(
+        {}, max_length=10_000, description="Names that stand for another model in each tier."
+    )
     tiers: Tiers = Tiers()
 
     @classmethod
@@ -284,7 +305,10 @@ class Config(Section):
         if models == {}:
             yield ("models",), "needs at least one model"
         if isinstance(models, Mapping):
-            yield from _names_used_twice(models)
+            aliases = given.get("aliases")
+            aliases = aliases if isinstance(aliases, Mapping) else {}
+            yield from _names_used_twice(models, aliases)
+            yield from _aliases_of_nothing(models, aliases)
 
     def endpoints_of(self, model: str) -> tuple[Endpoint, ...]:
         """The endpoints of a model, by its public name, in the order of the file."""
@@ -346,19 +370,18 @@ def _rows(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]
         key = prefix + name
         if field.description:
             yield key, _default_text(field.is_required(), field.default), field.description
-        below = BELOW.get(key.rpartition(".")[2])
-        if below:
+        below = _below(field.annotation)
+        if below is not None:
             yield from _rows(below[0], key + below[1])
-        elif isinstance(field.default, Section):
-            yield from _rows(type(field.default), key + ".")
 
 
-BELOW: dict[str, tuple[type[Section], str]] = {
-    "models": (ModelSection, ".NAME."),
-    "endpoints": (EndpointSection, "[]."),
-    "price": (PriceTable, "."),
-    "cost": (PriceTable, "."),
-}
+def _below(annotation: Any) -> tuple[type[Section], str] | None:
+    """The section that a key holds, in a table, a list or by itself, and how the path goes on to it."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation, "."
+    step = {dict: ".NAME.", tuple: "[].", UnionType: "."}.get(get_origin(annotation))
+    found = [below[0] for inner in get_args(annotation) if (below := _below(inner)) is not None]
+    return (found[0], step) if found and step else None
 
 
 def _default_text(required: bool, default: Any) -> str:  # noqa: FBT001 - one caller, one line away
@@ -400,7 +423,9 @@ def _name_by_url(url: Any) -> str:
     return f"{host}:{port}" if host else ""
 
 
-def _names_used_twice(models: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+def _names_used_twice(
+    models: Mapping[str, Any], by_tier: Mapping[str, Any]
+) -> Iterator[tuple[Location, str]]:
     owner = {name: f"model {name}" for name in models}
     for name, model in models.items():
         aliases = _get(model, "aliases")
@@ -410,3 +435,21 @@ def _names_used_twice(models: Mapping[str, Any]) -> Iterator[tuple[Location, str
             if alias in owner:
                 yield ("models", name, "aliases", index), f"{alias} is taken already, by {owner[alias]}"
             owner.setdefault(alias, f"an alias of model {name}")
+    for name in by_tier:
+        if name in owner:
+            yield ("aliases", name), f"{name} is taken already, by {owner[name]}"
+
+
+def _aliases_of_nothing(
+    models: Mapping[str, Any], by_tier: Mapping[str, Any]
+) -> Iterator[tuple[Location, str]]:
+    for name, alias in by_tier.items():
+        fallbacks = _get(alias, "fallbacks")
+        meant: dict[Location, Any] = {(tier,): _get(alias, tier) for tier in ("default", "priority", "flex")}
+        if isinstance(fallbacks, list | tuple):
+            meant |= {("fallbacks", index): model for index, model in enumerate(fallbacks)}
+        for where, model in meant.items():
+            if isinstance(model, str) and model not in models:
+                close = difflib.get_close_matches(model, models, 1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                yield ("aliases", name, *where), f"there is no model {model}{hint}"

@@ -54,11 +54,11 @@ def control_app(
 
     @read("/v1/models", dependencies=[Depends(caller)])
     async def list_models() -> ModelList:
-        return ModelList(data=[card(name) for name in catalog.models])
+        return ModelList(data=[card(name) for name in catalog.listed])
 
     @read("/v1/models/{name:path}", dependencies=[Depends(caller)])
     async def get_model(name: str) -> ModelCard:
-        return card(catalog.model(name).name)
+        return card(catalog.listed_name(name))
 
     @read("/health/live")
     async def live() -> Health:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _READABLE = (
     "x-request-id",
+    "x-tidegate-model",
     "x-tidegate-endpoint",
     "x-tidegate-tier",
     "x-tidegate-attempts",

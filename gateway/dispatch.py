@@ -19,8 +19,10 @@ from gateway.meter import Arrival, Meter
 from routing.estimate import prefill_work
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backends.fleet import Attempt, Fleet
-    from gateway.catalog import Catalog, Model
+    from gateway.catalog import Catalog, Offer
     from gateway.client import Client
     from gateway.journal import Journal
     from gateway.ledger import UsageRow
@@ -76,12 +78,11 @@ class Dispatch:
         self._journal = journal
         self._telemetry = telemetry
 
-    async def serve(self, request: Request, model: Model, arrival: Arrival, client: Client) -> None:
+    async def serve(self, request: Request, offer: Offer, arrival: Arrival, client: Client) -> None:
         """Answer one call. Raises ApiError as long as the client has got nothing."""
-        with Meter(arrival, request, model, self._record) as meter:
-            plan = self._plan(request, model, client)
+        with Meter(arrival, request, offer.models[0], self._record) as meter:
             try:
-                async with await self._first_answer(plan, request, arrival, meter) as answer:
+                async with await self._answer(request, offer, arrival, client, meter) as answer:
                     if answer.whole is not None:
                         self._relay_whole(answer, answer.whole, client, meter)
                     elif answer.stream is not None:
@@ -99,14 +100,31 @@ class Dispatch:
                     meter.failed()
                 _end(shutting_down(), client, meter)
 
-    def _plan(self, request: Request, model: Model, client: Client) -> Plan:
-        """The plan, which names somebody. Raises ApiError."""
-        plan = self._planner.plan(request, model)
-        if request.explain:
-            client.lines += plan_line(plan)
-        if not plan.ranked:
-            raise _nobody(plan, model.name)
-        return plan
+    async def _answer(
+        self, request: Request, offer: Offer, arrival: Arrival, client: Client, meter: Meter
+    ) -> Answer:
+        """The answer of the first model on offer that gives one: a second is there only where a name has fallbacks.
+
+        Raises ApiError where nobody could be asked, else CallRejected or what the last attempt failed with.
+        """
+        lines, plans, failed = client.lines, [], None
+        for model in offer.models:
+            meter.model = model
+            plan = self._planner.plan(request, model, offer.tier)
+            if request.explain:
+                client.lines = lines + plan_line(plan)
+            if not plan.ranked:
+                plans.append(plan)
+                continue
+            try:
+                return await self._first_answer(plan, request, arrival, meter)
+            except CallTimeout:
+                raise
+            except AttemptFailed as failure:
+                failed = failure
+        if failed is None:
+            raise _nobody(plans, [model.name for model in offer.models])
+        raise failed
 
     async def _first_answer(self, plan: Plan, request: Request, arrival: Arrival, meter: Meter) -> Answer:
         """The answer of the first endpoint in the plan that gives one.
@@ -228,10 +246,11 @@ class Dispatch:
         overhead_s = meter.overhead_s
         self._telemetry.overhead_s.add(overhead_s)
         return (
-            b"content-type: %b\r\nx-tidegate-endpoint: %b\r\nx-tidegate-tier: %b\r\n"
+            b"content-type: %b\r\nx-tidegate-model: %b\r\nx-tidegate-endpoint: %b\r\nx-tidegate-tier: %b\r\n"
             b"x-tidegate-attempts: %d\r\nx-tidegate-hedged: false\r\nx-tidegate-overhead-ms: %.3f\r\n"
         ) % (
             content_type,
+            meter.model.name.encode(),
             answer.attempt.member.header_name,
             meter.tier.encode(),
             meter.attempts,
@@ -255,11 +274,13 @@ def _end(error: ApiError, client: Client, meter: Meter) -> None:
         client.fail(error)
 
 
-def _nobody(plan: Plan, model: str) -> ApiError:
+def _nobody(plans: Sequence[Plan], models: Sequence[str]) -> ApiError:
     """Why no endpoint can take the call: for now, or ever."""
-    reasons = "; ".join(f"{rejection.endpoint.name}: {rejection.reason}" for rejection in plan.rejected[:20])
-    retry_after_s = plan.retry_after_s
-    if retry_after_s is None:
-        return ApiError("demands_not_met", f"No endpoint of {model} can serve this call. {reasons}")
-    message = f"No endpoint of {model} can serve a call right now. {reasons}"
-    return ApiError("no_endpoint_available", message, retry_after_s=retry_after_s)
+    rejections = [rejection for plan in plans for rejection in plan.rejected]
+    reasons = "; ".join(f"{rejection.endpoint.name}: {rejection.reason}" for rejection in rejections[:20])
+    waits = [plan.retry_after_s for plan in plans if plan.retry_after_s is not None]
+    names = " or ".join(models)
+    if not waits:
+        return ApiError("demands_not_met", f"No endpoint of {names} can serve this call. {reasons}")
+    message = f"No endpoint of {names} can serve a call right now. {reasons}"
+    return ApiError("no_endpoint_available", message, retry_after_s=min(waits))

@@ -91,14 +91,14 @@ class Edge:
             _expect_plain(headers)
             body = await client.body(self._catalog.limits.body_bytes)
             request = parse(api, body, headers)
-            model = self._catalog.model(request.model)
+            offer = self._catalog.offer(request.model, request.tier)
         except ApiError as error:
             self._telemetry.refused[error.code] += 1
             raise
         arrival = Arrival(call_id, request_id, caller, time.monotonic(), _trace_lines(headers))
         self._running[client] = arrival.started_s + self._catalog.total_s + _OVERDUE_S
         try:
-            await self._dispatch.serve(request, model, arrival, client)
+            await self._dispatch.serve(request, offer, arrival, client)
         finally:
             del self._running[client]
 

@@ -49,7 +49,6 @@ class Meter:
         "_asked_s",
         "_endpoint",
         "_first_token_s",
-        "_model",
         "_record",
         "_request",
         "_settled",
@@ -57,6 +56,7 @@ class Meter:
         "_upstream_s",
         "attempts",
         "charge_nano_usd",
+        "model",
         "status",
         "tier",
         "usage",
@@ -79,7 +79,8 @@ class Meter:
         """What the tenant owes, once it is settled."""
         self._arrival = arrival
         self._request = request
-        self._model = model
+        self.model = model
+        """The one asked last: where a name has fallbacks, it changes."""
         self._record = record
         self._endpoint: Endpoint | None = None
         self._stream: CompletionStream | None = None
@@ -132,7 +133,7 @@ class Meter:
         usage, endpoint, request, ttft_s = self._counted(), self._endpoint, self._request, self.ttft_s
         arrival, caller = self._arrival, self._arrival.caller
         duration_s = time.monotonic() - arrival.started_s
-        self.charge_nano_usd = amount_nano_usd(self._model.price, usage)
+        self.charge_nano_usd = amount_nano_usd(self.model.price, usage)
         self._record(
             UsageRow(
                 call_id=arrival.call_id,
@@ -140,7 +141,7 @@ class Meter:
                 request_id=arrival.request_id,
                 tenant=caller.tenant,
                 key_id=caller.id,
-                model=self._model.name,
+                model=self.model.name,
                 endpoint="" if endpoint is None else endpoint.name,
                 tier=request.tier,
                 api=request.api,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gateway.catalog import Catalog, Model
     from gateway.ledger import UsageRow
     from gateway.openai import Request
+    from routing.types import Tier
 
 _OUTPUT_WEIGHT = 0.02
 """Of the newest call in the running mean of a model's output tokens: about the last fifty calls count."""
@@ -27,16 +28,15 @@ class Planner:
     """Plans over the fleet as it is now. Nothing is sent anywhere."""
 
     def __init__(self, catalog: Catalog, fleet: Fleet) -> None:
-        self._catalog = catalog
         self._fleet = fleet
         self._output_tokens = dict.fromkeys(catalog.models, MEAN_OUTPUT_TOKENS)
 
-    def plan(self, request: Request, model: Model) -> Plan:
-        return plan(*self._asked(request, model))
+    def plan(self, request: Request, model: Model, tier: Tier) -> Plan:
+        return plan(*self._asked(request, model, tier))
 
-    def decision(self, request: Request, model: Model) -> Decision:
+    def decision(self, request: Request, model: Model, tier: Tier) -> Decision:
         """The same, with all that the plan is made of."""
-        return Decision(*self._asked(request, model))
+        return Decision(*self._asked(request, model, tier))
 
     def learn(self, row: UsageRow) -> None:
         """A call has ended: how much its model writes."""
@@ -44,10 +44,10 @@ class Planner:
             mean = self._output_tokens[row.model]
             self._output_tokens[row.model] = mean + _OUTPUT_WEIGHT * (row.completion_tokens - mean)
 
-    def _asked(self, request: Request, model: Model) -> _Asked:
+    def _asked(self, request: Request, model: Model, tier: Tier) -> _Asked:
         call = Call(
             model=model.name,
-            tier=self._catalog.tiers[request.tier],
+            tier=tier,
             prompt_tokens=request.prompt_tokens,
             max_tokens=request.max_tokens,
             needs=request.needs,

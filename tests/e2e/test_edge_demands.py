@@ -151,6 +151,7 @@ async def test_the_headers_of_a_reply_tell_how_it_was_served_and_what_it_costs(t
             usage = reply.parse().usage
             nano_usd = 1000 * usage.prompt_tokens + 2000 * usage.completion_tokens
             assert told == {
+                "x-tidegate-model": "llama",
                 "x-tidegate-endpoint": "near",
                 "x-tidegate-tier": "flex",
                 "x-tidegate-attempts": "2",
