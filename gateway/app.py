@@ -16,6 +16,7 @@ import uvloop
 from backends.fleet import Fleet, FleetSettings
 from backends.lane import LaneLimits, Patience
 from backends.worker import Access
+from gateway.admin import Administrators, admin_routes
 from gateway.auth import Keyring, follow
 from gateway.catalog import Catalog
 from gateway.control import control_app
@@ -113,7 +114,8 @@ async def application(config: Config) -> AsyncIterator[Edge]:
         origins = Origins(config.cors.origins)
         edge = Edge(dispatch, catalog, keyring, origins, telemetry)
         telemetry.registry.register(FleetCollector(fleet, journal, lambda: edge.running))
-        control = control_app(catalog, fleet, telemetry, edge.authenticate)
+        administration = admin_routes(Administrators(config, keyring), catalog, planner)
+        control = control_app(catalog, fleet, telemetry, edge.authenticate, administration)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
         yield edge

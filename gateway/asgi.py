@@ -1,6 +1,6 @@
 """From a request on our server to an ASGI application and back: for the control routes, whose replies are small.
 
-Neither streams nor bodies of requests pass here; calls, which have both, do not go through ASGI.
+Streams do not pass here; calls, which have them, do not go through ASGI.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from gateway.client import Client
 
 
-async def answer(app: ASGIApp, client: Client) -> None:
-    """Reply with what `app` says."""
+async def answer(app: ASGIApp, client: Client, body_limit_bytes: int) -> None:
+    """Reply with what `app` says. Where it reads a body that exceeds the limit, it gets an ApiError."""
     path, _, query = client.target.partition(b"?")
     status, lines, body = 500, b"", b""
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        content = await client.body(body_limit_bytes)
+        return {"type": "http.request", "body": content, "more_body": False}
 
     async def send(message: Any) -> None:
         nonlocal status, lines, body

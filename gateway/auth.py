@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from gateway.database import StoreAway
+from gateway.errors import ApiError
 from gateway.store import MASTER, ActiveKeys, digest_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Self
 
     from gateway.store import Store
@@ -66,6 +68,24 @@ class Keyring:
         if found is None or not compare_digest(found[0], digest):
             return None
         return found[1]
+
+    def admit(self, headers: Mapping[bytes, bytes]) -> Key:
+        """Whose key a request with these headers brings. Raises ApiError."""
+        scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
+        if (scheme != b"Bearer" and scheme.lower() != b"bearer") or not secret:
+            raise ApiError(
+                "invalid_api_key",
+                "No API key was given. Send it as `Authorization: Bearer KEY`.",
+                headers=[(b"www-authenticate", b"Bearer")],
+            )
+        key = self.find(secret.strip())
+        if key is None:
+            raise ApiError(
+                "invalid_api_key",
+                "The API key is unknown or has been revoked.",
+                headers=[(b"www-authenticate", b"Bearer")],
+            )
+        return key
 
     def refresh(self, store: Store) -> bool:
         """Take over what has changed in the database, and say whether anything had. Blocks."""

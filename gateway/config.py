@@ -67,7 +67,8 @@ class Auth(Section):
         "keys", description="`keys`: every call needs a tenant's key. `none`: calls need none, loopback only."
     )
     master_key: Secret | None = Field(
-        None, description="One more key for calls, whose tenant is `master`; it needs no database."
+        None,
+        description="For administration, and one more key for calls, whose tenant is `master`; it needs no database.",
     )
     allow_public: bool = Field(
         default=False, description="Permits mode `none` on an address that others can reach."

@@ -1,11 +1,12 @@
-"""The control routes: models, health, metrics; and an answer in the usual shape for every path that there is not."""
+"""The control routes: models, health, metrics, administration; and an answer in the usual shape for all other paths."""
 
 from __future__ import annotations
 
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from gateway.auth import Key
     from gateway.catalog import Catalog
     from gateway.telemetry import Telemetry
+
+_READ = ["GET", "HEAD"]
 
 
 class ModelCard(BaseModel):
@@ -40,25 +43,25 @@ class Health(BaseModel):
 
 
 def control_app(
-    catalog: Catalog, fleet: Fleet, telemetry: Telemetry, authenticate: Callable[[dict[bytes, bytes]], Key]
+    catalog: Catalog,
+    fleet: Fleet,
+    telemetry: Telemetry,
+    authenticate: Callable[[dict[bytes, bytes]], Key],
+    administration: APIRouter,
 ) -> FastAPI:
-    # A redirect from a path with a slash too many would be to whatever the request's Host header says.
-    app = FastAPI(title="Tidegate", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    read = partial(app.api_route, methods=["GET", "HEAD"])
-
-    def caller(request: Request) -> Key:
-        return authenticate(dict(request.scope["headers"]))
-
-    def card(name: str) -> ModelCard:
-        return ModelCard(id=name, created=catalog.created_s)
-
-    @read("/v1/models", dependencies=[Depends(caller)])
-    async def list_models() -> ModelList:
-        return ModelList(data=[card(name) for name in catalog.listed])
-
-    @read("/v1/models/{name:path}", dependencies=[Depends(caller)])
-    async def get_model(name: str) -> ModelCard:
-        return card(catalog.listed_name(name))
+    app = FastAPI(
+        title="Tidegate",
+        version=version("tidegate"),
+        docs_url="/admin/docs",
+        redoc_url=None,
+        openapi_url="/admin/openapi.json",
+        # A redirect from a path with a slash too many would be to whatever the request's Host header says.
+        redirect_slashes=False,
+    )
+    app.include_router(administration)
+    # What is described as OpenAPI is administration; the rest is OpenAI's and Prometheus'.
+    app.include_router(_models(catalog, authenticate), include_in_schema=False)
+    read = partial(app.api_route, methods=_READ, include_in_schema=False)
 
     @read("/health/live")
     async def live() -> Health:
@@ -78,6 +81,26 @@ def control_app(
     app.add_exception_handler(ApiError, _shown)
     app.add_exception_handler(HTTPException, _shown_http)
     return app
+
+
+def _models(catalog: Catalog, authenticate: Callable[[dict[bytes, bytes]], Key]) -> APIRouter:
+    def caller(request: Request) -> Key:
+        return authenticate(dict(request.scope["headers"]))
+
+    def card(name: str) -> ModelCard:
+        return ModelCard(id=name, created=catalog.created_s)
+
+    routes = APIRouter(prefix="/v1/models", dependencies=[Depends(caller)])
+
+    @routes.api_route("", methods=_READ)
+    async def list_models() -> ModelList:
+        return ModelList(data=[card(name) for name in catalog.listed])
+
+    @routes.api_route("/{name:path}", methods=_READ)
+    async def get_model(name: str) -> ModelCard:
+        return card(catalog.listed_name(name))
+
+    return routes
 
 
 async def _shown(_request: Request, error: Any) -> Response:

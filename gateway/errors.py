@@ -41,6 +41,9 @@ ERRORS: dict[str, ErrorKind] = {
     "cors_not_allowed": ErrorKind(
         400, _REQUEST, "A browser asked whether a page may call, and it may not; see `cors.origins`."
     ),
+    "admin_key_required": ErrorKind(
+        403, "permission_error", "The key is good for calls only; administration takes `auth.master_key`."
+    ),
     "unknown_url": ErrorKind(404, _REQUEST, "There is no such path."),
     "model_not_found": ErrorKind(
         404, _REQUEST, "There is no such model; names those that are spelled alike."

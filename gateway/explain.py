@@ -88,9 +88,12 @@ class Explanation(BaseModel):
     candidates: list[CandidateShown]
     rejected: list[RejectionShown]
     passed_over: list[str] = Field(description="Endpoints that could serve it and were not looked at.")
+    fallbacks: list[Explanation] = Field(
+        description="The plans for the models to fall back on, where nobody serves it by this one."
+    )
 
     @classmethod
-    def of(cls, decision: Decision) -> Self:
+    def of(cls, decision: Decision, *fallbacks: Decision) -> Self:
         call, plan = decision.call, decision.plan()
         return cls(
             model=call.model,
@@ -100,6 +103,7 @@ class Explanation(BaseModel):
             candidates=[CandidateShown.of(candidate) for candidate in plan.ranked],
             rejected=[RejectionShown.of(rejection) for rejection in plan.rejected],
             passed_over=[endpoint.name for endpoint in plan.passed_over],
+            fallbacks=[Explanation.of(each) for each in fallbacks],
         )
 
 

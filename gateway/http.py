@@ -69,7 +69,7 @@ class Edge:
         try:
             api = PATHS.get(client.target) or PATHS.get(client.target.partition(b"?")[0])
             if api is None or (client.method == b"OPTIONS" and self._origins):
-                await answer(self.control, client)
+                await answer(self.control, client, self._catalog.limits.body_bytes)
             else:
                 client.lines += self._origins.lines(headers)
                 await self._call(api, client, call_id, request_id.decode())
@@ -109,23 +109,7 @@ class Edge:
 
     def authenticate(self, headers: dict[bytes, bytes]) -> Key:
         """Who calls. Raises ApiError."""
-        if self._keyring is None:
-            return _ANYONE
-        scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
-        if (scheme != b"Bearer" and scheme.lower() != b"bearer") or not secret:
-            raise ApiError(
-                "invalid_api_key",
-                "No API key was given. Send it as `Authorization: Bearer KEY`.",
-                headers=[(b"www-authenticate", b"Bearer")],
-            )
-        key = self._keyring.find(secret.strip())
-        if key is None:
-            raise ApiError(
-                "invalid_api_key",
-                "The API key is unknown or has been revoked.",
-                headers=[(b"www-authenticate", b"Bearer")],
-            )
-        return key
+        return _ANYONE if self._keyring is None else self._keyring.admit(headers)
 
     async def cancel_overdue(self) -> None:
         """For ever: cancel the calls whose client reads so slowly that their time has run out."""

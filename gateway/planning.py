@@ -12,7 +12,7 @@ from routing.types import Call, Endpoint, Load, Plan
 
 if TYPE_CHECKING:
     from backends.fleet import Fleet
-    from gateway.catalog import Catalog, Model
+    from gateway.catalog import Catalog, Model, Offer
     from gateway.ledger import UsageRow
     from gateway.openai import Request
     from routing.types import Tier
@@ -37,6 +37,10 @@ class Planner:
     def decision(self, request: Request, model: Model, tier: Tier) -> Decision:
         """The same, with all that the plan is made of."""
         return Decision(*self._asked(request, model, tier))
+
+    def decisions(self, request: Request, offer: Offer) -> list[Decision]:
+        """Those for all models on offer, in the order in which they would be tried."""
+        return [self.decision(request, model, offer.tier) for model in offer.models]
 
     def learn(self, row: UsageRow) -> None:
         """A call has ended: how much its model writes."""

@@ -31,6 +31,7 @@ TREES = {
 RAISED_BY_SDK = {
     400: openai.BadRequestError,
     401: openai.AuthenticationError,
+    403: openai.PermissionDeniedError,
     404: openai.NotFoundError,
     405: openai.APIStatusError,
     409: openai.ConflictError,

@@ -1,0 +1,77 @@
+"""Administration over HTTP: who may, and the routes below /admin, described at /admin/docs."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any, get_args
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.security import HTTPBearer
+
+from gateway.auth import Keyring
+from gateway.errors import ApiError
+from gateway.explain import Explanation, Question
+from gateway.openai import Api, parse
+from gateway.store import MASTER
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.catalog import Catalog
+    from gateway.config import Config
+    from gateway.planning import Planner
+
+_QUESTION: dict[str, Any] = {
+    "type": "object",
+    "description": "A call as a client would send it; its plain body by itself will do as well.",
+    "properties": {
+        "api": {"enum": list(get_args(Api)), "description": "Without it, told by the fields of `request`."},
+        "request": {"type": "object", "description": "The body of the call."},
+        "headers": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "`x-tidegate-*` headers of the call.",
+        },
+    },
+    "required": ["request"],
+    "example": {
+        "request": {"model": "MODEL", "messages": [{"role": "user", "content": "Why are there tides?"}]}
+    },
+}
+
+
+class Administrators:
+    """Whoever has `auth.master_key`; anyone, where no keys are asked for and only this machine can call."""
+
+    def __init__(self, config: Config, keyring: Keyring | None) -> None:
+        """`keyring` is that of calls; None where these need no key."""
+        master_key = config.auth.master_key
+        if keyring is None:
+            secret = None if master_key is None else master_key.get_secret_value()
+            keyring = Keyring(secrets.token_bytes(32), secret)
+        self._keyring = keyring
+        self._anyone = config.auth.mode == "none" and config.listen.is_loopback
+
+    def admit(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raises ApiError where these headers bring no administrator."""
+        if not self._anyone and self._keyring.admit(headers).id != MASTER:
+            raise ApiError("admin_key_required", "This takes the master key, `auth.master_key`.")
+
+
+def admin_routes(administrators: Administrators, catalog: Catalog, planner: Planner) -> APIRouter:
+    def administrator(request: Request) -> None:
+        administrators.admit(dict(request.scope["headers"]))
+
+    # The former only describes how the key is sent.
+    admitted = [Depends(HTTPBearer(auto_error=False)), Depends(administrator)]
+    routes = APIRouter(prefix="/admin", dependencies=admitted)
+    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": _QUESTION}}}}
+
+    @routes.post("/explain", openapi_extra=body)
+    async def explain(request: Request) -> Explanation:
+        """The plan for a call as it would be made now. Nothing is sent to an endpoint, and nothing is metered."""
+        question = Question.read(await request.body())
+        asked = parse(question.api, question.body, question.headers)
+        return Explanation.of(*planner.decisions(asked, catalog.offer(asked.model, asked.tier)))
+
+    return routes
