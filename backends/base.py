@@ -16,8 +16,11 @@ The failures form one tree, so that the edge translates them once and the fleet 
     ├── ReplyMalformed              not HTTP, not JSON, not server-sent events
     │   └── ReplyOversized
     └── Refused                     a whole reply that says no
-        ├── Overloaded              429 and 503: come back later
-        ├── Misconfigured           401, 403, 404, 405: the endpoint does not take what it was configured for
+        ├── Overloaded              503: come back later
+        │   └── RateLimited         429: our rate there, or our key's, is used up
+        ├── CallTooLarge            more than our rate there would ever allow
+        ├── Misconfigured           404, 405: the endpoint does not take what it was configured for
+        │   └── KeyRefused          401, 402, 403: it does not take our key, or our account has no money left
         └── ServerFault             any other 5xx, or an error event in a stream
 
     CallRejected                    the endpoint says that the call itself is wrong; no other endpoint is asked
@@ -28,6 +31,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from routing.ejection import FailureKind
 
 
@@ -101,6 +106,8 @@ class Refused(AttemptFailed):
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
+        self.of_key = False
+        """Whether it was only the key that was refused, which is counted with the key: the endpoint is well."""
 
 
 class Overloaded(Refused):
@@ -108,8 +115,21 @@ class Overloaded(Refused):
     ejects = None  # it cools down for as long as it asked instead
 
 
+class RateLimited(Overloaded):
+    pass
+
+
+class CallTooLarge(Refused):
+    code = "upstream_busy"
+    ejects = None  # smaller calls are served
+
+
 class Misconfigured(Refused):
     code = "upstream_misconfigured"
+
+
+class KeyRefused(Misconfigured):
+    pass
 
 
 class ServerFault(Refused):
@@ -130,6 +150,9 @@ class CallRejected(Exception):
         return str(self)
 
 
-def conceal(secret: str, error: BaseException) -> None:
-    """Take a secret out of what an error says: endpoints may repeat the key that they were sent."""
-    error.args = tuple(part.replace(secret, "***") if isinstance(part, str) else part for part in error.args)
+def conceal(secrets: Iterable[str], error: BaseException) -> None:
+    """Take secrets out of what an error says: endpoints may repeat the key that they were sent."""
+    for secret in secrets:
+        error.args = tuple(
+            part.replace(secret, "***") if isinstance(part, str) else part for part in error.args
+        )

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
-from backends.base import AttemptFailed, CallRejected, Overloaded, conceal
+from backends.base import AttemptFailed, CallRejected, Overloaded, Refused, conceal
 from backends.health import watch
+from backends.keys import Keys
 from backends.lane import Exchange, LaneLimits, Patience, Sweep
 from backends.worker import Access, HttpBackend, Outgoing, lane_to
 from routing.ejection import Ejection
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from routing.types import Endpoint, Load
 
 
-_LEAST_SECRET = 8
-"""Characters of a key. What is shorter is a placeholder, such as "none", and may well be a word in a message."""
 LOAD_HOLDS_S = 0.005
 """For so long the passing of time alone changes no decision: rates are learned over seconds."""
 
@@ -76,12 +75,12 @@ class Member:
         self.endpoint = endpoint
         self.lane = lane_to(access, settings.lane)
         root = "/v1" if endpoint.kind == "worker" else access.url.partition("://")[2].partition("/")[2]
-        self.backend = HttpBackend(access, self.lane, "/" + root.strip("/"), settings.patience)
+        self.keys = Keys(access.api_keys, endpoint.name)
+        self.backend = HttpBackend(access, self.lane, "/" + root.strip("/"), settings.patience, self.keys)
         self._pool = Pool() if pool is None else pool
         self.speed = Speed(endpoint.gpu, self._pool.peers)
         self.ejection = Ejection()
         self.header_name = endpoint.name.encode()
-        self.secret = access.api_key if access.api_key and len(access.api_key) >= _LEAST_SECRET else None
         self.inflight = 0
         self.attempts: dict[str, int] = {}
         """How many ended, by outcome: ok, a failure's code, rejected (a 4xx of the call's own), abandoned (by us)."""
@@ -100,6 +99,8 @@ class Member:
     def load(self, now_s: float) -> Load:
         """Its load now."""
         unavailable, retry_after_s = self.ejection.state(now_s)
+        if unavailable is None:
+            unavailable, retry_after_s = self.keys.state(now_s)
         if unavailable is None and self.inflight >= self.lane.limits.connections:
             unavailable, retry_after_s = f"busy with {self.inflight} calls", 1.0
         return self.speed.load(now_s, self.inflight, unavailable, retry_after_s)
@@ -150,8 +151,8 @@ class Attempt:
     def _end(self, error: BaseException | None) -> None:
         """Judge the endpoint by how the attempt ended. A client that left or a call that was wrong says nothing."""
         member, now_s = self.member, time.monotonic()
-        if error is not None and member.secret is not None:
-            conceal(member.secret, error)
+        if error is not None:
+            conceal(member.keys.secrets, error)
         member.inflight -= 1
         member.changed()
         member.speed.finish(self._ticket, now_s, self.completion_tokens)
@@ -160,6 +161,8 @@ class Attempt:
             member.ejection.succeeded(now_s)
         elif isinstance(error, AttemptFailed):
             member.ended(error.code)
+            if isinstance(error, Refused) and error.of_key:
+                return
             if isinstance(error, Overloaded):
                 member.ejection.cool_down(now_s, error.retry_after_s or 1.0)
             elif error.ejects is not None:

@@ -1,7 +1,7 @@
 """What a reply that is no success means: one table for every status.
 
-A worker's 400 is the client's own mistake and goes back to it. Everything else says something of the worker, and
-another one may do better.
+A worker's 400 is the client's own mistake and goes back to it. Everything else says something of the worker, of our
+account with a provider or of the key that was sent, and another one may do better.
 """
 
 from __future__ import annotations
@@ -10,8 +10,19 @@ import re
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
-from backends.base import AttemptFailed, CallRejected, Misconfigured, Overloaded, ServerFault
+from backends.base import (
+    AttemptFailed,
+    CallRejected,
+    CallTooLarge,
+    KeyRefused,
+    Misconfigured,
+    Overloaded,
+    RateLimited,
+    ServerFault,
+)
+from backends.pause import asked_pause_s
 
 BUSY_RETRY_S = 1.0
 """How long an endpoint that is busy is left alone where it does not say so itself."""
@@ -20,46 +31,120 @@ LEAVING_RETRY_S = 30.0
 _LEAVING = "cannot schedule new futures after shutdown"
 _MESSAGE_LIMIT = 2000
 _NO_REASON = "no reason given"
-_SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+
+_OF_ACCOUNT = {
+    "invalid_api_key",
+    "insufficient_quota",
+    "billing_not_active",
+    "billing_hard_limit_reached",
+    "account_deactivated",
+    "access_terminated",
+    "organization_restricted",
+}
+"""Codes and types that speak of our account, whatever the status: OpenAI sends some with 429, others with 400."""
+_BAD_KEY = ("incorrect api key", "invalid api key", "api key not valid")
+"""How a 400 of xAI and of Gemini begins that means a 401."""
+_NO_MODEL = {"model_not_found", "DeploymentNotFound", "NOT_FOUND", "NotFoundError"}
+_TOO_LARGE = "request too large for"
+"""How OpenAI (429) and Groq (413) begin to say that one call is more than a whole minute of our rate."""
+
+
+class _Told(Struct, frozen=True):
+    message: str = _NO_REASON
+    param: str | None = None
+    code: str | None = None
+    kind: str | None = None
+    moderated: bool = False
 
 
 def refusal(status: int, headers: dict[bytes, bytes], body: bytes) -> AttemptFailed | CallRejected:
     """The exception for a reply with a status other than 200."""
-    message, param, code, kind = _error_fields(body)
-    if status in (429, 503):
-        return Overloaded(message, status, _retry_after_s(headers) or BUSY_RETRY_S)
+    told, pause_s = _told(body), asked_pause_s(headers)
+    message = told.message
+    ours = _of_our_account(status, told, pause_s)
+    if ours is not None:
+        return ours
+    if status in (498, 503):  # 498 is Groq's, for flex work that it has no room for
+        return Overloaded(message, status, pause_s or BUSY_RETRY_S)
     if status in (408, 425) or status >= 500:
         if _LEAVING in message:
             return Overloaded("the worker is shutting down", status, LEAVING_RETRY_S)
         return ServerFault(message, status)
     # A 404 is the client's own where the route is unknown, and the configuration's where the model is.
-    no_model = status == 404 and (param == "model" or code == "model_not_found" or kind == "NotFoundError")
-    if status in (401, 402, 403, 405) or status < 400 or no_model:
-        return Misconfigured(f"the endpoint answered {status}: {message}", status)
-    return CallRejected(status, message, param, code)
+    no_model = status in (403, 404) and (told.param == "model" or bool(_NO_MODEL & {told.code, told.kind}))
+    if status == 405 or status < 400 or no_model:
+        return Misconfigured(_answered(status, told), status)
+    return CallRejected(status, message, told.param, told.code)
 
 
-def _error_fields(body: bytes) -> tuple[str, str | None, str | None, str | None]:
-    """Message, param, code and type of an error in OpenAI's, vLLM's older or FastAPI's shape, or of plain text."""
+def _of_our_account(status: int, told: _Told, pause_s: float | None) -> AttemptFailed | None:
+    """The exception where it is our key, our rate or our money there that is refused, not this call."""
+    said = told.message.lower()
+    if status in (413, 429) and said.startswith(_TOO_LARGE):
+        return CallTooLarge(told.message, 429)
+    if status in (400, 403, 429) and _OF_ACCOUNT & {told.code, told.kind}:
+        return KeyRefused(_answered(status, told), status)
+    if status == 429 or (status == 402 and pause_s is not None):
+        return RateLimited(told.message, status, pause_s or BUSY_RETRY_S)
+    of_key = status in (401, 402, 412) or (status == 400 and said.startswith(_BAD_KEY))
+    if of_key or (status == 403 and not told.moderated and told.code not in _NO_MODEL):
+        return KeyRefused(_answered(status, told), status)
+    return None
+
+
+def _answered(status: int, told: _Told) -> str:
+    return f"the endpoint answered {status}: {told.message}"
+
+
+def _told(body: bytes) -> _Told:
+    """What an error says, in any of the shapes that model servers and providers have, or as plain text."""
     try:
         reply: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return body[:_MESSAGE_LIMIT].decode(errors="replace").strip() or _NO_REASON, None, None, None
-    error = reply.get("error", reply) if isinstance(reply, dict) else reply
+        return _Told(body[:_MESSAGE_LIMIT].decode(errors="replace").strip() or _NO_REASON)
+    if isinstance(reply, list) and len(reply) == 1:
+        reply = reply[0]  # Gemini
+    if not isinstance(reply, dict):
+        return _Told(_message(reply))
+    errors = reply.get("errors")
+    error = reply.get("error", reply)
+    if isinstance(errors, list) and errors and "error" not in reply:
+        error = errors[0]  # Cloudflare
     if not isinstance(error, dict):
-        return _message(error), None, None, None
-    # vLLM's code is the HTTP status once more, a number.
-    param, code, kind = (
-        value if isinstance(value := error.get(field), str) else None for field in ("param", "code", "type")
+        return _Told(_message(error), None, _code(reply.get("code")))
+    metadata = error.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}  # OpenRouter
+    param, kind = (
+        value if isinstance(value := error.get(field), str) else None for field in ("param", "type")
     )
-    return _message(error.get("message", error.get("detail"))), param, code, kind
+    message, place = _in_words(error.get("message", error.get("detail", error.get("fault"))))
+    if metadata.get("raw"):
+        message = f"{message}: {_message(metadata['raw'])}"[:_MESSAGE_LIMIT]
+    moderated = "reasons" in metadata or "flagged_input" in metadata
+    return _Told(message, param or place, _code(error.get("code")), kind, moderated)
+
+
+def _in_words(said: object) -> tuple[str, str | None]:
+    """A message in words, and the field that it speaks of: FastAPI's is a list of findings, each with its place."""
+    if isinstance(said, dict):
+        said = said.get("faultstring", said.get("detail", said))  # Fireworks, Mistral
+    if not (
+        isinstance(said, list) and said and all(isinstance(each, dict) and "msg" in each for each in said)
+    ):
+        return _message(said), None
+    places = [".".join(str(part) for part in each.get("loc") or () if part != "body") for each in said]
+    found = [
+        f"{place}: {each['msg']}" if place else str(each["msg"])
+        for place, each in zip(places, said, strict=True)
+    ]
+    return "; ".join(found)[:_MESSAGE_LIMIT], places[0] or None
+
+
+def _code(code: object) -> str | None:
+    """A code that is a word. vLLM's and OpenRouter's is the HTTP status once more, Azure's may be it as text."""
+    return code if isinstance(code, str) and _CODE.fullmatch(code) else None
 
 
 def _message(value: object) -> str:
     return str(value)[:_MESSAGE_LIMIT] if value else _NO_REASON
-
-
-def _retry_after_s(headers: dict[bytes, bytes]) -> float | None:
-    """Seconds; the form with a date is not used by any model server."""
-    text = headers.get(b"retry-after", b"").strip()
-    return float(text) if _SECONDS.fullmatch(text) else None

@@ -6,6 +6,8 @@ as raw pieces, and every piece but `model` goes to the client byte for byte.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec import Raw, Struct
 
@@ -59,6 +61,7 @@ class _SayingReply(Struct):
 class _Reply(Struct):
     choices: list[_Choice] | None = None
     usage: WireUsage | None = None
+    error: Any = None
 
 
 _decode_reply = msgspec.json.Decoder(_Reply).decode
@@ -87,6 +90,8 @@ def whole_reply(body: bytes, model: str, tier: str | None, choices: int | None) 
         usage = _estimated(body) if reply.usage is None else reply.usage.tokens()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ReplyMalformed(f"a reply that is no completion: {error}") from None
+    if reply.error is not None:  # OpenRouter's, where a provider fails behind it
+        raise ServerFault(f"the endpoint reported an error in its reply: {_said(reply.error)}")
     if choices is not None:
         finished = [choice for choice in reply.choices or () if choice.finish_reason]
         if len(finished) < choices:
@@ -98,6 +103,11 @@ def whole_reply(body: bytes, model: str, tier: str | None, choices: int | None) 
     if tier is not None:
         fields["service_tier"] = Raw(_encode(tier))
     return WholeReply(_encode(fields), usage)
+
+
+def _said(error: object) -> str:
+    message = error.get("message") if isinstance(error, dict) else error
+    return str(message)[:500]
 
 
 def _estimated(body: bytes) -> Usage:

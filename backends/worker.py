@@ -7,12 +7,14 @@ the reply comes back as bytes.
 from __future__ import annotations
 
 import ssl
+import time
 from typing import Self
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from backends.base import ReplyMalformed, ReplyOversized
+from backends.base import KeyRefused, RateLimited, ReplyMalformed, ReplyOversized
+from backends.keys import LONGEST_TRIES, Key, Keys
 from backends.lane import Exchange, Lane, LaneLimits, Origin, Patience
 from backends.refusal import refusal
 
@@ -38,7 +40,8 @@ class Access(Struct, frozen=True):
 
     url: str
     """A worker's origin, or a provider's URL up to and with its /v1."""
-    api_key: str | None = None
+    api_keys: tuple[str, ...] = ()
+    """Used in turn."""
     ca_file: str | None = None
     """PEM file with the authority to trust in place of the system's."""
 
@@ -53,17 +56,17 @@ def lane_to(access: Access, limits: LaneLimits) -> Lane:
 class HttpBackend:
     """One endpoint's API over its lane."""
 
-    def __init__(self, access: Access, lane: Lane, root: str, patience: Patience) -> None:
+    def __init__(self, access: Access, lane: Lane, root: str, patience: Patience, keys: Keys) -> None:
         self.lane = lane
+        self.keys = keys
         self._root = root
         self._patience = patience
         # A reply that is not streamed has its first byte at its end.
         self._whole_patience = Patience(patience.total_s, patience.silence_s, patience.total_s)
-        key = f"authorization: Bearer {access.api_key}\r\n" if access.api_key else ""
         self._fixed = (
             f"host: {urlsplit(access.url).netloc.rpartition('@')[2]}\r\n"
             "user-agent: tidegate\r\naccept: */*\r\naccept-encoding: identity\r\n"
-            f"content-type: application/json\r\n{key}"
+            "content-type: application/json\r\n"
         ).encode()
         self._starts: dict[str, bytes] = {}
         """What a request to each API begins with."""
@@ -77,18 +80,22 @@ class HttpBackend:
         if start is None:
             line = f"POST {self._root}{outgoing.api} HTTP/1.1\r\n"
             start = self._starts[outgoing.api] = line.encode() + self._fixed
-        head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
+        head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n" % (
             start,
             outgoing.request_id.encode(),
             outgoing.trace,
             len(outgoing.body),
         )
         patience = self._patience if outgoing.stream else self._whole_patience
-        return Opening(self.lane, head, outgoing, patience)
+        return Opening(self.lane, head, outgoing, patience, self.keys)
 
     async def probe(self, path: str, timeout_s: float) -> int:
         """The status of a GET below the worker's root. Raises AttemptFailed."""
-        head = b"GET %b HTTP/1.1\r\n%bcontent-length: 0\r\n\r\n" % (path.encode(), self._fixed)
+        head = b"GET %b HTTP/1.1\r\n%b%bcontent-length: 0\r\n\r\n" % (
+            path.encode(),
+            self._fixed,
+            self.keys.first_line,
+        )
         patience = Patience(timeout_s, timeout_s, timeout_s)
         async with self.lane.exchange(head, b"", patience) as exchange:
             await exchange.read_whole(_ERROR_BODY_BYTES)
@@ -96,15 +103,42 @@ class HttpBackend:
 
 
 class Opening(Exchange):
-    """An exchange whose block is entered only with a reply that says yes."""
+    """An exchange whose block is entered only with a reply that says yes.
 
-    __slots__ = ("_stream",)
+    Where it is our key that the endpoint refuses, it is asked again with another one.
+    """
 
-    def __init__(self, lane: Lane, head: bytes, outgoing: Outgoing, patience: Patience) -> None:
-        super().__init__(lane, head, outgoing.body, patience, outgoing.ends_s)
+    __slots__ = ("_keys", "_start", "_stream")
+
+    def __init__(self, lane: Lane, start: bytes, outgoing: Outgoing, patience: Patience, keys: Keys) -> None:
+        """`start` is the head without key and empty line."""
+        super().__init__(lane, start + b"\r\n", outgoing.body, patience, outgoing.ends_s)
         self._stream = outgoing.stream
+        self._start = start
+        self._keys = keys
 
     async def __aenter__(self) -> Self:
+        if not self._keys:
+            await self._open()
+            return self
+        tried: list[Key] = []
+        while (key := self._next_key(tried)) is not None:
+            self._head = b"%b%b\r\n" % (self._start, key.line)
+            try:
+                await self._open()
+            except (RateLimited, KeyRefused) as refused:
+                self._keys.refused(key, refused, time.monotonic())
+                tried.append(key)
+                self._reset()
+            else:
+                self._keys.answered(key)
+                return self
+        raise self._keys.failure(time.monotonic())
+
+    def _next_key(self, tried: list[Key]) -> Key | None:
+        return self._keys.take(time.monotonic(), tried) if len(tried) < LONGEST_TRIES else None
+
+    async def _open(self) -> None:
         await super().__aenter__()
         if self.status != 200 or self._stream:
             try:
@@ -112,7 +146,6 @@ class Opening(Exchange):
             except BaseException:
                 self.release()
                 raise
-        return self
 
     async def _judge(self) -> None:
         """Raises AttemptFailed or CallRejected where the reply is not what was asked for."""

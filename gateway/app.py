@@ -148,7 +148,7 @@ def _fleet(config: Config) -> Fleet:
 def _access(section: EndpointSection) -> Access:
     return Access(
         url=section.url,
-        api_key=None if section.api_key is None else section.api_key.get_secret_value(),
+        api_keys=tuple(key.get_secret_value() for key in section.keys),
         ca_file=None if section.ca_file is None else str(section.ca_file),
     )
 

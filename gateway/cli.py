@@ -202,6 +202,7 @@ def _endpoint_line(endpoint: EndpointSection) -> str:
         endpoint.region and f"region {endpoint.region}",
         endpoint.gpu and f"gpu {endpoint.gpu}",
         endpoint.api_key and f"api_key {endpoint.api_key}",
+        endpoint.api_keys and f"{len(endpoint.api_keys)} api_keys",
         endpoint.cost and f"cost {_price_text(endpoint.cost)}",
     ]
     return ", ".join(part for part in parts if part)

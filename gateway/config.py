@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 
 from gateway.config_file import ConfigError, Problem, path_of, read
 from gateway.config_section import (
+    ApiKey,
     AuthorityFile,
     Count,
     DatabaseUrl,
@@ -138,7 +139,13 @@ class EndpointSection(Section):
         None, description="Unique within the model; without it, `host:port` of the URL."
     )
     model: ServedName | None = Field(None, description="The model's name there; without it, the public name.")
-    api_key: Secret | None = Field(None, description="Sent there as a bearer token.")
+    api_key: ApiKey | None = Field(None, description="Sent there as a bearer token.")
+    api_keys: tuple[ApiKey, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="Several keys of an `openai` endpoint in place of `api_key`, used in turn.",
+    )
     gpu: Name | None = Field(None, description="The card it runs on, for reports.")
     region: Name | None = Field(None, description="Where it is; calls may ask for regions.")
     trust: TrustName | None = Field(
@@ -158,12 +165,22 @@ class EndpointSection(Section):
         if len(targets) != 1:
             what = " and ".join(targets) or "none"
             yield (), f"needs exactly one of worker, openai and litellm, and has {what}"
-        elif given.get("ca_file") is not None and str(given[targets[0]]).lower().startswith("http:"):
+            return
+        if given.get("api_keys") is not None:
+            if given.get("api_key") is not None:
+                yield ("api_keys",), "stands in place of api_key; give one of the two"
+            if targets != ["openai"]:
+                yield ("api_keys",), "is for openai endpoints; use api_key"
+        if given.get("ca_file") is not None and str(given[targets[0]]).lower().startswith("http:"):
             yield ("ca_file",), "is of use only with an https URL"
 
     @property
     def kind(self) -> EndpointKind:
         return "worker" if self.worker is not None else "openai"
+
+    @property
+    def keys(self) -> tuple[SecretStr, ...]:
+        return self.api_keys or (() if self.api_key is None else (self.api_key,))
 
     @property
     def url(self) -> str:

@@ -149,6 +149,12 @@ def _authority(path: Path) -> Path:
     return path
 
 
+def _key(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
+        raise ValueError("should be printable ASCII characters without spaces or line breaks")
+    return secret
+
+
 def _no_litellm(text: str) -> str:
     del text
     raise ValueError("litellm endpoints are not supported by this version")
@@ -182,6 +188,7 @@ LiteLLMModel = Annotated[str, AfterValidator(_no_litellm)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 SharedStateUrl = Annotated[SecretStr, AfterValidator(_shared_state_url)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
+ApiKey = Annotated[SecretStr, AfterValidator(_key)]
 Count = Annotated[int, BeforeValidator(no_boolean), Field(gt=0, le=2**53)]
 Seconds = Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=86_400, allow_inf_nan=False)]
 Usd = Annotated[

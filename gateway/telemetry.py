@@ -192,6 +192,11 @@ class FleetCollector(Collector):
             "Attempts that ended, by outcome.",
             labels=[*labels, "outcome"],
         )
+        keys = GaugeMetricFamily(
+            "tidegate_endpoint_keys",
+            "Its keys: usable, paused for their rate, or set aside as not accepted or out of quota.",
+            labels=[*labels, "state"],
+        )
         now_s = time.monotonic()
         for member in self._fleet.members:
             names = [member.endpoint.model, member.endpoint.name]
@@ -204,7 +209,10 @@ class FleetCollector(Collector):
             checks.add_metric(names, member.ejection.failed_checks)
             for outcome, count in member.attempts.items():
                 attempts.add_metric([*names, outcome], count)
-        yield from (available, inflight, connections, speed, ejections, checks, attempts)
+            if member.keys:
+                for state, count in member.keys.counts(now_s).items():
+                    keys.add_metric([*names, state], count)
+        yield from (available, inflight, connections, speed, ejections, checks, attempts, keys)
         yield GaugeMetricFamily("tidegate_calls_running", "Calls under way.", value=self._running())
         yield from self._of_journal()
 

@@ -2,7 +2,16 @@ import json
 
 import pytest
 
-from backends.base import AttemptFailed, CallRejected, Misconfigured, Overloaded, ServerFault
+from backends.base import (
+    AttemptFailed,
+    CallRejected,
+    CallTooLarge,
+    KeyRefused,
+    Misconfigured,
+    Overloaded,
+    RateLimited,
+    ServerFault,
+)
 from backends.refusal import BUSY_RETRY_S, LEAVING_RETRY_S, refusal
 
 
@@ -14,9 +23,10 @@ def vllm(message: str, code: int, kind: str = "BadRequestError", param: str | No
     ("status", "expected"),
     [
         (201, Misconfigured), (204, Misconfigured), (301, Misconfigured), (302, Misconfigured), (304, Misconfigured),
-        (400, CallRejected), (401, Misconfigured), (402, Misconfigured), (403, Misconfigured), (404, CallRejected),
-        (405, Misconfigured), (408, ServerFault), (409, CallRejected), (413, CallRejected), (415, CallRejected),
-        (422, CallRejected), (425, ServerFault), (429, Overloaded), (500, ServerFault), (501, ServerFault),
+        (400, CallRejected), (401, KeyRefused), (402, KeyRefused), (403, KeyRefused), (404, CallRejected),
+        (405, Misconfigured), (408, ServerFault), (409, CallRejected), (412, KeyRefused), (413, CallRejected),
+        (415, CallRejected), (422, CallRejected), (425, ServerFault), (429, RateLimited), (498, Overloaded),
+        (500, ServerFault), (501, ServerFault),
         (502, ServerFault), (503, Overloaded), (504, ServerFault), (529, ServerFault), (599, ServerFault),
     ],
 )  # fmt: skip
@@ -119,3 +129,123 @@ def test_errors_of_every_shape_have_a_message(status: int, body: bytes, text: st
 def test_a_long_message_is_cut():
     assert len(str(refusal(400, {}, vllm("x" * 100_000, 400)))) == 2000
     assert len(str(refusal(500, {}, b"x" * 100_000))) == 2000
+
+
+# Bodies as providers send them, each from where it was published.
+OPENAI_QUOTA = (  # github.com/ChatGPTNextWeb/NextChat/issues/3123
+    b'{"error":{"message":"You exceeded your current quota, please check your plan and billing details.",'
+    b'"type":"insufficient_quota","param":null,"code":"insufficient_quota"}}'
+)
+OPENAI_QUOTA_WITHOUT_CODE = OPENAI_QUOTA.replace(
+    b'"code":"insufficient_quota"', b'"code":null'
+)  # ...issues/1792
+OPENAI_RATE = (  # github.com/openai/openai-dotnet/issues/404
+    b'{"error":{"message":"Rate limit reached for gpt-4o-mini in organization org-1 on tokens per min (TPM): Limit 100000, '
+    b'Used 96749, Requested 19126.","type":"tokens","param":null,"code":"rate_limit_exceeded"}}'
+)
+OPENAI_TOO_LARGE = (  # github.com/vanderschaarlab/climb/issues/1
+    b'{"error":{"message":"Request too large for gpt-4o in organization org-1 on tokens per min (TPM): Limit 30000, '
+    b'Requested 30601.","type":"tokens","param":null,"code":"rate_limit_exceeded"}}'
+)
+OPENAI_BAD_KEY = (  # github.com/assafelovic/gpt-researcher/issues/1108
+    b'{"error":{"message":"Incorrect API key provided: dummy_key.","type":"invalid_request_error","param":null,'
+    b'"code":"invalid_api_key"}}'
+)
+GROQ_BAD_KEY = (  # github.com/stackblitz-labs/bolt.diy/issues/176
+    b'{"error":{"message":"Invalid API Key","type":"invalid_request_error","code":"invalid_api_key"}}\n'
+)
+GROQ_TOO_LARGE = (  # github.com/elizaOS/eliza/issues/4040
+    b'{"error":{"message":"Request too large for model `llama-3.1-8b-instant` in organization `x` service tier '
+    b'`on_demand` on tokens per minute (TPM): Limit 6000, Requested 6294","type":"tokens","code":"rate_limit_exceeded"}}'
+)
+AZURE_RATE = (  # github.com/microsoft/copilot-camp/issues/551
+    b'{"error":{"code":"429","message": "Rate limit is exceeded. Try again in 2 seconds."}}'
+)
+DEEPSEEK_BALANCE = (  # github.com/Aider-AI/aider/issues/4851
+    b'{"error":{"message":"Insufficient Balance","type":"unknown_error","param":null,"code":"invalid_request_error"}}'
+)
+MISTRAL_BAD_KEY = (  # github.com/cline/cline/issues/1734
+    b'{\n  "message":"Unauthorized",\n  "request_id":"c61f2f15feca71626a990e3740f99245"\n}'
+)
+MISTRAL_INVALID = (  # github.com/Gitlawb/openclaude/issues/739
+    b'{"detail":[{"type":"extra_forbidden","loc":["body","store"],"msg":"Extra inputs are not permitted","input":false},'
+    b'{"type":"extra_forbidden","loc":["body","max_completion_tokens"],"msg":"Extra inputs are not permitted"}]}'
+)
+FIREWORKS_BAD_KEY = (  # github.com/langchain-ai/langchain/issues/15239
+    b'{"fault":{"faultstring":"Invalid ApiKey","detail":{"errorcode":"oauth.v2.InvalidApiKey"}}}'
+)
+FIREWORKS_NO_MODEL = (  # github.com/warpdotdev/warp/issues/15107
+    b'{"message":"Model not found, inaccessible, and/or not deployed","param":"model","code":"NOT_FOUND","type":"error"}'
+)
+XAI_BAD_KEY = (  # github.com/openai/codex/issues/1352, in the shape of github.com/nocmt/LLMSearchPlus/issues/2
+    b'{"code":"Client specified an invalid argument","error":"Incorrect API key provided: sk***gA. You can obtain one"}'
+)
+XAI_INVALID = (  # github.com/nocmt/LLMSearchPlus/issues/2
+    b'{"code":"Client specified an invalid argument","error":"The model expects a single `text` element per message."}'
+)
+GEMINI_BAD_KEY = (  # github.com/continuedev/continue/issues/10290, in a list as in google-gemini/gemini-cli/issues/7507
+    b'[{"error":{"code":400,"message":"API key not valid. Please pass a valid API key.","status":"INVALID_ARGUMENT"}}]'
+)
+CLOUDFLARE_NO_ROUTE = (  # github.com/anomalyco/opencode/issues/23773
+    b'{"result":null,"success":false,"errors":[{"code":7003,"message":"Could not route to /accounts/x"}],"messages":[]}'
+)
+OPENROUTER_RATE = (  # openrouter.ai/docs/api/reference/errors-and-debugging
+    b'{"error":{"code":429,"message":"Provider returned error","metadata":{"raw":"rate-limited upstream"}}}'
+)
+OPENROUTER_MODERATED = (  # as above
+    b'{"error":{"code":403,"message":"Your input was flagged","metadata":{"reasons":["violence"],"flagged_input":"x"}}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected", "says"),
+    [
+        (429, OPENAI_QUOTA, KeyRefused, "exceeded your current quota"),
+        (429, OPENAI_QUOTA_WITHOUT_CODE, KeyRefused, "exceeded your current quota"),
+        (429, OPENAI_RATE, RateLimited, "Rate limit reached for gpt-4o-mini"),
+        (429, OPENAI_TOO_LARGE, CallTooLarge, "Requested 30601"),
+        (413, GROQ_TOO_LARGE, CallTooLarge, "Requested 6294"),
+        (401, OPENAI_BAD_KEY, KeyRefused, "Incorrect API key"),
+        (401, GROQ_BAD_KEY, KeyRefused, "Invalid API Key"),
+        (429, AZURE_RATE, RateLimited, "Try again in 2 seconds"),
+        (402, DEEPSEEK_BALANCE, KeyRefused, "Insufficient Balance"),
+        (401, MISTRAL_BAD_KEY, KeyRefused, "Unauthorized"),
+        (401, b'{"detail":"Unauthorized"}', KeyRefused, "Unauthorized"),
+        (401, FIREWORKS_BAD_KEY, KeyRefused, "Invalid ApiKey"),
+        (404, FIREWORKS_NO_MODEL, Misconfigured, "Model not found"),
+        (400, XAI_BAD_KEY, KeyRefused, "Incorrect API key"),
+        (400, GEMINI_BAD_KEY, KeyRefused, "API key not valid"),
+        (404, CLOUDFLARE_NO_ROUTE, CallRejected, "Could not route"),
+        (429, OPENROUTER_RATE, RateLimited, "Provider returned error: rate-limited upstream"),
+        (403, OPENROUTER_MODERATED, CallRejected, "Your input was flagged"),
+        (403, b'{"error":{"message":"no access","code":"model_not_found"}}', Misconfigured, "no access"),
+    ],
+)  # fmt: skip
+def test_what_providers_say_is_understood(status: int, body: bytes, expected: type[Exception], says: str):
+    failure = refusal(status, {}, body)
+    assert type(failure) is expected
+    assert says in str(failure)
+
+
+def test_a_refusal_of_fields_comes_back_in_words_with_the_first_field():
+    failure = refusal(422, {}, MISTRAL_INVALID)
+    assert isinstance(failure, CallRejected)
+    assert failure.message == (
+        "store: Extra inputs are not permitted; max_completion_tokens: Extra inputs are not permitted"
+    )
+    assert failure.param == "store"
+    nested = b'{"object":"error","message":%b,"type":"invalid_request_error"}' % MISTRAL_INVALID
+    assert refusal(422, {}, nested).message == failure.message
+
+
+def test_a_code_that_is_no_word_is_not_passed_on():
+    assert refusal(400, {}, b'{"error":{"code":"400","message":"x"}}').code is None
+    assert refusal(400, {}, XAI_INVALID).code is None
+    assert refusal(400, {}, XAI_INVALID).message == "The model expects a single `text` element per message."
+
+
+def test_money_that_comes_back_by_itself_is_only_waited_for():
+    # OpenRouter: a 402 with Retry-After is a budget in flight, one without is not a case for waiting.
+    failure = refusal(402, {b"retry-after": b"3"}, b"{}")
+    assert isinstance(failure, RateLimited)
+    assert failure.retry_after_s == 3.0

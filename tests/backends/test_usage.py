@@ -142,3 +142,13 @@ def test_a_captured_reply_passes_with_nothing_changed_but_its_model(name: str):
     assert json.loads(whole.body) == json.loads(body) | {"model": "pub"}
     assert not whole.usage.estimated
     assert whole.usage.completion_tokens == json.loads(body)["usage"]["completion_tokens"]
+
+
+def test_an_error_in_a_reply_that_says_200_is_the_endpoint_s():
+    # OpenRouter, where a provider behind it fails: openrouter.ai/docs/api/reference/errors-and-debugging
+    body = b'{"id":"gen-1","error":{"code":502,"message":"Provider returned error"},"choices":[]}'
+    with pytest.raises(ServerFault, match="Provider returned error"):
+        whole_reply(body, "pub", None, 1)
+    assert (
+        whole_reply(b'{"error":null,%b,%b}' % (CHOICES, USAGE), "pub", None, 1).usage.completion_tokens == 2
+    )

@@ -4,7 +4,8 @@ from contextlib import asynccontextmanager
 import pytest
 from scripted import OK, Script, Server, answers, read_whole
 
-from backends.base import AttemptFailed, CallRejected, Overloaded, ReplyMalformed, ServerFault
+from backends.base import AttemptFailed, CallRejected, Overloaded, RateLimited, ReplyMalformed, ServerFault
+from backends.keys import Keys
 from backends.lane import LaneLimits, Patience, Sweep
 from backends.sse import CompletionStream, Shown
 from backends.usage import whole_reply
@@ -19,11 +20,11 @@ def outgoing(body: bytes = b"{}", *, stream: bool = False, trace: bytes = b"") -
 
 
 @asynccontextmanager
-async def backend_at(url: str, root: str = "/v1", **access: str):
+async def backend_at(url: str, root: str = "/v1", **access: tuple[str, ...]):
     reached = Access(url, **access)
     lane = lane_to(reached, LaneLimits())
     async with Sweep(lambda: [lane], interval_s=0.005):
-        yield HttpBackend(reached, lane, root, Patience(1.0, 1.0, 5.0))
+        yield HttpBackend(reached, lane, root, Patience(1.0, 1.0, 5.0), Keys(reached.api_keys, "w"))
         await lane.close()
 
 
@@ -45,7 +46,7 @@ def reply(status: int, body: bytes, content_type: bytes = b"application/json") -
 
 async def test_the_call_goes_out_with_key_request_id_and_trace_and_its_body_untouched():
     body = b'{ "model" : "x", "n": 1.0 }'
-    async with scripted(answers(OK), root="/api/v1", api_key="k") as (server, backend):
+    async with scripted(answers(OK), root="/api/v1", api_keys=("k",)) as (server, backend):
         async with backend.open(outgoing(body, trace=b"traceparent: 00-1\r\n")) as exchange:
             assert await read_whole(exchange) == b"ok"
         sent = lines(server)
@@ -120,7 +121,7 @@ async def test_a_reply_in_one_piece_may_take_as_long_as_the_call():
     async with Server(script) as server:
         access = Access(f"http://127.0.0.1:{server.port}")
         lane = lane_to(access, LaneLimits())
-        backend = HttpBackend(access, lane, "/v1", Patience(0.05, 0.05, 0.3))
+        backend = HttpBackend(access, lane, "/v1", Patience(0.05, 0.05, 0.3), Keys((), "w"))
         async with Sweep(lambda: [lane], interval_s=0.005):
             start_s = time.monotonic()
             with pytest.raises(AttemptFailed):
@@ -145,3 +146,71 @@ async def test_a_simulated_worker_s_stream_and_reply_are_read_to_their_end():
                 whole = whole_reply(await read_whole(exchange), "pub", None, 1)
             assert whole.usage.completion_tokens == 5
         assert backend.lane.connections == 1
+
+
+LIMITED = b"HTTP/1.1 429 X\r\nretry-after: %d\r\ncontent-length: %d\r\n\r\n%b" % (
+    30,
+    len(OVER := b'{"error":{"message":"org-1 is over"}}'),
+    OVER,
+)
+
+
+def answers_by_key(replies: dict[bytes, bytes]) -> Script:
+    async def script(peer):
+        while True:
+            await peer.request()
+            (said,) = [
+                line for line in peer.requests[-1][0].split(b"\r\n") if line.startswith(b"authorization: ")
+            ]
+            await peer.send(replies[said.removeprefix(b"authorization: Bearer ")])
+
+    return script
+
+
+def keys_sent(server: Server) -> list[bytes]:
+    heads = [head for peer in server.peers for head, _ in peer.requests]
+    return [head.partition(b"Bearer ")[2].partition(b"\r\n")[0] for head in heads]
+
+
+async def test_a_call_whose_key_is_refused_goes_out_with_the_next_on_the_same_connection():
+    bad_key = reply(401, b'{"error":{"message":"Incorrect API key provided"}}')
+    replies = {b"key-one": LIMITED, b"key-two": bad_key, b"key-three": OK}
+    keys = ("key-one", "key-two", "key-three")
+    async with scripted(answers_by_key(replies), api_keys=keys) as (server, backend):
+        for _ in range(2):
+            async with backend.open(outgoing()) as exchange:
+                assert await read_whole(exchange) == b"ok"
+        assert keys_sent(server) == [b"key-one", b"key-two", b"key-three", b"key-three"]
+        assert len(server.peers) == 1
+        assert backend.keys.counts(time.monotonic()) == {"usable": 1, "paused": 1, "set_aside": 1}
+
+
+async def test_where_every_key_is_refused_the_call_fails_with_words_of_our_own():
+    async with scripted(answers_by_key({b"key-one": LIMITED}), api_keys=("key-one",)) as (server, backend):
+        for _ in range(2):
+            with pytest.raises(RateLimited, match="the endpoint limits the rate of our keys") as refused:
+                async with backend.open(outgoing()):
+                    pass
+            assert 20 < refused.value.retry_after_s <= 30
+            assert refused.value.of_key
+        assert keys_sent(server) == [b"key-one"]
+        assert backend.lane.connections == 1
+
+
+async def test_no_more_than_a_few_keys_are_tried_for_one_call():
+    keys = tuple(f"key-{number:02}" for number in range(20))
+    replies = {key.encode(): LIMITED for key in keys}
+    async with scripted(answers_by_key(replies), api_keys=keys) as (server, backend):
+        with pytest.raises(RateLimited):
+            async with backend.open(outgoing()):
+                pass
+        assert keys_sent(server) == [b"key-00", b"key-01", b"key-02"]
+
+
+async def test_a_failure_that_is_not_about_the_key_is_not_tried_with_another():
+    async with scripted(answers(reply(500, b"{}")), api_keys=("key-one", "key-two")) as (server, backend):
+        with pytest.raises(ServerFault):
+            async with backend.open(outgoing()):
+                pass
+        assert keys_sent(server) == [b"key-one"]
+        assert backend.keys.counts(time.monotonic())["usable"] == 2

@@ -233,8 +233,8 @@ def test_a_dollar_doubled_stands_for_itself(read: Read):
 @given(st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=60))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_value_from_the_environment_cannot_add_structure(read: Read, value: str):
-    config = read(with_endpoint(worker="http://h:1", api_key="${KEY}"), {"KEY": value})
-    assert config.models["llama"].endpoints[0].api_key.get_secret_value() == value
+    config = read(with_endpoint(worker="http://h:1", model="${KEY}"), {"KEY": value})
+    assert config.models["llama"].endpoints[0].model == value
 
 
 def test_an_unset_name_is_an_error_with_its_path_and_the_only_one_there(problems: Problems):
@@ -252,6 +252,37 @@ def test_a_malformed_reference_is_an_error(problems: Problems):
 def test_an_empty_secret_is_an_error(problems: Problems):
     found = problems(with_endpoint(worker="http://h:1", api_key="${KEY}"), {"KEY": ""})
     assert found.keys() == {"models.llama.endpoints[0].api_key"}
+
+
+@pytest.mark.parametrize("key", ["sk-1\n", "sk 1", "sk-1\r\nx: y", "schlüssel"])
+def test_a_key_that_is_no_header_is_an_error(problems: Problems, key: str):
+    found = problems(with_endpoint(openai="https://h/v1", api_key="${KEY}"), {"KEY": key})
+    assert found == {
+        "models.llama.endpoints[0].api_key": "should be printable ASCII characters without spaces or line breaks"
+    }
+
+
+KEYS = "models.llama.endpoints[0].api_keys"
+
+
+def test_an_openai_endpoint_may_have_one_key_or_several(read: Read):
+    text = with_endpoint(openai="https://h/v1", api_keys=["k1", "${KEY}"])
+    several = read(text, {"KEY": "k2"}).models["llama"].endpoints[0]
+    assert [key.get_secret_value() for key in several.keys] == ["k1", "k2"]
+    one = read(with_endpoint(openai="https://h/v1", api_key="k")).models["llama"].endpoints[0]
+    assert [key.get_secret_value() for key in one.keys] == ["k"]
+    assert read(MINIMAL).models["llama"].endpoints[0].keys == ()
+
+
+def test_several_keys_are_given_in_one_place_and_only_where_they_are_used(problems: Problems):
+    both = with_endpoint(openai="https://h/v1", api_keys=["a", "b"], api_key="c")
+    assert problems(both) == {KEYS: "stands in place of api_key; give one of the two"}
+    worker = with_endpoint(worker="http://h:1", api_keys=["a"])
+    assert problems(worker) == {KEYS: "is for openai endpoints; use api_key"}
+    for keys in ([], ["k"] * 101):
+        assert problems(with_endpoint(openai="https://h/v1", api_keys=keys)).keys() == {KEYS}
+    empty = with_endpoint(openai="https://h/v1", api_keys=["a", ""])
+    assert problems(empty).keys() == {f"{KEYS}[1]"}
 
 
 def test_a_key_that_stands_twice_is_an_error(problems: Problems):
@@ -329,7 +360,7 @@ def test_no_error_quotes_what_may_be_a_secret(tmp_path: Path, text: str):
 
 def test_secrets_are_masked_in_every_print(read: Read):
     secret = {"KEY": "hunter2"}
-    text = with_endpoint(openai="https://h/v1", api_key="${KEY}")
+    text = with_endpoint(openai="https://h/v1", api_keys=["${KEY}", "${KEY}-2"])
     text += "auth: {master_key: ${KEY}}\ndatabase: postgresql://user:${KEY}@host/db?password=${KEY}\n"
     config = read(text, secret)
     shown = f"{config} {config!r} {config.model_dump()} {config.model_dump_json()} {config.database_shown()}"
