@@ -8,7 +8,7 @@ import logging
 import socket
 import sys
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -21,6 +21,7 @@ from gateway.auth import Keyring, follow
 from gateway.catalog import Catalog
 from gateway.control import control_app
 from gateway.cors import Origins
+from gateway.decision_log import DecisionLog, RotatingFile
 from gateway.dispatch import Dispatch
 from gateway.http import Edge
 from gateway.journal import Journal
@@ -32,6 +33,7 @@ from gateway.telemetry import FleetCollector, Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
+    from contextlib import AbstractContextManager
 
     from gateway.config import Config, EndpointSection, Listen
 
@@ -109,11 +111,12 @@ async def application(config: Config) -> AsyncIterator[Edge]:
         fleet = await stack.enter_async_context(_fleet(config))
         telemetry = Telemetry()
         catalog = Catalog(config, int(time.time()))
-        planner = Planner(catalog, fleet)
+        decisions = stack.enter_context(_decisions(config))
+        planner = Planner(catalog, fleet, decisions)
         dispatch = Dispatch(catalog, planner, fleet, journal, telemetry)
         origins = Origins(config.cors.origins)
         edge = Edge(dispatch, catalog, keyring, origins, telemetry)
-        telemetry.registry.register(FleetCollector(fleet, journal, lambda: edge.running))
+        telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))
         administration = admin_routes(Administrators(config, keyring), catalog, planner)
         control = control_app(catalog, fleet, telemetry, edge.authenticate, administration)
         edge.control = origins.around(control) if origins else control
@@ -126,6 +129,14 @@ def _keyring(config: Config, store: Store) -> Keyring | None:
         return None
     master_key = config.auth.master_key
     return Keyring.read(store, None if master_key is None else master_key.get_secret_value())
+
+
+def _decisions(config: Config) -> AbstractContextManager[DecisionLog | None]:
+    section = config.decision_log
+    if section is None:
+        return nullcontext()
+    file = RotatingFile(section.file, section.max_bytes, section.keep)
+    return DecisionLog(file, section.sample).writing()
 
 
 def _fleet(config: Config) -> Fleet:

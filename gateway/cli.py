@@ -167,6 +167,8 @@ def _summary(config: Config) -> Iterator[str]:
     yield f"listen    {config.listen.host}:{config.listen.port}, auth {config.auth.mode}"
     yield f"database  {config.database_shown()}"
     yield f"journal   {config.journal.folder}"
+    if config.decision_log is not None:
+        yield f"decisions {config.decision_log.file}, a share of {config.decision_log.sample:g}"
     for name, model in config.models.items():
         yield f"model     {name}: {_model_line(model)}"
         for endpoint in model.endpoints:

@@ -110,6 +110,15 @@ class Health(Section):
     timeout_s: Seconds = Field(2, description="For one check.")
 
 
+class DecisionLogSection(Section):
+    file: Path = Field(description="Where they go, as JSON lines.")
+    sample: Annotated[float, BeforeValidator(no_boolean)] = Field(
+        0.01, gt=0, le=1, description="Which share of the decisions is kept."
+    )
+    max_bytes: Count = Field(67_108_864, description="When the file is larger, it becomes `FILE.1`.")
+    keep: Count = Field(5, le=1000, description="Of such older files, how many are kept.")
+
+
 class PriceTable(Section):
     input: Usd = Field(description="USD per million prompt tokens, at most six decimals.")
     output: Usd = Field(description="USD per million completion tokens.")
@@ -304,6 +313,9 @@ class Config(Section):
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
+    decision_log: DecisionLogSection | None = Field(
+        None, description="A sample of decisions, to be looked into and replayed; without it, none."
+    )
     models: dict[Name, ModelSection] = Field(
         max_length=10_000, description="The models served, by the name that clients use."
     )

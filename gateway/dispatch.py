@@ -110,7 +110,7 @@ class Dispatch:
         lines, plans, failed = client.lines, [], None
         for model in offer.models:
             meter.model = model
-            plan = self._planner.plan(request, model, offer.tier)
+            plan = self._planner.plan(request, model, offer.tier, arrival.call_id)
             if request.explain:
                 client.lines = lines + plan_line(plan)
             if not plan.ranked:
@@ -260,7 +260,7 @@ class Dispatch:
     def _record(self, row: UsageRow) -> None:
         self._journal.append(row)
         self._telemetry.ended(row)
-        self._planner.learn(row)
+        self._planner.ended(row)
 
 
 def _end(error: ApiError, client: Client, meter: Meter) -> None:

@@ -13,6 +13,7 @@ from routing.types import Call, Endpoint, Load, Plan
 if TYPE_CHECKING:
     from backends.fleet import Fleet
     from gateway.catalog import Catalog, Model, Offer
+    from gateway.decision_log import DecisionLog
     from gateway.ledger import UsageRow
     from gateway.openai import Request
     from routing.types import Tier
@@ -27,23 +28,33 @@ _Asked = tuple[Call, tuple[tuple[Endpoint, Load], ...], float, float]
 class Planner:
     """Plans over the fleet as it is now. Nothing is sent anywhere."""
 
-    def __init__(self, catalog: Catalog, fleet: Fleet) -> None:
+    def __init__(self, catalog: Catalog, fleet: Fleet, log: DecisionLog | None = None) -> None:
         self._fleet = fleet
+        self._log = log
         self._output_tokens = dict.fromkeys(catalog.models, MEAN_OUTPUT_TOKENS)
 
-    def plan(self, request: Request, model: Model, tier: Tier) -> Plan:
-        return plan(*self._asked(request, model, tier))
+    def plan(self, request: Request, model: Model, tier: Tier, call_id: str) -> Plan:
+        """The plan for a call that is to be served."""
+        log = self._log
+        if log is None or not log.samples():
+            return plan(*self._asked(request, model, tier))
+        decision = self.decision(request, model, tier)
+        made = decision.plan()
+        log.planned(call_id, request.model, decision, made)
+        return made
 
     def decision(self, request: Request, model: Model, tier: Tier) -> Decision:
-        """The same, with all that the plan is made of."""
+        """All that such a plan is made of."""
         return Decision(*self._asked(request, model, tier))
 
     def decisions(self, request: Request, offer: Offer) -> list[Decision]:
         """Those for all models on offer, in the order in which they would be tried."""
         return [self.decision(request, model, offer.tier) for model in offer.models]
 
-    def learn(self, row: UsageRow) -> None:
-        """A call has ended: how much its model writes."""
+    def ended(self, row: UsageRow) -> None:
+        """A call has ended. It tells how much its model writes."""
+        if self._log is not None:
+            self._log.ended(row)
         if row.outcome == "ok" and row.completion_tokens:
             mean = self._output_tokens[row.model]
             self._output_tokens[row.model] = mean + _OUTPUT_WEIGHT * (row.completion_tokens - mean)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from backends.fleet import Fleet
+    from gateway.decision_log import DecisionLog
     from gateway.journal import Journal
     from gateway.ledger import UsageRow
 
@@ -160,11 +161,14 @@ class Telemetry(Collector):
 
 
 class FleetCollector(Collector):
-    """What the fleet, the journal and the edge are like at the moment of a scrape."""
+    """What the fleet, the journal, the decision log and the edge are like at the moment of a scrape."""
 
-    def __init__(self, fleet: Fleet, journal: Journal, running: Callable[[], int]) -> None:
+    def __init__(
+        self, fleet: Fleet, journal: Journal, decisions: DecisionLog | None, running: Callable[[], int]
+    ) -> None:
         self._fleet = fleet
         self._journal = journal
+        self._decisions = decisions
         self._running = running
 
     def collect(self) -> Iterable[Metric]:
@@ -215,6 +219,20 @@ class FleetCollector(Collector):
         yield from (available, inflight, connections, speed, ejections, checks, attempts, keys)
         yield GaugeMetricFamily("tidegate_calls_running", "Calls under way.", value=self._running())
         yield from self._of_journal()
+        yield from self._of_decisions()
+
+    def _of_decisions(self) -> Iterable[Metric]:
+        decisions = self._decisions
+        yield CounterMetricFamily(
+            "tidegate_decision_log_lines_total",
+            "Decisions written to the decision log.",
+            value=0 if decisions is None else decisions.written,
+        )
+        yield CounterMetricFamily(
+            "tidegate_decision_log_dropped_total",
+            "Decisions that were to be written and were not: too many waited, or the disk took none.",
+            value=0 if decisions is None else decisions.dropped,
+        )
 
     def _of_journal(self) -> Iterable[Metric]:
         journal = self._journal

@@ -181,7 +181,7 @@ async def test_fleet_and_journal_are_shown_as_they_are_at_the_moment(tmp_path: P
     journal = Journal.open(tmp_path)
     running = 3
     telemetry = Telemetry()
-    telemetry.registry.register(FleetCollector(fleet, journal, lambda: running))
+    telemetry.registry.register(FleetCollector(fleet, journal, None, lambda: running))
     row = a_row("c")
     journal.append(row)
     sick, well = fleet.member(endpoints[0]), fleet.member(endpoints[1])
