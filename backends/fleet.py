@@ -17,6 +17,7 @@ from backends.base import AttemptFailed, CallRejected, Overloaded, Refused, conc
 from backends.health import watch
 from backends.keys import Keys
 from backends.lane import Exchange, LaneLimits, Patience, Sweep
+from backends.scrape import scraping
 from backends.worker import Access, HttpBackend, Outgoing, lane_to
 from routing.ejection import Ejection
 from routing.speed import Peers, Speed
@@ -24,6 +25,7 @@ from routing.speed import Peers, Speed
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from backends.scrape import Scraped
     from routing.types import Endpoint, Load
 
 
@@ -36,6 +38,7 @@ class FleetSettings(Struct, frozen=True):
     patience: Patience = Patience()
     health_interval_s: float = 5.0
     health_timeout_s: float = 2.0
+    scrape_interval_s: float = 5.0
 
 
 class Pool:
@@ -86,7 +89,18 @@ class Member:
         """How many ended, by outcome: ok, a failure's code, rejected (a 4xx of the call's own), abandoned (by us)."""
         self.checked = endpoint.kind != "worker"
         """Whether its health is known. A provider is not asked: that would cost money, and calls tell."""
+        self.scraped: Scraped | None = None
+        """What it last said of itself."""
         self.changed()
+
+    def looked_at(self, scraped: Scraped) -> None:
+        """It has said this of itself."""
+        self.scraped = scraped
+
+    def foreign_running(self, now_s: float) -> int:
+        """Calls there that did not come from here, as far as is known."""
+        scraped = self.scraped
+        return scraped.foreign_running if scraped is not None and scraped.fresh(now_s) else 0
 
     def changed(self) -> None:
         """Something has happened there: what was seen of it does not hold any more."""
@@ -194,6 +208,9 @@ class Fleet:
                 settings = self._settings
                 watching = watch(member, settings.health_interval_s, settings.health_timeout_s)
                 await self._stack.enter_async_context(watching)
+                await self._stack.enter_async_context(
+                    scraping(member, settings.scrape_interval_s, settings.health_timeout_s)
+                )
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

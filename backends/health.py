@@ -6,46 +6,22 @@ worker as well; what a check adds is that a worker which nobody calls is seen to
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import random
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from backends.base import AttemptFailed, CallTimeout, LaneFull
+from backends.rounds import rounds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
 
     from backends.fleet import Member
 
-log = logging.getLogger(__name__)
 
-JITTER = 0.2
-"""Checks of many workers by many gateways drift apart instead of coming in step."""
-
-
-@asynccontextmanager
-async def watch(member: Member, interval_s: float, timeout_s: float) -> AsyncIterator[None]:
+def watch(member: Member, interval_s: float, timeout_s: float) -> AbstractAsyncContextManager[None]:
     """Check the member's health now and then, as long as the block runs."""
-    task = asyncio.create_task(_keep_checking(member, interval_s, timeout_s), name="health checks")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _keep_checking(member: Member, interval_s: float, timeout_s: float) -> None:
-    while True:
-        wait_s = interval_s * random.uniform(1.0 - JITTER, 1.0 + JITTER)  # noqa: S311 - jitter
-        try:
-            await check(member, timeout_s, wait_s)
-        except Exception:
-            # A defect here must not end the checks: the member would keep the state it was last seen in.
-            log.exception("checking %s failed", member.endpoint.name)
-        await asyncio.sleep(wait_s)
+    name = f"checking {member.endpoint.name}"
+    return rounds(lambda next_check_s: check(member, timeout_s, next_check_s), interval_s, name)
 
 
 async def check(member: Member, timeout_s: float, next_check_s: float) -> None:

@@ -91,6 +91,11 @@ class HttpBackend:
 
     async def probe(self, path: str, timeout_s: float) -> int:
         """The status of a GET below the worker's root. Raises AttemptFailed."""
+        status, _ = await self.get(path, timeout_s, _ERROR_BODY_BYTES)
+        return status
+
+    async def get(self, path: str, timeout_s: float, limit_bytes: int) -> tuple[int, bytes]:
+        """Status and body of a GET below the worker's root. Raises AttemptFailed."""
         head = b"GET %b HTTP/1.1\r\n%b%bcontent-length: 0\r\n\r\n" % (
             path.encode(),
             self._fixed,
@@ -98,8 +103,8 @@ class HttpBackend:
         )
         patience = Patience(timeout_s, timeout_s, timeout_s)
         async with self.lane.exchange(head, b"", patience) as exchange:
-            await exchange.read_whole(_ERROR_BODY_BYTES)
-            return exchange.status
+            body = await exchange.read_whole(limit_bytes)
+            return exchange.status, body
 
 
 class Opening(Exchange):

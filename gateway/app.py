@@ -148,6 +148,7 @@ def _fleet(config: Config) -> Fleet:
         patience=Patience(float(timeouts.first_byte_s), float(timeouts.silence_s), float(timeouts.total_s)),
         health_interval_s=float(config.health.interval_s),
         health_timeout_s=float(config.health.timeout_s),
+        scrape_interval_s=float(config.health.scrape_interval_s),
     )
     endpoints = {
         name: list(zip(config.endpoints_of(name), map(_access, section.endpoints), strict=True))

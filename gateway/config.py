@@ -107,7 +107,10 @@ class Timeouts(Section):
 
 class Health(Section):
     interval_s: Seconds = Field(5, description="Between two checks of an endpoint, with jitter.")
-    timeout_s: Seconds = Field(2, description="For one check.")
+    timeout_s: Seconds = Field(2, description="For one check or scrape.")
+    scrape_interval_s: Seconds = Field(
+        5, description="Between two looks at a worker's `/metrics`, with jitter."
+    )
 
 
 class DecisionLogSection(Section):

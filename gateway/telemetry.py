@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 TTFT_BUCKETS_S = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60)
 DURATION_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
 OVERHEAD_BUCKETS_S = (0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.05, 0.25)
+SCRAPED = {
+    "kv_usage": "Share of a worker's KV cache that calls under way hold",
+    "waiting": "Calls that wait there",
+    "foreign_running": "Calls there, running or waiting, that did not come from this gateway",
+    "kv_tokens": "Room in its KV cache, in tokens",
+}
+"""Figures of a `backends.scrape.Scraped` that are shown, and what they are."""
 
 
 class Distribution:
@@ -217,6 +224,7 @@ class FleetCollector(Collector):
                 for state, count in member.keys.counts(now_s).items():
                     keys.add_metric([*names, state], count)
         yield from (available, inflight, connections, speed, ejections, checks, attempts, keys)
+        yield from self._of_scrapes(now_s)
         yield GaugeMetricFamily("tidegate_calls_running", "Calls under way.", value=self._running())
         yield from self._of_journal()
         yield from self._of_decisions()
@@ -233,6 +241,22 @@ class FleetCollector(Collector):
             "Decisions that were to be written and were not: too many waited, or the disk took none.",
             value=0 if decisions is None else decisions.dropped,
         )
+
+    def _of_scrapes(self, now_s: float) -> Iterable[Metric]:
+        gauges = {
+            name: GaugeMetricFamily(
+                f"tidegate_endpoint_{name}", f"{meaning}, as last scraped.", labels=["model", "endpoint"]
+            )
+            for name, meaning in SCRAPED.items()
+        }
+        for member in self._fleet.members:
+            scraped = member.scraped
+            if scraped is not None and scraped.fresh(now_s):
+                for name, gauge in gauges.items():
+                    value = getattr(scraped, name)
+                    if value is not None:
+                        gauge.add_metric([member.endpoint.model, member.endpoint.name], value)
+        yield from gauges.values()
 
     def _of_journal(self) -> Iterable[Metric]:
         journal = self._journal

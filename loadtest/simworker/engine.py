@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import time
 from bisect import insort
 from collections import deque
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -117,6 +118,7 @@ class Sequence:
 class Engine:
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
+        self.started_s = time.time()
         self.cache = PrefixCache(spec.kv_blocks, spec.block_size)
         self.waiting: deque[Sequence] = deque()
         self.running: set[Sequence] = set()

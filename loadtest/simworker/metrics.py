@@ -29,6 +29,7 @@ def metrics_text(engine: Engine) -> str:
         ("num_requests_waiting_by_reason", "gauge", "Waiting requests by reason.", reasons),
         ("kv_cache_usage_perc", "gauge", "KV-cache usage. 1 means 100 percent.", [(base, engine.kv_usage)]),
         ("prefix_cache_queries_total", "counter", "Tokens queried.", [(base, cache.queried_tokens)]),
+        ("prefix_cache_queries_created", "gauge", "Tokens queried.", [(base, engine.started_s)]),
         ("prefix_cache_hits_total", "counter", "Tokens found.", [(base, cache.hit_tokens)]),
         ("num_preemptions_total", "counter", "Preemptions.", [(base, 0)]),
         ("prompt_tokens_total", "counter", "Prefill tokens processed.", [(base, engine.prompt_tokens)]),

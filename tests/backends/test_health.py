@@ -7,8 +7,9 @@ import pytest
 from scripted import Script, Server, answers, ask, until
 
 from backends.fleet import FleetSettings, Member
-from backends.health import JITTER, check, watch
+from backends.health import check, watch
 from backends.lane import LaneLimits, Patience, Sweep
+from backends.rounds import JITTER
 from backends.worker import Access
 from routing.types import Endpoint
 
