@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from backends.fleet import Fleet, FleetSettings
-from backends.lane import LaneLimits, Patience
-from backends.worker import Access
 from gateway.admin import Administrators, admin_routes
 from gateway.auth import Keyring, follow
 from gateway.catalog import Catalog
@@ -23,6 +20,7 @@ from gateway.control import control_app
 from gateway.cors import Origins
 from gateway.decision_log import DecisionLog, RotatingFile
 from gateway.dispatch import Dispatch
+from gateway.fleet import fleet_of
 from gateway.http import Edge
 from gateway.journal import Journal
 from gateway.mover import moving
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
     from contextlib import AbstractContextManager
 
-    from gateway.config import Config, EndpointSection, Listen
+    from gateway.config import Config, Listen
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +106,7 @@ async def application(config: Config) -> AsyncIterator[Edge]:
             await stack.enter_async_context(_background(follow(keyring, store), "keys"))
         journal = Journal.open(config.journal.folder)
         await stack.enter_async_context(moving(journal, store))
-        fleet = await stack.enter_async_context(_fleet(config))
+        fleet = await stack.enter_async_context(fleet_of(config))
         telemetry = Telemetry()
         catalog = Catalog(config, int(time.time()))
         decisions = stack.enter_context(_decisions(config))
@@ -137,32 +135,6 @@ def _decisions(config: Config) -> AbstractContextManager[DecisionLog | None]:
         return nullcontext()
     file = RotatingFile(section.file, section.max_bytes, section.keep)
     return DecisionLog(file, section.sample).writing()
-
-
-def _fleet(config: Config) -> Fleet:
-    timeouts, limits = config.timeouts, config.limits
-    settings = FleetSettings(
-        lane=LaneLimits(
-            limits.connections_per_endpoint, float(timeouts.idle_connection_s), float(timeouts.connect_s)
-        ),
-        patience=Patience(float(timeouts.first_byte_s), float(timeouts.silence_s), float(timeouts.total_s)),
-        health_interval_s=float(config.health.interval_s),
-        health_timeout_s=float(config.health.timeout_s),
-        scrape_interval_s=float(config.health.scrape_interval_s),
-    )
-    endpoints = {
-        name: list(zip(config.endpoints_of(name), map(_access, section.endpoints), strict=True))
-        for name, section in config.models.items()
-    }
-    return Fleet(endpoints, settings)
-
-
-def _access(section: EndpointSection) -> Access:
-    return Access(
-        url=section.url,
-        api_keys=tuple(key.get_secret_value() for key in section.keys),
-        ca_file=None if section.ca_file is None else str(section.ca_file),
-    )
 
 
 @asynccontextmanager

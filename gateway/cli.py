@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from enum import StrEnum
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -17,8 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from gateway import cli_keys
+from gateway.cli_explain import explain
 from gateway.cli_usage import usage
 from gateway.config_file import ConfigError
+from gateway.output import ReportFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,13 +35,9 @@ app = typer.Typer(
 )
 app.add_typer(cli_keys.app, name="keys")
 app.command()(usage)
+app.command()(explain)
 
 DEFAULT_CONFIG = Path("tidegate.yaml")
-
-
-class Format(StrEnum):
-    TABLE = "table"
-    JSON = "json"
 
 
 def _show_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the flag's value
@@ -92,7 +89,9 @@ def serve(
 @app.command()
 def check(
     config: Annotated[Path, typer.Argument(help="The configuration file.")] = DEFAULT_CONFIG,
-    output: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.TABLE,
+    output: Annotated[
+        ReportFormat, typer.Option("--format", help="How to print the result.")
+    ] = ReportFormat.TABLE,
 ) -> None:
     """Validate a configuration file; every error with its path in the file, exit 2 if there is any."""
     from gateway.config import load  # noqa: PLC0415 - see the module's docstring
@@ -100,11 +99,11 @@ def check(
     try:
         parsed = load(config, os.environ)
     except ConfigError as error:
-        if output is Format.TABLE:
+        if output is ReportFormat.TABLE:
             raise  # main prints it
         typer.echo(json.dumps({"valid": False, "errors": [problem._asdict() for problem in error.problems]}))
         raise typer.Exit(2) from None
-    if output is Format.JSON:
+    if output is ReportFormat.JSON:
         typer.echo(json.dumps({"valid": True, "config": _masked(parsed)}))
         return
     for line in _summary(parsed):

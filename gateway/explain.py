@@ -136,6 +136,15 @@ class Question(Struct, frozen=True):
             },
         )
 
+    def encoded(self) -> bytes:
+        """As it is read again."""
+        try:
+            fields = _decode_fields(self.body)
+        except msgspec.DecodeError:
+            return self.body
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()}
+        return msgspec.json.encode(_Wrapped(fields, self.api, headers))
+
 
 class _Wrapped(Struct, forbid_unknown_fields=True):
     request: dict[str, Raw]

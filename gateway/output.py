@@ -23,6 +23,13 @@ class Format(StrEnum):
     CSV = "csv"
 
 
+class ReportFormat(StrEnum):
+    """For what is no list of rows."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_format: Format) -> None:
     """Print `rows` on stdout: all there is of them as JSON, `columns` as table and CSV."""
     out = sys.stdout
@@ -52,7 +59,7 @@ def _text(value: Any) -> str:
 
 
 def _is_number(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:
-    return column.endswith("_usd") or all(isinstance(row[column], int) for row in rows)
+    return column.endswith("_usd") or all(isinstance(row[column], int | float) for row in rows)
 
 
 def _plain_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], out: TextIO) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -156,6 +159,24 @@ async def test_without_keys_for_calls_only_those_on_the_same_machine_need_none_h
 ):
     async with gateway(tmp_path, models=models(workers), ready=False, **sections) as running:
         assert (await ask(running, HELLO, key))[0] == status
+
+
+async def test_the_command_asks_a_running_gateway(gw: Gateway, tmp_path: Path):
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps(HELLO))
+    words = ["-m", "gateway", "explain", str(request), "--url", f"{gw.url}/v1", "--format", "json"]
+    words += ["--header", "x-tidegate-only: dear"]
+    for key, code, said in [(MASTER, 0, '"endpoint": "dear"'), (gw.key, 1, "answered 403: This takes the")]:
+        running = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *words,
+            env={**os.environ, "TIDEGATE_MASTER_KEY": key},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await running.communicate()
+        assert running.returncode == code
+        assert said in output.decode()
 
 
 async def test_the_routes_are_described_as_openapi(gw: Gateway):

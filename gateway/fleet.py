@@ -1,0 +1,39 @@
+"""From the configuration to the fleet: what calls are planned over, and what `explain` plans over without a gateway."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backends.fleet import Fleet, FleetSettings
+from backends.lane import LaneLimits, Patience
+from backends.worker import Access
+
+if TYPE_CHECKING:
+    from gateway.config import Config, EndpointSection
+
+
+def fleet_of(config: Config) -> Fleet:
+    """The endpoints of a configuration. No connection is made before its block is entered."""
+    timeouts, limits = config.timeouts, config.limits
+    settings = FleetSettings(
+        lane=LaneLimits(
+            limits.connections_per_endpoint, float(timeouts.idle_connection_s), float(timeouts.connect_s)
+        ),
+        patience=Patience(float(timeouts.first_byte_s), float(timeouts.silence_s), float(timeouts.total_s)),
+        health_interval_s=float(config.health.interval_s),
+        health_timeout_s=float(config.health.timeout_s),
+        scrape_interval_s=float(config.health.scrape_interval_s),
+    )
+    endpoints = {
+        name: list(zip(config.endpoints_of(name), map(_access, section.endpoints), strict=True))
+        for name, section in config.models.items()
+    }
+    return Fleet(endpoints, settings)
+
+
+def _access(section: EndpointSection) -> Access:
+    return Access(
+        url=section.url,
+        api_keys=tuple(key.get_secret_value() for key in section.keys),
+        ca_file=None if section.ca_file is None else str(section.ca_file),
+    )
