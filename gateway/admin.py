@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPBearer
 
-from gateway.auth import Keyring
+from gateway.auth import Key, Keyring
 from gateway.errors import ApiError
 from gateway.explain import Explanation, Question
 from gateway.openai import Api, parse
@@ -43,13 +43,13 @@ _QUESTION: dict[str, Any] = {
 class Administrators:
     """Whoever has `auth.master_key`; anyone, where no keys are asked for and only this machine can call."""
 
-    def __init__(self, config: Config, keyring: Keyring | None) -> None:
-        """`keyring` is that of calls; None where these need no key."""
+    def __init__(self, config: Config, keys: Keyring | Key) -> None:
+        """`keys` are those of calls."""
         master_key = config.auth.master_key
-        if keyring is None:
+        if isinstance(keys, Key):
             secret = None if master_key is None else master_key.get_secret_value()
-            keyring = Keyring(secrets.token_bytes(32), secret)
-        self._keyring = keyring
+            keys = Keyring(secrets.token_bytes(32), secret)
+        self._keyring = keys
         self._anyone = config.auth.mode == "none" and config.listen.is_loopback
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:

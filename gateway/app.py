@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from gateway.admin import Administrators, admin_routes
-from gateway.auth import Keyring, follow
+from gateway.auth import ANYONE, Key, Keyring, follow
 from gateway.catalog import Catalog
 from gateway.control import control_app
 from gateway.cors import Origins
@@ -25,6 +25,7 @@ from gateway.http import Edge
 from gateway.journal import Journal
 from gateway.mover import moving
 from gateway.planning import Planner
+from gateway.policy import Policies
 from gateway.server import Server
 from gateway.store import Store
 from gateway.telemetry import FleetCollector, Telemetry
@@ -101,32 +102,34 @@ async def application(config: Config) -> AsyncIterator[Edge]:
     """What answers requests, with all that it stands on; closed when the block is left."""
     async with AsyncExitStack() as stack:
         store = stack.enter_context(Store.open(config.database.get_secret_value()))
-        keyring = _keyring(config, store)
-        if keyring is not None:
-            await stack.enter_async_context(_background(follow(keyring, store), "keys"))
+        catalog = Catalog(config, int(time.time()))
+        keys = _keys(config, catalog, store)
+        if isinstance(keys, Keyring):
+            await stack.enter_async_context(_background(follow(keys, store), "keys"))
         journal = Journal.open(config.journal.folder)
         await stack.enter_async_context(moving(journal, store))
         fleet = await stack.enter_async_context(fleet_of(config))
         telemetry = Telemetry()
-        catalog = Catalog(config, int(time.time()))
         decisions = stack.enter_context(_decisions(config))
         planner = Planner(catalog, fleet, decisions)
         dispatch = Dispatch(catalog, planner, fleet, journal, telemetry)
         origins = Origins(config.cors.origins)
-        edge = Edge(dispatch, catalog, keyring, origins, telemetry)
+        edge = Edge(dispatch, catalog, keys, origins, telemetry)
         telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))
-        administration = admin_routes(Administrators(config, keyring), catalog, planner)
+        administration = admin_routes(Administrators(config, keys), catalog, planner)
         control = control_app(catalog, fleet, telemetry, edge.authenticate, administration)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
         yield edge
 
 
-def _keyring(config: Config, store: Store) -> Keyring | None:
+def _keys(config: Config, catalog: Catalog, store: Store) -> Keyring | Key:
+    by_tenant = {tenant: section.policy.policy() for tenant, section in config.tenants.items()}
+    policies = Policies(by_tenant, catalog.models_behind)
     if config.auth.mode == "none":
-        return None
+        return Key(id="", tenant=ANYONE, policy=policies.in_force(ANYONE))
     master_key = config.auth.master_key
-    return Keyring.read(store, None if master_key is None else master_key.get_secret_value())
+    return Keyring.read(store, None if master_key is None else master_key.get_secret_value(), policies)
 
 
 def _decisions(config: Config) -> AbstractContextManager[DecisionLog | None]:

@@ -16,15 +16,20 @@ from msgspec import Struct
 
 from gateway.database import StoreAway
 from gateway.errors import ApiError
+from gateway.policy import UNBOUNDED
 from gateway.store import MASTER, ActiveKeys, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-    from gateway.store import Store
+    from gateway.policy import Policies, Policy
+    from gateway.store import KeyRecord, Store
 
 log = logging.getLogger(__name__)
+
+ANYONE = "anonymous"
+"""The tenant of calls where the configuration asks for no keys."""
 
 _INDEXED_BYTES = 16
 
@@ -35,25 +40,30 @@ class Key(Struct, frozen=True):
     id: str
     tenant: str
     name: str | None = None
+    policy: Policy | None = None
+    """What bounds its calls: its own and its tenant's in one; None where nothing does."""
 
 
 class Keyring:
     """All keys that admit calls."""
 
-    def __init__(self, key_secret: bytes, master_key: str | None = None) -> None:
+    def __init__(
+        self, key_secret: bytes, master_key: str | None = None, policies: Policies = UNBOUNDED
+    ) -> None:
         self._key_secret = key_secret
+        self._policies = policies
         self._master: tuple[tuple[bytes, Key], ...] = ()
         if master_key:
             digest = digest_of(master_key.encode(), key_secret)
-            self._master = ((digest, Key(id=MASTER, tenant=MASTER, name=None)),)
+            self._master = ((digest, Key(MASTER, MASTER, policy=policies.in_force(MASTER))),)
         self._revision: int | None = None
         self._by_digest: dict[bytes, tuple[bytes, Key]] = {}
         self._hold(self._master)
 
     @classmethod
-    def read(cls, store: Store, master_key: str | None = None) -> Self:
+    def read(cls, store: Store, master_key: str | None = None, policies: Policies = UNBOUNDED) -> Self:
         """The keyring of a database as it is now. Blocks."""
-        keyring = cls(store.key_secret(), master_key)
+        keyring = cls(store.key_secret(), master_key, policies)
         keyring.refresh(store)
         return keyring
 
@@ -99,9 +109,13 @@ class Keyring:
         return len(self._by_digest)
 
     def _take(self, active: ActiveKeys) -> None:
-        stored = ((digest, Key(key.id, key.tenant, key.name)) for digest, key in active.keys)
+        stored = ((digest, self._key(record)) for digest, record in active.keys)
         self._hold((*stored, *self._master))
         self._revision = active.revision
+
+    def _key(self, record: KeyRecord) -> Key:
+        policy = self._policies.in_force(record.tenant, record.policy)
+        return Key(record.id, record.tenant, record.name, policy)
 
     def _hold(self, keys: tuple[tuple[bytes, Key], ...]) -> None:
         # One assignment of a whole new dict: a lookup in another thread sees the old keys or the new, never a mixture.

@@ -17,6 +17,7 @@ from gateway.errors import ApiError
 
 if TYPE_CHECKING:
     from gateway.config import Config, Limits
+    from gateway.policy import Policy
     from routing.types import Price, Tier, TierName
 
 TIERS: tuple[TierName, ...] = ("priority", "default", "flex")
@@ -48,8 +49,7 @@ class Catalog:
         self.total_s = float(config.timeouts.total_s)
         self.tiers: dict[TierName, Tier] = {name: config.tier(name) for name in TIERS}
         self.models = {name: Model(name, section.price.price()) for name, section in config.models.items()}
-        self.listed = (*self.models, *config.aliases)
-        """The names in lists of models: not those that only spell another one differently."""
+        self._listed = dict.fromkeys((*self.models, *config.aliases))
         self.created_s = created_s
         """When this catalog was put up, for lists of models: seconds since 1970."""
         self._by_name: dict[str, dict[TierName, Offer]] = {}
@@ -63,22 +63,40 @@ class Catalog:
             }
         self._pairs = {name: _pairs(name) for name in self._by_name}
 
-    def offer(self, name: str, tier: TierName) -> Offer:
-        """What `name` stands for in `tier`. Raises ApiError, naming what is spelled alike."""
+    def offer(self, name: str, tier: TierName, policy: Policy | None = None) -> Offer:
+        """What `name` stands for in `tier`, for a key under that policy. Raises ApiError, naming what is spelled alike."""
         offers = self._by_name.get(name)
-        return self._suffixed(name, tier) if offers is None else offers[tier]
+        offer = self._suffixed(name, tier, policy) if offers is None else offers[tier]
+        if policy is not None and policy.models is not None:
+            return _allowed(offer, name, policy.models)
+        return offer
 
-    def listed_name(self, name: str) -> str:
-        """The name under which `name` is in lists of models. Raises ApiError."""
-        models = self.offer(name, "default").models
-        return name if name in self.listed else models[0].name
+    def models_behind(self, name: str) -> frozenset[str]:
+        """The models that `name` may stand for, by their public names; none where it is not on offer."""
+        offers = self._by_name.get(name, {}).values()
+        return frozenset(model.name for offer in offers for model in offer.models)
 
-    def _suffixed(self, name: str, tier: TierName) -> Offer:
+    def listed(self, policy: Policy | None = None) -> list[str]:
+        """The names in a list of models for a key under that policy: not those that only spell another one differently."""
+        return [name for name in self._listed if self._may_see(name, policy)]
+
+    def listed_name(self, name: str, policy: Policy | None = None) -> str:
+        """The name under which `name` is in that list. Raises ApiError."""
+        if name in self._listed and self._may_see(name, policy):
+            return name
+        return self.offer(name, "default", policy).models[0].name
+
+    def _may_see(self, name: str, policy: Policy | None) -> bool:
+        if policy is None or policy.models is None:
+            return True
+        return not policy.models.isdisjoint(self.models_behind(name))
+
+    def _suffixed(self, name: str, tier: TierName, policy: Policy | None) -> Offer:
         bare, colon, suffix = name.rpartition(":")
         worth = SUFFIXES.get(suffix) if colon else None
         offers = None if worth is None else self._by_name.get(bare)
         if worth is None or offers is None:
-            close = self._spelled_like((name if worth is None else bare)[:200])
+            close = self._spelled_like((name if worth is None else bare)[:200], policy)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
             raise ApiError(
                 "model_not_found", f"The model {name[:200]!r} does not exist.{hint}", param="model"
@@ -86,14 +104,22 @@ class Catalog:
         offer = offers[tier]
         return Offer(offer.models, structs.replace(offer.tier, waiting_nano_usd_per_s=worth))
 
-    def _spelled_like(self, name: str) -> list[str]:
+    def _spelled_like(self, name: str, policy: Policy | None) -> list[str]:
         pairs = _pairs(name)
+        seen = (known for known in self._pairs if self._may_see(known, policy))
 
         def shared(known: str) -> float:
             theirs = self._pairs[known]
             return len(pairs & theirs) / (len(pairs) + len(theirs) + 1)
 
-        return difflib.get_close_matches(name, nlargest(_LOOKED_AT, self._pairs, key=shared), n=3)
+        return difflib.get_close_matches(name, nlargest(_LOOKED_AT, seen, key=shared), n=3)
+
+
+def _allowed(offer: Offer, name: str, allowed: frozenset[str]) -> Offer:
+    models = tuple(model for model in offer.models if model.name in allowed)
+    if not models:
+        raise ApiError("model_not_allowed", f"This key may not use the model {name[:200]!r}.", param="model")
+    return structs.replace(offer, models=models)
 
 
 def _pairs(name: str) -> frozenset[str]:

@@ -20,6 +20,7 @@ from gateway.cli_explain import explain
 from gateway.cli_usage import usage
 from gateway.config_file import ConfigError
 from gateway.output import ReportFormat
+from gateway.policy import described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,6 +175,8 @@ def _summary(config: Config) -> Iterator[str]:
             yield f"  {endpoint.kind:6}  {_endpoint_line(endpoint)}"
     for name, alias in config.aliases.items():
         yield f"alias     {name}: {_alias_line(alias)}"
+    for name, tenant in config.tenants.items():
+        yield f"tenant    {name}: {described(tenant.policy.policy()) or 'unbounded'}"
     for name in ("priority", "default", "flex"):
         tier = getattr(config.tiers, name)
         aim, worth = f"{tier.max_ttft_ms} ms to first token", f"{tier.waiting_usd_per_hour} USD"

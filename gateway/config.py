@@ -7,7 +7,6 @@ module says what may stand in it.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 
 from gateway.config_file import ConfigError, Problem, path_of, read
+from gateway.config_policy import TenantSection, no_such_model
 from gateway.config_section import (
     ApiKey,
     AuthorityFile,
@@ -34,15 +34,16 @@ from gateway.config_section import (
     Section,
     ServedName,
     SharedStateUrl,
+    TenantName,
     Usd,
     WorkerUrl,
     no_boolean,
+    pico_usd_per_token,
 )
+from gateway.policy import TrustName  # noqa: TC001 - pydantic reads annotations at run time
 from routing.types import Capability, Endpoint, EndpointKind, Price, Tier, TierName, Trust
 
 __all__ = ["Config", "ConfigError", "Problem", "config_reference", "load"]
-
-TrustName = Literal["provider", "verified", "community"]
 
 
 class Listen(Section):
@@ -132,9 +133,9 @@ class PriceTable(Section):
     def price(self) -> Price:
         cached = self.cached_input
         return Price(
-            _pico_usd_per_token(self.input),
-            _pico_usd_per_token(self.output),
-            None if cached is None else _pico_usd_per_token(cached),
+            pico_usd_per_token(self.input),
+            pico_usd_per_token(self.output),
+            None if cached is None else pico_usd_per_token(cached),
         )
 
 
@@ -326,6 +327,9 @@ class Config(Section):
         {}, max_length=10_000, description="Names that stand for another model in each tier."
     )
     tiers: Tiers = Tiers()
+    tenants: dict[TenantName, TenantSection] = Field(
+        {}, max_length=100_000, description="Bounds for the calls of a tenant, by its name."
+    )
 
     @classmethod
     def cross_check(cls, given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -342,11 +346,17 @@ class Config(Section):
             aliases = aliases if isinstance(aliases, Mapping) else {}
             yield from _names_used_twice(models, aliases)
             yield from _aliases_of_nothing(models, aliases)
+            yield from _policies_on_nothing(_all_names(models, aliases), given.get("tenants"))
 
     def endpoints_of(self, model: str) -> tuple[Endpoint, ...]:
         """The endpoints of a model, by its public name, in the order of the file."""
         section = self.models[model]
         return tuple(endpoint.endpoint(model, section) for endpoint in section.endpoints)
+
+    @property
+    def model_names(self) -> frozenset[str]:
+        """All that calls may name as their model, suffixes apart."""
+        return _all_names(self.models, self.aliases)
 
     def database_shown(self) -> str:
         """The database's URL without user, password and options, for printing."""
@@ -429,11 +439,6 @@ def _default_text(required: bool, default: Any) -> str:  # noqa: FBT001 - one ca
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
-def _pico_usd_per_token(usd_per_million: Decimal) -> int:
-    """Exact: six decimals at most, so that nothing is left behind the point."""
-    return int(usd_per_million * 1_000_000)
-
-
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
@@ -483,6 +488,20 @@ def _aliases_of_nothing(
             meant |= {("fallbacks", index): model for index, model in enumerate(fallbacks)}
         for where, model in meant.items():
             if isinstance(model, str) and model not in models:
-                close = difflib.get_close_matches(model, models, 1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                yield ("aliases", name, *where), f"there is no model {model}{hint}"
+                yield ("aliases", name, *where), no_such_model(model, models)
+
+
+def _all_names(models: Mapping[str, Any], by_tier: Mapping[str, Any]) -> frozenset[str]:
+    """What a call, or a policy, may name as its model."""
+    spelled = (_get(model, "aliases") for model in models.values())
+    others = (name for names in spelled if isinstance(names, list | tuple) for name in names)
+    return frozenset((*models, *by_tier, *(name for name in others if isinstance(name, str))))
+
+
+def _policies_on_nothing(names: frozenset[str], tenants: Any) -> Iterator[tuple[Location, str]]:
+    """A name that is no model's, which would allow nothing where something was meant."""
+    for tenant, section in tenants.items() if isinstance(tenants, Mapping) else ():
+        models = _get(_get(section, "policy"), "models")
+        for index, name in enumerate(models if isinstance(models, list | tuple | frozenset) else ()):
+            if isinstance(name, str) and name not in names:
+                yield ("tenants", tenant, "policy", "models", index), no_such_model(name, names)

@@ -28,6 +28,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from gateway.policy import TENANT_NAME
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -37,6 +39,7 @@ PLAIN_WORDS = {
     "missing": "is required",
     "model_type": "should be a mapping",
     "string_type": "should be text (a number needs quotes)",
+    "too_short": "should have at least one item",
     "path_not_file": "no such file",
 }
 
@@ -94,11 +97,22 @@ def no_boolean(value: Any) -> Any:
     return value
 
 
+def pico_usd_per_token(usd_per_million: Decimal) -> int:
+    """Exact: six decimals at most, so that nothing is left behind the point."""
+    return int(usd_per_million * 1_000_000)
+
+
 def _sane_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]{0,127}", name):
         raise ValueError(
             "should be 1 to 128 letters, digits and any of . _ : / @ + - [ ], the first a letter or digit"
         )
+    return name
+
+
+def _tenant_name(name: str) -> str:
+    if not TENANT_NAME.fullmatch(name):
+        raise ValueError("should be 1 to 64 of A-Z a-z 0-9 . _ @ - starting with a letter or digit")
     return name
 
 
@@ -179,6 +193,7 @@ def _shared_state_url(secret: SecretStr) -> SecretStr:
 
 
 Name = Annotated[str, AfterValidator(_sane_name)]
+TenantName = Annotated[str, AfterValidator(_tenant_name)]
 ServedName = Annotated[str, Field(min_length=1, max_length=512)]
 WorkerUrl = Annotated[str, AfterValidator(_worker_url)]
 OpenAIUrl = Annotated[str, AfterValidator(_openai_url)]

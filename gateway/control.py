@@ -6,7 +6,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from backends.fleet import Fleet
     from gateway.auth import Key
     from gateway.catalog import Catalog
+    from gateway.policy import Policy
     from gateway.telemetry import Telemetry
 
 _READ = ["GET", "HEAD"]
@@ -84,21 +85,21 @@ def control_app(
 
 
 def _models(catalog: Catalog, authenticate: Callable[[dict[bytes, bytes]], Key]) -> APIRouter:
-    def caller(request: Request) -> Key:
-        return authenticate(dict(request.scope["headers"]))
+    def policy_of(request: Request) -> Policy | None:
+        return authenticate(dict(request.scope["headers"])).policy
 
     def card(name: str) -> ModelCard:
         return ModelCard(id=name, created=catalog.created_s)
 
-    routes = APIRouter(prefix="/v1/models", dependencies=[Depends(caller)])
+    routes = APIRouter(prefix="/v1/models")
 
     @routes.api_route("", methods=_READ)
-    async def list_models() -> ModelList:
-        return ModelList(data=[card(name) for name in catalog.listed])
+    async def list_models(request: Request) -> ModelList:
+        return ModelList(data=[card(name) for name in catalog.listed(policy_of(request))])
 
     @routes.api_route("/{name:path}", methods=_READ)
-    async def get_model(name: str) -> ModelCard:
-        return card(catalog.listed_name(name))
+    async def get_model(name: str, request: Request) -> ModelCard:
+        return card(catalog.listed_name(name, policy_of(request)))
 
     return routes
 

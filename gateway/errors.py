@@ -44,6 +44,10 @@ ERRORS: dict[str, ErrorKind] = {
     "admin_key_required": ErrorKind(
         403, "permission_error", "The key is good for calls only; administration takes `auth.master_key`."
     ),
+    "model_not_allowed": ErrorKind(
+        403, "permission_error", "The key's policy, or its tenant's, does not allow the model."
+    ),
+    "tier_not_allowed": ErrorKind(403, "permission_error", "Nor does it allow the service tier."),
     "unknown_url": ErrorKind(404, _REQUEST, "There is no such path."),
     "model_not_found": ErrorKind(
         404, _REQUEST, "There is no such model; names those that are spelled alike."

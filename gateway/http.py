@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _TRACE = re.compile(rb"[\x20-\x7e]{1,512}")
-_ANYONE = Key(id="", tenant="anonymous")
-"""Who pays where the configuration asks for no keys."""
 _OVERDUE_S = 2.0
 """After a call's deadline, by when its endpoint has been given up: what still runs then waits for its client."""
 
@@ -43,13 +41,14 @@ class Edge:
         self,
         dispatch: Dispatch,
         catalog: Catalog,
-        keyring: Keyring | None,
+        keys: Keyring | Key,
         origins: Origins,
         telemetry: Telemetry,
     ) -> None:
         self._dispatch = dispatch
         self._catalog = catalog
-        self._keyring = keyring
+        self._keys = keys
+        """The one key is everybody's, where the configuration asks for none."""
         self._origins = origins
         self._telemetry = telemetry
         self._new_id = call_ids()
@@ -91,7 +90,10 @@ class Edge:
             _expect_plain(headers)
             body = await client.body(self._catalog.limits.body_bytes)
             request = parse(api, body, headers)
-            offer = self._catalog.offer(request.model, request.tier)
+            policy = caller.policy
+            if policy is not None:
+                policy.bind(request)
+            offer = self._catalog.offer(request.model, request.tier, policy)
         except ApiError as error:
             self._telemetry.refused[error.code] += 1
             raise
@@ -109,7 +111,8 @@ class Edge:
 
     def authenticate(self, headers: dict[bytes, bytes]) -> Key:
         """Who calls. Raises ApiError."""
-        return _ANYONE if self._keyring is None else self._keyring.admit(headers)
+        keys = self._keys
+        return keys if isinstance(keys, Key) else keys.admit(headers)
 
     async def cancel_overdue(self) -> None:
         """For ever: cancel the calls whose client reads so slowly that their time has run out."""

@@ -152,6 +152,9 @@ class Request(Struct, kw_only=True):
     max_tokens: int | None = None
     tier: TierName = "default"
     tier_asked: bool = False
+    """Whether it names a tier, so that the reply is to name one."""
+    tier_insisted: bool = False
+    """Whether it is not `auto`."""
     prompt_tokens: int = 0
     """Estimated."""
     needs: frozenset[Capability] = frozenset()
@@ -188,6 +191,7 @@ def parse(api: Api, body: bytes, headers: dict[bytes, bytes]) -> Request:
     request = Request(api=api, model=typed.model, fields=fields)
     if typed.service_tier is not None:
         request.tier, request.tier_asked = _tier(typed.service_tier), True
+        request.tier_insisted = typed.service_tier != "auto"
     routing = typed.routing
     for name in headers:
         if name.startswith(HEADER_PREFIX):

@@ -27,6 +27,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from gateway.database import StoreAway, StoreError, bring_up_to_date, engine_for, reason
+from gateway.policy import TENANT_NAME, Policy
 from gateway.tables import KEYS, META, TENANTS, USAGE
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ MASTER = "master"
 
 Grouping = Literal["tenant", "model", "endpoint", "key"]
 
-_TENANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _LEAST_ID_PREFIX = len("key_") + 4
 _ROWS_AT_ONCE = 200
 """In one INSERT: 21 parameters each, of which SQLite takes 32,766."""
@@ -71,6 +71,8 @@ class KeyRecord(Struct, frozen=True):
     last4: str
     created_ms: int
     revoked_ms: int | None
+    policy: Policy | None = None
+    """Its own; its tenant may have one besides."""
 
 
 class CreatedKey(Struct, frozen=True):
@@ -135,9 +137,9 @@ class Store:
             secret: bytes = connection.execute(select(META.c.key_secret)).scalar_one()
             return secret
 
-    def create_key(self, tenant: str, name: str | None = None) -> CreatedKey:
+    def create_key(self, tenant: str, name: str | None = None, policy: Policy | None = None) -> CreatedKey:
         """A new key for `tenant`, which is created with its first key."""
-        if tenant == MASTER or not _TENANT_NAME.fullmatch(tenant):
+        if tenant == MASTER or not TENANT_NAME.fullmatch(tenant):
             raise BadTenantName(
                 f"{tenant!r} cannot be a tenant's name: 1 to 64 of A-Z a-z 0-9 . _ @ - starting with a letter or digit,"
                 f" and not {MASTER!r}"
@@ -152,6 +154,7 @@ class Store:
             last4=secret[-4:],
             created_ms=now_ms,
             revoked_ms=None,
+            policy=policy,
         )
         with _writing(self._writer) as connection:
             key_secret = _next_keys_revision(connection)
@@ -160,7 +163,8 @@ class Store:
                 {"name": tenant, "created_ms": now_ms},
             )
             digest = digest_of(secret.encode(), key_secret)
-            connection.execute(KEYS.insert(), {**structs.asdict(record), "digest": digest})
+            row = {**structs.asdict(record), "digest": digest, "policy": policy and policy.text()}
+            connection.execute(KEYS.insert(), row)
         return CreatedKey(secret=secret, record=record)
 
     def list_keys(self, tenant: str | None = None) -> list[KeyRecord]:
@@ -279,7 +283,10 @@ def _next_keys_revision(connection: Connection) -> bytes:
 
 
 def _key_record(row: Row[Any]) -> KeyRecord:
-    return KeyRecord(*(getattr(row, field) for field in KeyRecord.__struct_fields__))
+    fields = {field: getattr(row, field) for field in KeyRecord.__struct_fields__}
+    if fields["policy"] is not None:
+        fields["policy"] = Policy.read(fields["policy"])
+    return KeyRecord(**fields)
 
 
 def _insert(engine: Engine, table: Table) -> sqlite.Insert | postgresql.Insert:

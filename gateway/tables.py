@@ -49,6 +49,7 @@ KEYS = Table(
     Column("last4", String(4), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("revoked_ms", BigInteger),
+    Column("policy", Text),  # JSON; see gateway.policy
     Index("keys_tenant", "tenant"),
 )
 

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.app import application
 from gateway.config import Config
 from gateway.ledger import UsageRow
+from gateway.policy import Policy
 from gateway.server import Server
 from gateway.store import Store
 
@@ -71,9 +72,10 @@ class Gateway:
         self._stack.push_async_callback(client.close)
         return client
 
-    async def new_key(self, tenant: str) -> str:
-        """A key that the gateway has seen, which takes it up to a second."""
-        key = self.store.create_key(tenant).secret
+    async def new_key(self, tenant: str, **bounds: Any) -> str:
+        """A key, bounded like this, that the gateway has seen, which takes it up to a second."""
+        policy = Policy(**bounds) if bounds else None
+        key = self.store.create_key(tenant, policy=policy).secret
         await until(lambda: self._admits(key))
         return key
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.auth import Key, Keyring, follow
+from gateway.policy import Policies, Policy
 from gateway.store import Store
 
 if TYPE_CHECKING:
@@ -75,6 +76,20 @@ def test_the_master_key_admits_as_a_tenant_of_its_own_and_is_not_stored(store: S
     assert keyring.refresh(store)
     assert keyring.find(b"the-master-key-of-this-test") == Key("master", "master")
     assert all(b"the-master-key" not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_a_key_comes_with_what_bounds_it_of_its_own_and_its_tenant(store: Store):
+    flex = Policy(tiers=frozenset({"flex"}))
+    policies = Policies({"acme": flex, "master": flex}, lambda name: (name,))
+    trusting, free = Policy(least_trust="provider"), store.create_key("zeta")
+    bound, bounded = store.create_key("acme"), store.create_key("acme", policy=trusting)
+    keyring = Keyring.read(store, "the-master-key-of-this-test", policies)
+    found = [keyring.find(created.secret.encode()).policy for created in (free, bound, bounded)]
+    assert found == [None, flex, flex.narrowed(trusting)]
+    assert keyring.find(b"the-master-key-of-this-test").policy == flex
+    late = store.create_key("zeta", policy=trusting)
+    keyring.refresh(store)
+    assert keyring.find(late.secret.encode()).policy == trusting
 
 
 @pytest.mark.parametrize("master_key", [None, ""])

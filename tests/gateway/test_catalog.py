@@ -8,6 +8,7 @@ from msgspec import structs
 from gateway.catalog import SUFFIXES, TIERS, Catalog, Model, Offer
 from gateway.config import Config
 from gateway.errors import ApiError
+from gateway.policy import Policy
 from routing.types import Price
 
 if TYPE_CHECKING:
@@ -57,14 +58,49 @@ def test_an_alias_stands_for_another_model_in_each_tier_and_for_that_of_the_defa
 
 
 def test_what_is_listed_is_models_and_aliases_by_tier_but_no_other_spelling_of_a_model():
-    assert list(LLAMAS.listed) == ["llama-8b", "llama-70b"]
+    assert LLAMAS.listed() == ["llama-8b", "llama-70b"]
     some = catalog({"smart": {"default": "llama-8b"}}, llama_8b={"aliases": ["small"]})
-    assert list(some.listed) == ["llama-8b", "smart"]
+    assert some.listed() == ["llama-8b", "smart"]
     assert [some.listed_name(name) for name in ("small", "smart", "llama-8b:nitro")] == [
         "llama-8b",
         "smart",
         "llama-8b",
     ]
+
+
+def test_a_policy_leaves_of_an_offer_what_it_allows_and_refuses_the_rest():
+    smart = {"default": "llama-70b", "flex": "qwen", "fallbacks": ["llama-8b"]}
+    some = catalog(
+        {"smart": smart},
+        llama_8b={"aliases": ["small"]},
+        llama_70b={},
+        qwen={},
+    )
+    policy = Policy(models=frozenset({"llama-8b"}))
+    for name in ("llama-8b", "small", "smart", "smart:floor"):
+        assert models(some.offer(name, "default", policy)) == ["llama-8b"]
+    assert some.offer("smart:floor", "default", policy).tier.waiting_nano_usd_per_s == 0
+    assert some.listed(policy) == ["llama-8b", "smart"]
+    assert some.listed_name("smart", policy) == "smart"
+    for ask in (some.offer, lambda name, _, policy: some.listed_name(name, policy)):
+        with pytest.raises(ApiError) as refused:
+            ask("qwen", "default", policy)
+        assert (refused.value.code, refused.value.status) == ("model_not_allowed", 403)
+        with pytest.raises(ApiError, match="Did you mean small or smart") as unknown:
+            ask("smal", "default", policy)
+        assert unknown.value.code == "model_not_found"
+    with pytest.raises(ApiError, match=r"does not exist\.$"):
+        some.offer("qwenn", "default", policy)
+    assert some.listed(Policy(models=frozenset())) == []
+    assert some.listed(Policy(least_trust="provider")) == some.listed()
+
+
+def test_a_name_stands_for_the_models_of_all_its_tiers():
+    smart = {"default": "llama", "flex": "qwen", "fallbacks": ["phi"]}
+    some = catalog({"smart": smart}, llama={"aliases": ["small"]}, qwen={}, phi={})
+    assert some.models_behind("smart") == {"llama", "qwen", "phi"}
+    assert some.models_behind("small") == {"llama"}
+    assert some.models_behind("gone") == frozenset()
 
 
 @pytest.mark.parametrize("tier", TIERS)

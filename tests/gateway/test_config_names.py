@@ -1,4 +1,4 @@
-"""Names that stand for another model in each tier, as the configuration has them."""
+"""Names that stand for another model in each tier, and what tenants may use, as the configuration has them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from gateway.config import Config, ConfigError, load
+from gateway.policy import Policy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,15 +17,15 @@ MODEL = {"price": {"input": 1, "output": 2}, "endpoints": [{"worker": "http://10
 MODELS = {"big": {**MODEL, "aliases": ["huge"]}, "llama-70b": MODEL, "llama-8b": MODEL}
 
 
-def read(home: Path, aliases: Any) -> Config:
+def read(home: Path, aliases: Any, tenants: Any = None) -> Config:
     path = home / "tidegate.yaml"
-    path.write_text(yaml.safe_dump({"models": MODELS, "aliases": aliases}))
+    path.write_text(yaml.safe_dump({"models": MODELS, "aliases": aliases, "tenants": tenants or {}}))
     return load(path, {})
 
 
-def problems(home: Path, aliases: Any) -> dict[str, str]:
+def problems(home: Path, aliases: Any, tenants: Any = None) -> dict[str, str]:
     with pytest.raises(ConfigError) as caught:
-        read(home, aliases)
+        read(home, aliases, tenants)
     return dict(caught.value.problems)
 
 
@@ -62,3 +63,53 @@ def test_what_is_wrong_with_an_alias_is_named_by_its_path(tmp_path: Path):
         "aliases.wrong.fallbacks[1]": "there is no model gone",
         "aliases.looped.default": "there is no model none",
     }
+
+
+def test_a_tenant_is_bounded_by_what_its_policy_says_and_by_nothing_else(tmp_path: Path):
+    acme = {
+        "least_trust": "verified",
+        "regions": ["eu-west"],
+        "max_price": {"input": 0.000001, "output": 2},
+        "models": ["llama-8b", "huge", "smart"],
+        "tiers": ["default", "flex"],
+    }
+    config = read(
+        tmp_path,
+        {"smart": {"default": "big"}},
+        {"acme": {"policy": acme}, "zeta": {"policy": None}, "eta": None},
+    )
+    assert config.tenants["acme"].policy.policy() == Policy(
+        models=frozenset({"llama-8b", "huge", "smart"}),
+        tiers=frozenset({"default", "flex"}),
+        least_trust="verified",
+        regions=frozenset({"eu-west"}),
+        max_input_pico_usd=1,
+        max_output_pico_usd=2_000_000,
+    )
+    assert config.tenants["zeta"].policy.policy() == config.tenants["eta"].policy.policy() == Policy()
+
+
+def test_what_is_wrong_with_a_policy_is_named_by_its_path(tmp_path: Path):
+    wrong = {"models": ["llama-8b", "llama-80b", 5], "tiers": ["fast"], "least_trust": "blind", "regions": []}
+    found = problems(
+        tmp_path,
+        {},
+        {
+            "acme": {"policy": {**wrong, "max_price": {"input": -1, "inputs": 1}}},
+            "a/b": {},
+            "zeta": {"polcy": {}},
+        },
+    )
+    assert found.keys() == {
+        "tenants.acme.policy.models[1]",
+        "tenants.acme.policy.models[2]",
+        "tenants.acme.policy.tiers[0]",
+        "tenants.acme.policy.least_trust",
+        "tenants.acme.policy.regions",
+        "tenants.acme.policy.max_price.input",
+        "tenants.acme.policy.max_price.inputs",
+        "tenants.a/b",
+        "tenants.zeta.polcy",
+    }
+    assert found["tenants.acme.policy.models[1]"] == "there is no model llama-80b; did you mean llama-8b?"
+    assert found["tenants.acme.policy.regions"] == "should have at least one item"

@@ -13,6 +13,7 @@ from usage_rows import a_row
 
 from gateway.database import HEAD, SchemaTooNew, StoreAway, StoreError, alembic_config
 from gateway.ledger import UsageRow
+from gateway.policy import Policy
 from gateway.store import BadTenantName, KeyNotFound, RowsRefused, Store, digest_of
 from gateway.tables import METADATA, USAGE
 
@@ -182,6 +183,37 @@ def test_active_keys_are_read_again_only_after_a_change(store: Store):
     with pytest.raises(KeyNotFound):
         store.revoke_key("key_nosuch")
     assert store.active_keys(since_revision=second.revision) is None
+
+
+def test_the_policy_of_a_key_is_kept_with_it(store: Store):
+    policy = Policy(models=frozenset({"llama"}), tiers=frozenset({"flex"}), max_input_pico_usd=7)
+    key = store.create_key("acme", policy=policy).record
+    assert key.policy == policy
+    assert store.list_keys() == [key]
+    active = store.active_keys()
+    assert active is not None
+    assert [record for _, record in active.keys] == [key]
+    assert store.revoke_key(key.id).policy == policy
+
+
+def test_keys_made_before_there_were_policies_are_bounded_by_none(url: str, tmp_path: Path):
+    from alembic import command  # noqa: PLC0415  slow to import
+
+    config, engine = alembic_config(), create_engine(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    engine.dispose()
+    with sqlite3.connect(tmp_path / "tidegate.db") as connection:
+        connection.execute("INSERT INTO tenants VALUES ('acme', 1)")
+        connection.execute(
+            "INSERT INTO keys VALUES ('key_old', 'acme', NULL, x'00', 'tg-abcd', 'wxyz', 1, NULL)"
+        )
+    connection.close()
+    with Store.open(url) as store:
+        assert [(key.id, key.policy) for key in store.list_keys()] == [("key_old", None)]
+        store.create_key("acme", policy=Policy(least_trust="provider"))
+        assert [key.policy for key in store.list_keys()] == [None, Policy(least_trust="provider")]
 
 
 # Usage
