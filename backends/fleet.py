@@ -19,18 +19,14 @@ from backends.keys import Keys
 from backends.lane import Exchange, LaneLimits, Patience, Sweep
 from backends.scrape import scraping
 from backends.worker import Access, HttpBackend, Outgoing, lane_to
-from routing.ejection import Ejection
-from routing.speed import Peers, Speed
+from routing.pool import Pool, Standing
+from routing.prefix import MOST_PIECES_HELD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from backends.scrape import Scraped
-    from routing.types import Endpoint, Load
-
-
-LOAD_HOLDS_S = 0.005
-"""For so long the passing of time alone changes no decision: rates are learned over seconds."""
+    from routing.types import Call, Candidate, Endpoint, Usage
 
 
 class FleetSettings(Struct, frozen=True):
@@ -39,88 +35,52 @@ class FleetSettings(Struct, frozen=True):
     health_interval_s: float = 5.0
     health_timeout_s: float = 2.0
     scrape_interval_s: float = 5.0
+    prefix_pieces: int = MOST_PIECES_HELD
+    """Remembered of the prompts sent to the endpoints of one model, in all."""
 
 
-class Pool:
-    """The members of one model, and what routing last saw of each."""
+class Member(Standing):
+    """One endpoint of the fleet: how it stands, and the way to it."""
 
-    __slots__ = ("_all_seen_until_s", "_seen", "changed", "members", "peers")
-
-    def __init__(self) -> None:
-        self.members: dict[str, Member] = {}
-        """By the name of the endpoint."""
-        self.peers = Peers()
-        self.changed: set[Member] = set()
-        """Those at which something has happened since they were last seen."""
-        self._seen: dict[str, tuple[Endpoint, Load]] = {}
-        self._all_seen_until_s = 0.0
-
-    def add(self, member: Member) -> None:
-        self.members[member.endpoint.name] = member
-
-    def snapshot(self, now_s: float) -> tuple[tuple[Endpoint, Load], ...]:
-        """All of them with their load now. Where nothing has happened, what was worked out a moment ago still holds."""
-        if now_s >= self._all_seen_until_s:
-            self.changed.update(self.members.values())
-            self._all_seen_until_s = now_s + LOAD_HOLDS_S
-        for member in self.changed:
-            self._seen[member.endpoint.name] = (member.endpoint, member.load(now_s))
-        self.changed.clear()
-        return tuple(self._seen.values())
-
-
-class Member:
-    """One endpoint of the fleet, alive."""
-
-    def __init__(
-        self, endpoint: Endpoint, access: Access, settings: FleetSettings, pool: Pool | None = None
-    ) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoint: Endpoint, access: Access, settings: FleetSettings, pool: Pool) -> None:
+        super().__init__(endpoint, pool, settings.lane.connections)
         self.lane = lane_to(access, settings.lane)
         root = "/v1" if endpoint.kind == "worker" else access.url.partition("://")[2].partition("/")[2]
         self.keys = Keys(access.api_keys, endpoint.name)
         self.backend = HttpBackend(access, self.lane, "/" + root.strip("/"), settings.patience, self.keys)
-        self._pool = Pool() if pool is None else pool
-        self.speed = Speed(endpoint.gpu, self._pool.peers)
-        self.ejection = Ejection()
         self.header_name = endpoint.name.encode()
-        self.inflight = 0
         self.attempts: dict[str, int] = {}
         """How many ended, by outcome: ok, a failure's code, rejected (a 4xx of the call's own), abandoned (by us)."""
         self.checked = endpoint.kind != "worker"
         """Whether its health is known. A provider is not asked: that would cost money, and calls tell."""
         self.scraped: Scraped | None = None
         """What it last said of itself."""
-        self.changed()
 
     def looked_at(self, scraped: Scraped) -> None:
         """It has said this of itself."""
-        self.scraped = scraped
+        before, self.scraped = self.scraped, scraped
+        if scraped.kv_tokens is not None and (before is None or before.kv_tokens != scraped.kv_tokens):
+            self.resize(scraped.kv_tokens)
+        if before is not None and scraped.restarted_since(before):
+            self.restarted()
 
     def foreign_running(self, now_s: float) -> int:
         """Calls there that did not come from here, as far as is known."""
         scraped = self.scraped
         return scraped.foreign_running if scraped is not None and scraped.fresh(now_s) else 0
 
-    def changed(self) -> None:
-        """Something has happened there: what was seen of it does not hold any more."""
-        self._pool.changed.add(self)
+    def attempt(self, outgoing: Outgoing, call: Call, cached_tokens: int = 0) -> Attempt:
+        """An attempt at `call` here, where so many tokens of its prompt are expected in the cache."""
+        return Attempt(self, outgoing, call, cached_tokens)
 
-    def ended(self, outcome: str) -> None:
-        """An attempt there has ended so."""
+    def counted(self, outcome: str) -> None:
+        """An attempt here has ended so."""
         self.attempts[outcome] = self.attempts.get(outcome, 0) + 1
 
-    def load(self, now_s: float) -> Load:
-        """Its load now."""
-        unavailable, retry_after_s = self.ejection.state(now_s)
-        if unavailable is None:
-            unavailable, retry_after_s = self.keys.state(now_s)
-        if unavailable is None and self.inflight >= self.lane.limits.connections:
-            unavailable, retry_after_s = f"busy with {self.inflight} calls", 1.0
-        return self.speed.load(now_s, self.inflight, unavailable, retry_after_s)
-
-    def attempt(self, outgoing: Outgoing, work: float) -> Attempt:
-        return Attempt(self, outgoing, work)
+    def unavailable(self, now_s: float) -> tuple[str | None, float | None]:
+        """As for any endpoint, and for want of a key that the provider takes now."""
+        reason, retry_after_s = super().unavailable(now_s)
+        return (reason, retry_after_s) if reason is not None else self.keys.state(now_s)
 
 
 class Attempt:
@@ -129,22 +89,32 @@ class Attempt:
     Entering raises AttemptFailed or CallRejected.
     """
 
-    __slots__ = ("_ticket", "_watched", "_work", "completion_tokens", "member", "reply")
+    __slots__ = (
+        "_call",
+        "_expected_cached",
+        "_reported_cached",
+        "_run",
+        "_watched",
+        "completion_tokens",
+        "member",
+        "reply",
+    )
 
-    def __init__(self, member: Member, outgoing: Outgoing, work: float) -> None:
+    def __init__(self, member: Member, outgoing: Outgoing, call: Call, expected_cached: int) -> None:
         self.member = member
         self.reply: Exchange = member.backend.open(outgoing)
         self.completion_tokens = 0
         """Told by whoever counts them, so that the endpoint's speed can be learned."""
-        self._work = work
+        self._reported_cached: int | None = None
+        self._call = call
+        self._expected_cached = expected_cached
         # A reply that is not streamed shows no first token.
         self._watched = outgoing.stream
 
     async def __aenter__(self) -> Self:
-        member = self.member
-        member.inflight += 1
-        member.changed()
-        self._ticket = member.speed.start(time.monotonic(), self._work, watched=self._watched)
+        self._run = self.member.begin(
+            self._call, time.monotonic(), self._expected_cached, watched=self._watched
+        )
         try:
             await self.reply.__aenter__()
         except BaseException as error:
@@ -153,8 +123,12 @@ class Attempt:
         return self
 
     def first_token(self) -> None:
-        self.member.speed.first_token(self._ticket, time.monotonic())
-        self.member.changed()
+        self._run.first_token(time.monotonic())
+
+    def used(self, usage: Usage) -> None:
+        """What the endpoint says it used; an estimate of ours says nothing of its cache."""
+        if not usage.estimated:
+            self._reported_cached = usage.cached_tokens
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
@@ -167,22 +141,20 @@ class Attempt:
         member, now_s = self.member, time.monotonic()
         if error is not None:
             conceal(member.keys.secrets, error)
-        member.inflight -= 1
-        member.changed()
-        member.speed.finish(self._ticket, now_s, self.completion_tokens)
+        self._run.ended(now_s, self.completion_tokens, self._reported_cached)
         if error is None:
-            member.ended("ok")
-            member.ejection.succeeded(now_s)
+            member.counted("ok")
+            member.succeeded(now_s)
         elif isinstance(error, AttemptFailed):
-            member.ended(error.code)
+            member.counted(error.code)
             if isinstance(error, Refused) and error.of_key:
                 return
             if isinstance(error, Overloaded):
-                member.ejection.cool_down(now_s, error.retry_after_s or 1.0)
+                member.cool_down(now_s, error.retry_after_s or 1.0)
             elif error.ejects is not None:
-                member.ejection.failed(now_s, error.ejects, random.random())  # noqa: S311 - jitter
+                member.failed(now_s, error.ejects, random.random())  # noqa: S311 - jitter
         else:
-            member.ended("rejected" if isinstance(error, CallRejected) else "abandoned")
+            member.counted("rejected" if isinstance(error, CallRejected) else "abandoned")
 
 
 class Fleet:
@@ -193,11 +165,13 @@ class Fleet:
     ) -> None:
         self._settings = settings
         self._pools: dict[str, Pool] = {}
+        self._members: dict[tuple[str, str], Member] = {}
+        """By the names of model and endpoint."""
         for model, listed in endpoints.items():
-            pool = self._pools[model] = Pool()
+            pool = self._pools[model] = Pool(settings.prefix_pieces)
             for endpoint, access in listed:
-                pool.add(Member(endpoint, access, settings, pool))
-        self._all = [member for pool in self._pools.values() for member in pool.members.values()]
+                self._members[model, endpoint.name] = Member(endpoint, access, settings, pool)
+        self._all = list(self._members.values())
 
     async def __aenter__(self) -> Self:
         self._stack = AsyncExitStack()
@@ -225,15 +199,15 @@ class Fleet:
         return self._all
 
     def member(self, endpoint: Endpoint) -> Member:
-        return self._pools[endpoint.model].members[endpoint.name]
+        return self._members[endpoint.model, endpoint.name]
 
-    def attempt(self, endpoint: Endpoint, outgoing: Outgoing, work: float) -> Attempt:
-        """An attempt at `endpoint`, which carries `work`, in token-equivalents of prefill."""
-        return Attempt(self._pools[endpoint.model].members[endpoint.name], outgoing, work)
+    def pool(self, model: str) -> Pool:
+        """What is known of a model's endpoints. Raises KeyError where there is no such model."""
+        return self._pools[model]
 
-    def snapshot(self, model: str) -> tuple[tuple[Endpoint, Load], ...]:
-        """The endpoints of a model with their load now. Raises KeyError where there is no such model."""
-        return self._pools[model].snapshot(time.monotonic())
+    def attempt(self, candidate: Candidate, outgoing: Outgoing, call: Call) -> Attempt:
+        """An attempt at `call` by a candidate of its plan."""
+        return self.member(candidate.endpoint).attempt(outgoing, call, candidate.cached_tokens)
 
     @property
     def ready(self) -> bool:

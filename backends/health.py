@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from backends.base import AttemptFailed, CallTimeout, LaneFull
+from backends.base import AttemptFailed, CallTimeout, ConnectFailed, LaneFull
 from backends.rounds import rounds
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ async def check(member: Member, timeout_s: float, next_check_s: float) -> None:
         ok, detail = False, f"/health did not answer within {timeout_s:g} s"
     except AttemptFailed as failure:
         ok, detail = False, str(failure)
+        if isinstance(failure, ConnectFailed):
+            member.restarted()
     else:
         ok, detail = status == 200, f"/health answered {status}"
     member.ejection.health(time.monotonic(), ok, "" if ok else detail, next_check_s)

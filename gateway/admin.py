@@ -72,6 +72,6 @@ def admin_routes(administrators: Administrators, catalog: Catalog, planner: Plan
         """The plan for a call as it would be made now. Nothing is sent to an endpoint, and nothing is metered."""
         question = Question.read(await request.body())
         asked = parse(question.api, question.body, question.headers)
-        return Explanation.of(*planner.decisions(asked, catalog.offer(asked.model, asked.tier)))
+        return Explanation.of(*planner.decisions(asked, catalog.offer(asked.model, asked.tier), ""))
 
     return routes

@@ -15,6 +15,7 @@ import uvloop
 
 from gateway.admin import Administrators, admin_routes
 from gateway.auth import ANYONE, Key, Keyring, follow
+from gateway.cache_salt import CacheSalts
 from gateway.catalog import Catalog
 from gateway.control import control_app
 from gateway.cors import Origins
@@ -111,7 +112,7 @@ async def application(config: Config) -> AsyncIterator[Edge]:
         fleet = await stack.enter_async_context(fleet_of(config))
         telemetry = Telemetry()
         decisions = stack.enter_context(_decisions(config))
-        planner = Planner(catalog, fleet, decisions)
+        planner = Planner(fleet, CacheSalts(store.key_secret()), decisions)
         dispatch = Dispatch(catalog, planner, fleet, journal, telemetry)
         origins = Origins(config.cors.origins)
         edge = Edge(dispatch, catalog, keys, origins, telemetry)

@@ -33,6 +33,8 @@ class Model(Struct, frozen=True):
     """Public."""
     price: Price
     """What tenants are charged."""
+    caches_apart: bool = False
+    """Whether no tenant may profit from what another has left in a worker's prefix cache."""
 
 
 class Offer(Struct, frozen=True):
@@ -48,7 +50,10 @@ class Catalog:
         self.limits: Limits = config.limits
         self.total_s = float(config.timeouts.total_s)
         self.tiers: dict[TierName, Tier] = {name: config.tier(name) for name in TIERS}
-        self.models = {name: Model(name, section.price.price()) for name, section in config.models.items()}
+        self.models = {
+            name: Model(name, section.price.price(), section.prefix_cache == "per_tenant")
+            for name, section in config.models.items()
+        }
         self._listed = dict.fromkeys((*self.models, *config.aliases))
         self.created_s = created_s
         """When this catalog was put up, for lists of models: seconds since 1970."""

@@ -76,6 +76,7 @@ def explain(  # noqa: PLR0913 - a command's options are its parameters
 def _question(request: str, api: str | None, headers: Sequence[str]) -> Question:
     from msgspec import structs  # noqa: PLC0415 - takes time to import, as all that is imported below
 
+    from gateway.cache_salt import CacheSalts  # noqa: PLC0415 - see above
     from gateway.errors import ApiError  # noqa: PLC0415 - see above
     from gateway.explain import Question  # noqa: PLC0415 - see above
 
@@ -119,7 +120,8 @@ def _planned(config: Path, question: Question) -> Explanation:
         offer = catalog.offer(asked.model, asked.tier)
     except ApiError as error:
         _fail(f"the gateway would refuse it: {error.message} ({error.code})")
-    decisions = Planner(catalog, fleet).decisions(asked, offer)
+    # Which salt keeps a prompt apart makes no difference where nothing is cached yet.
+    decisions = Planner(fleet, CacheSalts(b"")).decisions(asked, offer, "")
     # The same file always gives the same plan.
     return Explanation.of(*(structs.replace(each, roll=0.0) for each in decisions))
 

@@ -93,6 +93,11 @@ class Limits(Section):
     event_bytes: Count = Field(8_388_608, description="Largest single event of a stream.")
     connections_per_endpoint: Count = Field(1024, description="Most connections to one endpoint.")
     attempts: Count = Field(3, le=20, description="Most endpoints of a model tried for one call.")
+    prefix_pieces: Count = Field(
+        500_000,
+        description="Most pieces of prompts (512 bytes each) remembered for the endpoints of one model, to find those that "
+        "have a prompt in their cache; 250 bytes of memory each.",
+    )
 
 
 class Timeouts(Section):
@@ -233,6 +238,11 @@ class ModelSection(Section):
         description="Any of `tools`, `vision`, `json_schema`, `logprobs`, `embeddings`; without it, nothing is ruled out.",
     )
     context_tokens: Count | None = Field(None, description="Longest context; without it, not checked.")
+    prefix_cache: Literal["shared", "per_tenant"] = Field(
+        "shared",
+        description="`per_tenant`: workers are sent a secret `cache_salt` for each tenant, so that nobody can find out by "
+        "the clock what another tenant has sent; prompts that tenants have in common are then computed for each.",
+    )
     endpoints: tuple[EndpointSection, ...] = Field(max_length=1000, description="Where the model is served.")
 
     @classmethod

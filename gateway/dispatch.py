@@ -16,7 +16,6 @@ from backends.worker import Outgoing
 from gateway.errors import ApiError, from_failure, from_rejection, shutting_down
 from gateway.explain import plan_line
 from gateway.meter import Arrival, Meter
-from routing.estimate import prefill_work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.openai import Request
     from gateway.planning import Planner
     from gateway.telemetry import Telemetry
-    from routing.types import Plan
+    from routing.types import Call, Plan
 
 _API_PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
 _NO_WORK_DONE = (ConnectFailed, LaneFull, Overloaded)
@@ -110,14 +109,15 @@ class Dispatch:
         lines, plans, failed = client.lines, [], None
         for model in offer.models:
             meter.model = model
-            plan = self._planner.plan(request, model, offer.tier, arrival.call_id)
+            call = self._planner.call(request, model, offer.tier, arrival.caller.tenant)
+            plan = self._planner.plan(call, request.model, arrival.call_id)
             if request.explain:
                 client.lines = lines + plan_line(plan)
             if not plan.ranked:
                 plans.append(plan)
                 continue
             try:
-                return await self._first_answer(plan, request, arrival, meter)
+                return await self._first_answer(plan, call, request, arrival, meter)
             except CallTimeout:
                 raise
             except AttemptFailed as failure:
@@ -126,19 +126,20 @@ class Dispatch:
             raise _nobody(plans, [model.name for model in offer.models])
         raise failed
 
-    async def _first_answer(self, plan: Plan, request: Request, arrival: Arrival, meter: Meter) -> Answer:
+    async def _first_answer(
+        self, plan: Plan, call: Call, request: Request, arrival: Arrival, meter: Meter
+    ) -> Answer:
         """The answer of the first endpoint in the plan that gives one.
 
         Raises CallRejected, or what the last attempt failed with.
         """
-        work = prefill_work(request.prompt_tokens)
         tries_left = self._catalog.limits.attempts
         last: AttemptFailed | None = None
         for candidate in plan.ranked:
             endpoint = candidate.endpoint
             outgoing = Outgoing(
                 api=_API_PATHS[request.api],
-                body=request.body_for(endpoint.served_model),
+                body=request.body_for(endpoint.served_model, worker=endpoint.kind == "worker"),
                 request_id=arrival.request_id,
                 stream=request.stream,
                 ends_s=arrival.started_s + self._catalog.total_s,
@@ -146,7 +147,7 @@ class Dispatch:
             )
             meter.asked(endpoint)
             try:
-                answer = await self._ask(self._fleet.attempt(endpoint, outgoing, work), request)
+                answer = await self._ask(self._fleet.attempt(candidate, outgoing, call), request)
             except CallRejected:
                 meter.failed()
                 raise
@@ -199,6 +200,7 @@ class Dispatch:
     def _relay_whole(self, answer: Answer, whole: WholeReply, client: Client, meter: Meter) -> None:
         lines = self._header_lines(answer, meter, b"application/json")
         meter.usage = whole.usage
+        answer.attempt.used(whole.usage)
         meter.status = 200
         meter.settle("ok")
         cost_usd = divmod(meter.charge_nano_usd, 1_000_000_000)
@@ -238,6 +240,8 @@ class Dispatch:
             stream.end()
         finally:
             attempt.completion_tokens = stream.tokens
+            if stream.usage is not None:
+                attempt.used(stream.usage)
         meter.settle("ok")
         client.finish(last_block + DONE)
         await attempt.reply.drain()

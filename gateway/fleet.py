@@ -20,6 +20,7 @@ def fleet_of(config: Config) -> Fleet:
             limits.connections_per_endpoint, float(timeouts.idle_connection_s), float(timeouts.connect_s)
         ),
         patience=Patience(float(timeouts.first_byte_s), float(timeouts.silence_s), float(timeouts.total_s)),
+        prefix_pieces=limits.prefix_pieces,
         health_interval_s=float(config.health.interval_s),
         health_timeout_s=float(config.health.timeout_s),
         scrape_interval_s=float(config.health.scrape_interval_s),

@@ -157,15 +157,27 @@ class Request(Struct, kw_only=True):
     """Whether it is not `auto`."""
     prompt_tokens: int = 0
     """Estimated."""
+    prompt: bytes = b""
+    """Its text as the client wrote it, in the order of a chat template: tools, then messages. Embeddings have none: what
+    they read is not kept in a prefix cache."""
+    cache_salt: bytes = b""
+    """vLLM's, as the client wrote it."""
+    tenant_salt: bytes = b""
+    """What a worker is sent in its place where tenants' caches are kept apart."""
     needs: frozenset[Capability] = frozenset()
     demands: Demands = NO_DEMANDS
     explain: bool = False
     """Whether the reply carries the plan."""
 
-    def body_for(self, served_model: str) -> bytes:
-        """The body for an endpoint where the model has this name. Streams always report usage, for metering."""
+    def body_for(self, served_model: str, *, worker: bool = False) -> bytes:
+        """The body for an endpoint where the model has this name. Streams always report usage, for metering.
+
+        Only a `worker` is sent the tenant's salt: providers know no such field.
+        """
         fields = self.fields.copy()
         fields["model"] = Raw(_encode(served_model))
+        if worker and self.tenant_salt:
+            fields["cache_salt"] = Raw(b'"%b"' % self.tenant_salt)
         fields.pop("routing", None)
         if self.stream:
             given = fields.get("stream_options")
@@ -209,6 +221,9 @@ def parse(api: Api, body: bytes, headers: dict[bytes, bytes]) -> Request:
 
 def _generation(request: Request, typed: _Chat | _Completions) -> None:
     """What only calls that generate have."""
+    salt = request.fields.get("cache_salt")
+    if salt is not None:
+        request.cache_salt = bytes(salt)
     request.stream = bool(typed.stream)
     if typed.stream_options is not None:
         request.shows_usage = bool(typed.stream_options.include_usage)
@@ -232,12 +247,14 @@ def _generation(request: Request, typed: _Chat | _Completions) -> None:
 
 
 def _chat(request: Request, typed: _Chat) -> None:
-    messages = bytes(request.fields["messages"])
+    request.prompt = messages = bytes(request.fields["messages"])
     request.prompt_tokens = _tokens(messages)
     if b'"image_url"' in messages and _PICTURE.search(messages):
         request.needs = frozenset({"vision"})
     if typed.tools:
-        request.prompt_tokens += len(bytes(request.fields["tools"])) // BYTES_PER_TOKEN
+        tools = bytes(request.fields["tools"])
+        request.prompt_tokens += len(tools) // BYTES_PER_TOKEN
+        request.prompt = tools + messages
         request.needs |= {"tools"}
 
 
@@ -245,7 +262,9 @@ def _completion(request: Request, typed: _Completions) -> None:
     if typed.prompt is None and typed.prompt_embeds is None:
         raise ApiError("missing_required_parameter", "prompt is missing", param="prompt")
     request.choices *= _prompts(typed.prompt)
-    request.prompt_tokens = _prompt_tokens(typed.prompt, request.fields.get("prompt", Raw()))
+    prompt = request.fields.get("prompt", Raw())
+    request.prompt_tokens = _prompt_tokens(typed.prompt, prompt)
+    request.prompt = bytes(prompt)
 
 
 def _whole(count: float, param: str) -> int:

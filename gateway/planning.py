@@ -3,70 +3,69 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import TYPE_CHECKING
 
-from routing.decision import Decision
-from routing.estimate import MEAN_OUTPUT_TOKENS
-from routing.pipeline import plan
-from routing.types import Call, Endpoint, Load, Plan
+from routing.prefix import pieces_of
+from routing.types import Call, Plan
 
 if TYPE_CHECKING:
     from backends.fleet import Fleet
-    from gateway.catalog import Catalog, Model, Offer
+    from gateway.cache_salt import CacheSalts
+    from gateway.catalog import Model, Offer
     from gateway.decision_log import DecisionLog
     from gateway.ledger import UsageRow
     from gateway.openai import Request
+    from routing.decision import Decision
     from routing.types import Tier
-
-_OUTPUT_WEIGHT = 0.02
-"""Of the newest call in the running mean of a model's output tokens: about the last fifty calls count."""
-
-_Asked = tuple[Call, tuple[tuple[Endpoint, Load], ...], float, float]
-"""What `routing.pipeline.plan` takes, and a `Decision` holds, in its order."""
 
 
 class Planner:
     """Plans over the fleet as it is now. Nothing is sent anywhere."""
 
-    def __init__(self, catalog: Catalog, fleet: Fleet, log: DecisionLog | None = None) -> None:
+    def __init__(self, fleet: Fleet, salts: CacheSalts, log: DecisionLog | None = None) -> None:
         self._fleet = fleet
+        self._salts = salts
         self._log = log
-        self._output_tokens = dict.fromkeys(catalog.models, MEAN_OUTPUT_TOKENS)
 
-    def plan(self, request: Request, model: Model, tier: Tier, call_id: str) -> Plan:
-        """The plan for a call that is to be served."""
-        log = self._log
-        if log is None or not log.samples():
-            return plan(*self._asked(request, model, tier))
-        decision = self.decision(request, model, tier)
-        made = decision.plan()
-        log.planned(call_id, request.model, decision, made)
-        return made
-
-    def decision(self, request: Request, model: Model, tier: Tier) -> Decision:
-        """All that such a plan is made of."""
-        return Decision(*self._asked(request, model, tier))
-
-    def decisions(self, request: Request, offer: Offer) -> list[Decision]:
-        """Those for all models on offer, in the order in which they would be tried."""
-        return [self.decision(request, model, offer.tier) for model in offer.models]
-
-    def ended(self, row: UsageRow) -> None:
-        """A call has ended. It tells how much its model writes."""
-        if self._log is not None:
-            self._log.ended(row)
-        if row.outcome == "ok" and row.completion_tokens:
-            mean = self._output_tokens[row.model]
-            self._output_tokens[row.model] = mean + _OUTPUT_WEIGHT * (row.completion_tokens - mean)
-
-    def _asked(self, request: Request, model: Model, tier: Tier) -> _Asked:
-        call = Call(
+    def call(self, request: Request, model: Model, tier: Tier, tenant: str) -> Call:
+        """The call as routing sees it. From here on `request` carries the salt of a tenant that must have one."""
+        if model.caches_apart:
+            request.tenant_salt = self._salts.of(tenant, request.cache_salt)
+        return Call(
             model=model.name,
             tier=tier,
             prompt_tokens=request.prompt_tokens,
             max_tokens=request.max_tokens,
             needs=request.needs,
             demands=request.demands,
+            tenant=tenant,
+            pieces=pieces_of(request.prompt, request.tenant_salt or request.cache_salt),
         )
+
+    def plan(self, call: Call, asked_model: str, call_id: str) -> Plan:
+        """The plan for a call that is to be served; `asked_model` is what its client named."""
+        log = self._log
+        if log is None or not log.samples():
+            roll = random.random()  # noqa: S311 - settles ties
+            return self._fleet.pool(call.model).plan(call, time.monotonic(), roll)
+        decision = self.decision(call)
+        made = decision.plan()
+        log.planned(call_id, asked_model, decision, made)
+        return made
+
+    def decision(self, call: Call) -> Decision:
+        """All that such a plan is made of."""
         roll = random.random()  # noqa: S311 - settles ties
-        return call, self._fleet.snapshot(model.name), roll, self._output_tokens[model.name]
+        return self._fleet.pool(call.model).decision(call, time.monotonic(), roll)
+
+    def decisions(self, request: Request, offer: Offer, tenant: str) -> list[Decision]:
+        """Those for all models on offer, in the order in which they would be tried."""
+        return [self.decision(self.call(request, model, offer.tier, tenant)) for model in offer.models]
+
+    def ended(self, row: UsageRow) -> None:
+        """A call has ended. It tells how much its tenant has such models write."""
+        if self._log is not None:
+            self._log.ended(row)
+        if row.outcome == "ok" and row.completion_tokens:
+            self._fleet.pool(row.model).wrote(row.tenant, row.completion_tokens)

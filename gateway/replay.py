@@ -132,7 +132,8 @@ class Settings:
         if model == call.model:
             loads = {endpoint.name: load for endpoint, load in decision.snapshot}
         snapshot = tuple(
-            (endpoint, loads.get(endpoint.name, load)) for endpoint, load in self._fleet.snapshot(model)
+            (endpoint, loads.get(endpoint.name, load))
+            for endpoint, load in self._fleet.pool(model).snapshot(0.0)
         )
         call = structs.replace(call, model=model, tier=offer.tier)
         return structs.replace(decision, call=call, snapshot=snapshot)

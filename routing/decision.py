@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from routing.estimate import MEAN_OUTPUT_TOKENS
 from routing.pipeline import plan
 from routing.types import Call, Endpoint, Load, Plan  # noqa: TC001 - msgspec reads annotations at run time
 
@@ -17,7 +18,9 @@ class Decision(Struct, frozen=True):
     call: Call
     snapshot: tuple[tuple[Endpoint, Load], ...]
     roll: float
-    expected_output_tokens: float
+    expected_output_tokens: float = MEAN_OUTPUT_TOKENS
+    cached_tokens: dict[str, int] = {}
+    """Of the prompt, expected in the prefix cache of each endpoint, by name."""
 
     def plan(self) -> Plan:
-        return plan(self.call, self.snapshot, self.roll, self.expected_output_tokens)
+        return plan(self.call, self.snapshot, self.roll, self.expected_output_tokens, self.cached_tokens)

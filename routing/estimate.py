@@ -6,13 +6,13 @@ work that need not be done, and shows as fewer seconds.
 
 from __future__ import annotations
 
-from itertools import repeat
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from routing.types import Call, Endpoint, Load
 
@@ -25,9 +25,14 @@ QUADRATIC_TOKENS = 40_000
 STALL_SHARE = 0.25
 """Share of the seconds for which others are stalled that counts as seconds of this call's own; from simulation."""
 
+MOST_BUSY = 0.9
+"""Share of its time that an endpoint counts as busy at most: beyond it, the delay to those who come would be endless."""
+
 MEAN_OUTPUT_TOKENS = 256.0
 """Tokens of output to expect before any call of a model has ended."""
 
+
+NOTHING_CACHED: Mapping[str, int] = MappingProxyType({})
 
 Figures = tuple[float, float, float, int]
 """The values of an `Estimate`, in its order. A call looks at one or two of those made for it, and a tuple costs a third."""
@@ -60,25 +65,31 @@ def prefill_work(prompt_tokens: int, cached_tokens: int = 0) -> float:
 
 
 def estimates(
-    asked: Ask, members: Iterable[tuple[Endpoint, Load]], cached_tokens: Iterable[int] = repeat(0)
+    asked: Ask, members: Iterable[tuple[Endpoint, Load]], cached_tokens: Mapping[str, int] = NOTHING_CACHED
 ) -> list[Figures]:
-    """The estimate at each endpoint; `cached_tokens` are how many of the prompt are expected in the cache of each."""
+    """The estimate at each endpoint; `cached_tokens`, by its name, are how many of the prompt are expected in its cache.
+
+    What a call imposes on others is the stall of those that are decoding there, and the delay of those still to come,
+    who find it in front of them. Without it every endpoint would get a copy of every prefix, and near saturation the pool
+    collapses.
+    """
     prompt_tokens, output_tokens = asked.prompt_tokens, asked.output_tokens
     expected: list[Figures] = []
     # One loop and no calls: it runs over the whole fleet for every call.
-    for (endpoint, load), cached in zip(members, cached_tokens, strict=False):
-        work, rate, price = asked.work, load.work_per_s, endpoint.cost
+    for endpoint, load in members:
+        work, rate, price, itl_s = asked.work, load.work_per_s, endpoint.cost, load.itl_s
         pico_usd = prompt_tokens * price.input_pico_usd + output_tokens * price.output_pico_usd
-        if cached:
+        if cached_tokens and (cached := cached_tokens.get(endpoint.name, 0)):
             work = prefill_work(prompt_tokens, cached)
             if price.cached_input_pico_usd is not None:
                 pico_usd -= cached * (price.input_pico_usd - price.cached_input_pico_usd)
-        expected.append(
-            (
-                load.base_ttft_s + (load.pending_work + work) / rate,
-                load.itl_s,
-                STALL_SHARE * load.inflight * work / rate,
-                (pico_usd + 500) // 1000,
-            )
-        )
+        own_s = work / rate
+        waiting_s = load.pending_work / rate + own_s
+        imposed_s = 0.0
+        if load.decoding:
+            imposed_s = STALL_SHARE * load.decoding * (own_s + output_tokens * itl_s * load.crowding)
+        if load.arrivals_per_s:
+            free = 1.0 - load.busy if load.busy < MOST_BUSY else 1.0 - MOST_BUSY
+            imposed_s += own_s * load.arrivals_per_s * waiting_s / free
+        expected.append((load.base_ttft_s + waiting_s, itl_s, imposed_s, (pico_usd + 500) // 1000))
     return expected

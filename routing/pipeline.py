@@ -6,15 +6,16 @@ simulation and when `explain` asks a month later.
 
 from __future__ import annotations
 
+from heapq import nlargest
 from typing import TYPE_CHECKING
 
-from routing.estimate import MEAN_OUTPUT_TOKENS, ask, estimates
+from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, ask, estimates
 from routing.filters import context, filters_for
 from routing.objective import rank
 from routing.types import NO_DEMANDS, Endpoint, Estimate, Load, Plan, Rejection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from routing.estimate import Ask
     from routing.objective import Ranking
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 LOOK_AT = 64
 """Endpoints estimated for one call, where more could serve it. In simulation a dozen drawn lost nothing against all."""
 
+BEST_HOLDERS = 4
+"""Of those that hold most of the prompt's prefix, so many are always looked at."""
+
 _Member = tuple[Endpoint, Load]
 
 
@@ -32,21 +36,23 @@ def plan(
     snapshot: Sequence[_Member],
     roll: float,
     expected_output_tokens: float = MEAN_OUTPUT_TOKENS,
+    cached_tokens: Mapping[str, int] = NOTHING_CACHED,
 ) -> Plan:
     """The plan for `call` over `snapshot`, the endpoints of its model. Each is ranked, rejected or, beyond LOOK_AT of
     them, passed over; exactly one of these.
 
     `roll`, uniform in [0, 1), settles exact ties and which are passed over; `expected_output_tokens` is the running
-    mean of the model's calls. Nobody is passed over where those looked at leave the call unserved or late.
+    mean of the model's calls; `cached_tokens`, by the name of the endpoint, are how many of the prompt it is expected to
+    have in its prefix cache. Nobody is passed over where those looked at leave the call unserved or late.
     """
     asked = ask(call, expected_output_tokens)
     serving, rejected = _filtered(call, snapshot)
     if len(serving) > LOOK_AT:
-        drawn, passed_over = _drawn(serving, roll)
-        ranked, misses = _ranked(call, asked, drawn, roll)
+        drawn, passed_over = _drawn(serving, roll, cached_tokens)
+        ranked, misses = _ranked(call, asked, drawn, roll, cached_tokens)
         if ranked and ranked[0].on_time:
             return Plan(ranked, (*rejected, *misses), passed_over)
-    ranked, misses = _ranked(call, asked, serving, roll)
+    ranked, misses = _ranked(call, asked, serving, roll, cached_tokens)
     return Plan(ranked, (*rejected, *misses))
 
 
@@ -79,16 +85,22 @@ def _filtered(call: Call, snapshot: Sequence[_Member]) -> tuple[Sequence[_Member
     return serving, rejected
 
 
-def _drawn(serving: Sequence[_Member], roll: float) -> tuple[list[_Member], tuple[Endpoint, ...]]:
+def _drawn(
+    serving: Sequence[_Member], roll: float, cached_tokens: Mapping[str, int]
+) -> tuple[list[_Member], tuple[Endpoint, ...]]:
     """Those to look at, evenly over the range of prices with both ends always among them, and the endpoints left.
 
-    Endpoints of one price differ by chance; what must not be lost to chance is the one cheap or the one hosted.
+    Endpoints of one price differ by chance; what must not be lost to chance is the one cheap, the one hosted, and those
+    that have the prompt in their cache.
     """
+    holders = set(nlargest(BEST_HOLDERS, cached_tokens, key=cached_tokens.__getitem__))
     by_price = sorted(serving, key=_input_price)
     step = len(by_price) / LOOK_AT
     last = len(by_price) - 1
     # `min`, because a roll next to 1 rounds up.
     places = {0, last, *(min(last, int((place + roll) * step)) for place in range(LOOK_AT))}
+    if holders:
+        places |= {place for place, member in enumerate(by_price) if member[0].name in holders}
     drawn = [by_price[place] for place in sorted(places)]
     return drawn, tuple([member[0] for place, member in enumerate(by_price) if place not in places])
 
@@ -98,9 +110,9 @@ def _input_price(member: _Member) -> int:
 
 
 def _ranked(
-    call: Call, asked: Ask, serving: Sequence[_Member], roll: float
+    call: Call, asked: Ask, serving: Sequence[_Member], roll: float, cached_tokens: Mapping[str, int]
 ) -> tuple[Ranking, Sequence[Rejection]]:
-    expected = estimates(asked, serving)
+    expected = estimates(asked, serving, cached_tokens)
     misses: Sequence[Rejection] = ()
     demands = call.demands
     if demands is not NO_DEMANDS:
@@ -112,7 +124,7 @@ def _ranked(
         ]
         serving = [member for member, miss in zip(serving, found, strict=True) if miss is None]
         expected = [figures for figures, miss in zip(expected, found, strict=True) if miss is None]
-    return rank(call.tier, serving, expected, asked.output_tokens, roll), misses
+    return rank(call.tier, serving, expected, asked, roll, cached_tokens), misses
 
 
 def missed(demands: Demands, expected: Estimate) -> tuple[str, str] | None:
@@ -135,7 +147,8 @@ def missed(demands: Demands, expected: Estimate) -> tuple[str, str] | None:
 def describe(plan: Plan) -> str:
     """The plan in lines for a person: the ranking with its figures, then who was rejected and why."""
     lines = [
-        f"{place}. {c.endpoint.name}: first token {c.estimate.ttft_s:.3g} s, "
+        f"{place}. {c.endpoint.name}: first token {c.estimate.ttft_s:.3g} s"
+        f"{f' ({c.cached_tokens} tokens cached)' if c.cached_tokens else ''}, "
         f"then {c.estimate.itl_s * 1000:.3g} ms a token, delays others {c.estimate.imposed_s:.3g} s, "
         f"costs {c.estimate.cost_nano_usd} nano-USD, score {c.score_nano_usd:.6g}"
         f"{'' if c.on_time else ' (late for its tier)'}"

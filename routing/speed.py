@@ -12,12 +12,17 @@ Every operation is O(1). Time is whatever monotonic clock the caller passes; a s
 
 from __future__ import annotations
 
-import re
+import math
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from routing.gpu import prior_for
 from routing.types import Load
+
+if TYPE_CHECKING:
+    from routing.gpu import Prior
 
 HALF_LIFE_S = 30.0
 """After this long an observation counts half: long against one prefill, short against a slow-down of minutes."""
@@ -37,6 +42,15 @@ speed, and two half-lives are enough to believe it."""
 LEAST_SAMPLE_S = 1e-4
 """Seconds one observation counts for at least: two prompts prefilled in one batch answer together."""
 
+ARRIVALS_HALF_LIFE_S = 20.0
+"""After this long a call sent counts half in how much is being sent; from simulation."""
+
+_PER_S_OF_SUM = math.log(2.0) / ARRIVALS_HALF_LIFE_S
+"""What a sum that fades so, of something that goes on evenly, is to be multiplied by for its rate per second."""
+
+MOST_BUSY = 1.0
+"""Of its time: more than all of it no endpoint can be asked for and keep up."""
+
 BASE_PRIOR_S = 0.02
 """Seconds to the first token of an empty prompt before any is seen: a network nearby and a step of the scheduler."""
 
@@ -47,73 +61,6 @@ BASE_RISE = 1.05
 BASE_RISE_S = 0.0005
 """How far the fixed cost may rise at one sample, as a factor and in seconds. It falls at once: only delays that this
 gateway did not cause can make a sample too long, nothing can make it too short."""
-
-
-class Gpu(Struct, frozen=True):
-    """A card by its two figures that matter here, from the vendor's data sheet."""
-
-    tflops: float
-    """Dense bf16 (fp16 where the card has no bf16), 1e12 operations per second: bounds prefill."""
-    gb_per_s: float
-    """Memory bandwidth, 1e9 bytes per second: bounds decode."""
-
-
-GPUS: dict[str, Gpu] = {
-    "b200": Gpu(2250, 8000),
-    "h200": Gpu(989, 4800),
-    "h100": Gpu(989, 3350),
-    "mi300x": Gpu(1307, 5300),
-    "a100": Gpu(312, 2039),
-    "l40s": Gpu(362, 864),
-    "a6000": Gpu(155, 768),
-    "a40": Gpu(150, 696),
-    "a10": Gpu(125, 600),
-    "a10g": Gpu(70, 600),
-    "l4": Gpu(121, 300),
-    "v100": Gpu(125, 900),
-    "t4": Gpu(65, 320),
-    "5090": Gpu(210, 1792),
-    "4090": Gpu(165, 1008),
-    "4080": Gpu(97, 717),
-    "3090": Gpu(71, 936),
-}
-"""Rounded from the data sheets of NVIDIA (for GeForce the architecture white papers, FP32 accumulation) and AMD."""
-
-UNKNOWN_GPU = GPUS["4090"]
-"""For a class that is not declared or not listed, and for hosted endpoints: in the middle of the table."""
-
-MODEL_PARAMETERS = 8e9
-"""The guess is made for a model of this size at two bytes a parameter."""
-
-USED_TFLOPS = 0.5
-USED_GB_PER_S = 0.8
-"""Shares of the two bounds assumed to be reached in practice. A guess, which PRIOR_S keeps from mattering for long."""
-
-KV_BYTES_PER_SEQUENCE = 131_072 * 2_000
-"""Bytes that each running sequence adds to a decode step: the KV cache of 2,000 tokens of Llama-3.1-8B."""
-
-
-class Prior(Struct, frozen=True):
-    """What to expect of an endpoint before it has been seen."""
-
-    work_per_s: float
-    """Token-equivalents of prefill per second."""
-    step_s: float
-    """Seconds per decode step, whatever the batch."""
-    sequence_s: float
-    """Seconds that each sequence of the batch adds to a step."""
-
-
-def prior_for(gpu: str | None) -> Prior:
-    """The guess for a declared GPU; any usual spelling does ("rtx-4090", "NVIDIA A100-SXM4-80GB")."""
-    words = (word.removeprefix("rtx") for word in re.findall(r"[a-z0-9]+", (gpu or "").lower()))
-    card = next((GPUS[word] for word in words if word in GPUS), UNKNOWN_GPU)
-    bytes_per_s = card.gb_per_s * 1e9 * USED_GB_PER_S
-    return Prior(
-        work_per_s=card.tflops * 1e12 * USED_TFLOPS / (2 * MODEL_PARAMETERS),
-        step_s=2 * MODEL_PARAMETERS / bytes_per_s,
-        sequence_s=KV_BYTES_PER_SEQUENCE / bytes_per_s,
-    )
 
 
 class Ticket(Struct, eq=False):
@@ -133,12 +80,13 @@ class Ticket(Struct, eq=False):
     ended: bool = False
 
 
-class _Ratio:
-    """A ratio of two observed sums, both fading with HALF_LIFE_S."""
+class _Sums:
+    """Two observed sums, both fading with one half-life."""
 
-    __slots__ = ("_at_s", "_over", "_under")
+    __slots__ = ("_at_s", "_half_life_s", "_over", "_under")
 
-    def __init__(self) -> None:
+    def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
+        self._half_life_s = half_life_s
         self._over = self._under = 0.0
         self._at_s = float("-inf")
 
@@ -147,7 +95,7 @@ class _Ratio:
         self._over, self._under, self._at_s = faded_over + over, faded_under + under, now_s
 
     def sums(self, now_s: float) -> tuple[float, float]:
-        fade = 2.0 ** ((self._at_s - now_s) / HALF_LIFE_S)
+        fade = 2.0 ** ((self._at_s - now_s) / self._half_life_s)
         return self._over * fade, self._under * fade
 
 
@@ -163,8 +111,8 @@ class Peers:
     __slots__ = ("_decoded", "_prefilled", "decode_slower", "prefill_faster")
 
     def __init__(self) -> None:
-        self._prefilled = _Ratio()
-        self._decoded = _Ratio()
+        self._prefilled = _Sums()
+        self._decoded = _Sums()
         self.prefill_faster = 1.0
         """Factor to the guessed rate of prefill, at least 1."""
         self.decode_slower = 1.0
@@ -195,7 +143,7 @@ class _Pace:
     def __init__(self, prior: Prior, peers: Peers) -> None:
         self._prior = prior
         self._peers = peers
-        self._seen = _Ratio()
+        self._seen = _Sums()
         self._expected = self._at_s = 0.0
         self.decoding = 0
 
@@ -217,6 +165,11 @@ class _Pace:
         self._seen.add(now_s, seconds * share, guessed_s)
         self._peers.decoded(now_s, guessed_s, seconds * share)
 
+    def crowding(self, batch: int) -> float:
+        """Share by which one sequence more makes a step longer than in a batch of `batch`."""
+        prior = self._prior
+        return prior.sequence_s / (prior.step_s + prior.sequence_s * batch)
+
     def itl_s(self, now_s: float, batch: int) -> float:
         """Seconds per token in a batch of `batch`."""
         observed_s, expected_s = self._seen.sums(now_s)
@@ -232,6 +185,9 @@ class Speed:
 
     A reply that comes as one piece shows no first token. Its ticket is not watched: it teaches nothing, counts as a
     sequence in the batch, and its prefill as pending for as long as it is expected to take.
+
+    A hosted endpoint is `parallel`: it has servers to spare, so that calls neither wait for each other nor slow each other
+    down as far as can be seen from here.
     """
 
     __slots__ = (
@@ -241,19 +197,24 @@ class Speed:
         "_hidden_work",
         "_now_s",
         "_pace",
+        "_parallel",
         "_peers",
         "_pending",
         "_pending_work",
         "_prior",
         "_rate",
+        "_sent",
         "_served_until_s",
     )
 
-    def __init__(self, gpu: str | None = None, peers: Peers | None = None) -> None:
-        """`peers` is shared by the endpoints of one model."""
+    def __init__(self, gpu: str | None = None, peers: Peers | None = None, *, parallel: bool = False) -> None:
+        """`peers` is shared by the workers of one model."""
+        self._parallel = parallel
         self._prior = prior_for(gpu)
         self._peers = Peers() if peers is None else peers
-        self._rate = _Ratio()
+        self._rate = _Sums()
+        self._sent = _Sums(ARRIVALS_HALF_LIFE_S)
+        """Work, and calls."""
         self._pace = _Pace(self._prior, self._peers)
         self._base_s = BASE_PRIOR_S
         self._pending: OrderedDict[Ticket, None] = OrderedDict()
@@ -272,7 +233,8 @@ class Speed:
         now_s = self._forward(now_s)
         hidden_work = self._hidden_left(now_s, self._work_per_s(now_s)) if self._hidden else 0.0
         queued = bool(self._pending) or hidden_work > 0.0
-        ticket = Ticket(max(0.0, work), now_s, queued, watched=watched)
+        ticket = Ticket(max(0.0, work), now_s, queued and not self._parallel, watched=watched)
+        self._sent.add(now_s, ticket.work, 1.0)
         if not watched:
             self._hidden += 1
             self._hidden_work, self._hidden_at_s = hidden_work + ticket.work, now_s
@@ -338,6 +300,34 @@ class Speed:
         """
         if now_s < self._now_s:
             now_s = self._now_s
+        rate, pending = self._queue(now_s)
+        if self._parallel:
+            itl_s = self._pace.itl_s(now_s, 1)
+            return Load(
+                inflight, 0.0, rate, self._base_s, itl_s, 0, 0.0, 0.0, 0.0, unavailable, retry_after_s
+            )
+        batch = inflight + 1
+        itl_s = self._pace.itl_s(now_s, batch)
+        sent_work, sent = self._sent.sums(now_s)
+        busy = sent_work * _PER_S_OF_SUM / rate
+        if busy > MOST_BUSY:
+            busy = MOST_BUSY
+        return Load(
+            inflight,
+            pending,
+            rate,
+            self._base_s,
+            itl_s,
+            self._pace.decoding,
+            self._pace.crowding(batch),
+            sent * _PER_S_OF_SUM,
+            busy,
+            unavailable,
+            retry_after_s,
+        )
+
+    def _queue(self, now_s: float) -> tuple[float, float]:
+        """The rate of prefill, and the work that waits for it."""
         work, seconds = self._rate.sums(now_s)
         work += PRIOR_S * self._prior.work_per_s * self._peers.prefill_faster
         seconds += PRIOR_S
@@ -355,8 +345,7 @@ class Speed:
                 pending = 0.0
         if self._hidden:
             pending += self._hidden_left(now_s, rate)
-        itl_s = self._pace.itl_s(now_s, inflight + 1)
-        return Load(inflight, pending, rate, self._base_s, itl_s, unavailable, retry_after_s)
+        return rate, pending
 
     def _forward(self, now_s: float) -> float:
         if now_s > self._now_s:
@@ -366,7 +355,7 @@ class Speed:
     def _serving_s(self, ticket: Ticket, now_s: float) -> float:
         """For how long the endpoint can have been at this ticket: not before it got there, nor while at another."""
         since_s = ticket.start_s + self._base_s
-        if since_s < self._served_until_s:
+        if since_s < self._served_until_s and not self._parallel:
             since_s = self._served_until_s
         return now_s - since_s if now_s > since_s else 0.0
 

@@ -97,6 +97,10 @@ class Call(Struct, frozen=True, gc=False):
     max_tokens: int | None = None
     needs: frozenset[Capability] = frozenset()
     demands: Demands = NO_DEMANDS
+    tenant: str = ""
+    """Who pays, where that is known: tenants differ in how much they have written."""
+    pieces: tuple[int, ...] = ()
+    """Names of the prompt's prefixes, shortest first; see `routing.prefix`."""
 
 
 class Load(Struct, frozen=True, gc=False):
@@ -112,6 +116,14 @@ class Load(Struct, frozen=True, gc=False):
     """Network and fixed costs before the first token, learned."""
     itl_s: float = 0.0
     """Seconds per output token for one more call there, learned."""
+    decoding: int = 0
+    """Calls there that are past their first token, or whose first token cannot be seen."""
+    crowding: float = 0.0
+    """By which share one call more makes each decode step there longer."""
+    arrivals_per_s: float = 0.0
+    """Calls sent there per second, of late."""
+    busy: float = 0.0
+    """Share of its time, 0 to 1, that prefilling what was sent there of late takes."""
     unavailable: str | None = None
     """Why it gets no call now, or None."""
     retry_after_s: float | None = None
@@ -136,6 +148,8 @@ class Candidate(Struct, frozen=True, gc=False):
     """Price plus value of waiting; the least is the best."""
     on_time: bool
     """Whether the estimate meets the tier's target."""
+    cached_tokens: int = 0
+    """Of the prompt, expected in its prefix cache."""
 
 
 class Rejection(Struct, frozen=True, gc=False):

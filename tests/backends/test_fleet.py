@@ -10,12 +10,13 @@ from backends.fleet import Fleet, FleetSettings
 from backends.lane import LaneLimits, Patience
 from backends.worker import Access, Outgoing
 from loadtest.worker import Fault, SimWorker, WorkerSpec
-from routing.types import Endpoint
+from routing.types import Call, Endpoint, Tier
 
 SETTINGS = FleetSettings(
     LaneLimits(connections=4), Patience(2.0, 1.0, 5.0), health_interval_s=0.05, health_timeout_s=0.5
 )
 CHAT = b'{"model":"sim","messages":[{"role":"user","content":"hi"}],"max_tokens":3%b}'
+CALL = Call("m", Tier("default", 5.0, 1e6), prompt_tokens=1)
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
@@ -84,15 +85,15 @@ async def test_one_unreachable_worker_leaves_the_fleet_ready():
     async with SimWorker(WorkerSpec(decode_s_per_token=0)) as worker:
         async with fleet_at(worker.url, "http://127.0.0.1:9") as (fleet, members):
             await until(lambda: all(member.checked for member in members))
-            serving = {endpoint.name for endpoint, load in fleet.snapshot("m") if load.unavailable is None}
-            assert serving == {"w0"}
+            snapshot = fleet.pool("m").snapshot(time.monotonic())
+            assert [load.unavailable is None for _, load in snapshot] == [True, False]
             assert fleet.ready
 
 
 async def test_calls_are_counted_while_their_block_is_open():
     async with SimWorker(WorkerSpec(decode_s_per_token=0)) as worker, fleet_at(worker.url) as (_, members):
         member = members[0]
-        async with member.attempt(outgoing(), 1.0) as attempt:
+        async with member.attempt(outgoing(), CALL) as attempt:
             assert member.inflight == 1
             assert member.load(time.monotonic()).inflight == 1
             assert b'"choices"' in await read_whole(attempt.reply)
@@ -106,7 +107,7 @@ async def test_no_failure_leaves_a_call_counted(fault: str, stream: bytes):
     spec = WorkerSpec(decode_s_per_token=0, faults=(Fault(fault, after_chunks=1),))
     async with SimWorker(spec) as worker, fleet_at(worker.url, settings=patience) as (_, members):
         with suppress(AttemptFailed):
-            async with members[0].attempt(outgoing(stream=bool(stream), body=CHAT % stream), 1.0) as attempt:
+            async with members[0].attempt(outgoing(stream=bool(stream), body=CHAT % stream), CALL) as attempt:
                 while await attempt.reply.read():
                     pass
         assert members[0].inflight == 0
@@ -121,7 +122,7 @@ async def test_leaving_at_any_moment_leaves_no_call_counted():
         member = members[0]
 
         async def call() -> None:
-            async with member.attempt(outgoing(stream=True, body=CHAT % b',"stream":true'), 1.0) as attempt:
+            async with member.attempt(outgoing(stream=True, body=CHAT % b',"stream":true'), CALL) as attempt:
                 while await attempt.reply.read():
                     attempt.first_token()
 
@@ -138,7 +139,7 @@ async def test_leaving_at_any_moment_leaves_no_call_counted():
 
 async def fails(member, kind: type[Exception]) -> None:
     with pytest.raises(kind):
-        async with member.attempt(outgoing(), 1.0):
+        async with member.attempt(outgoing(), CALL):
             pass
 
 
@@ -178,7 +179,7 @@ async def test_a_failure_found_while_reading_is_the_endpoint_s():
     async with hosted(answers(reply(200, b"<html>"))) as (_, _, member):
         for _ in range(5):
             with pytest.raises(ReplyMalformed):  # noqa: PT012 - the failure is the block's own
-                async with member.attempt(outgoing(), 1.0) as attempt:
+                async with member.attempt(outgoing(), CALL) as attempt:
                     await read_whole(attempt.reply)
                     raise ReplyMalformed
         assert "ejected" in unavailable(member)
@@ -191,7 +192,7 @@ async def test_an_endpoint_in_full_use_takes_no_more_calls():
         await peer.lost()
 
     async with hosted(script) as (_, _, member):
-        attempts = [member.attempt(outgoing(stream=True), 1.0) for _ in range(4)]
+        attempts = [member.attempt(outgoing(stream=True), CALL) for _ in range(4)]
         for attempt in attempts:
             await attempt.__aenter__()
         assert unavailable(member) == "busy with 4 calls"
@@ -202,7 +203,7 @@ async def test_an_endpoint_in_full_use_takes_no_more_calls():
 
 async def test_connections_are_closed_when_the_fleet_is_left():
     async with hosted(answers(OK)) as (_, _, member):
-        async with member.attempt(outgoing(), 1.0) as attempt:
+        async with member.attempt(outgoing(), CALL) as attempt:
             await read_whole(attempt.reply)
         assert member.lane.connections == 1
     await until(lambda: member.lane.connections == 0)

@@ -11,6 +11,7 @@ from backends.health import check, watch
 from backends.lane import LaneLimits, Patience, Sweep
 from backends.rounds import JITTER
 from backends.worker import Access
+from routing.pool import Pool
 from routing.types import Endpoint
 
 
@@ -23,7 +24,7 @@ async def member_at(*scripts: Script, connections: int = 4):
     async with Server(*scripts) as server:
         url = f"http://127.0.0.1:{server.port}"
         settings = FleetSettings(LaneLimits(connections=connections), Patience())
-        member = Member(Endpoint("w", "m", "m", url=url), Access(url), settings)
+        member = Member(Endpoint("w", "m", "m", url=url), Access(url), settings, Pool())
         async with Sweep(lambda: [member.lane], interval_s=0.005):
             yield server, member
             await member.lane.close()

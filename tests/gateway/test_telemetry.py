@@ -189,7 +189,7 @@ async def test_fleet_and_journal_are_shown_as_they_are_at_the_moment(tmp_path: P
     sick.ejection.health(time.monotonic(), ok=False)  # which lasts, where an ejection passes
     well.inflight = 2
     for outcome in ("ok", "upstream_busy", "ok"):
-        well.ended(outcome)
+        well.counted(outcome)
     sick.changed()
     well.changed()
 

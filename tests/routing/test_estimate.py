@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from routing.estimate import ask, estimates, prefill_work
 from routing.types import Call, Endpoint, Estimate, Load, Price, Tier
@@ -10,7 +11,7 @@ DEAR = Endpoint(name="a", model="m", served_model="m", cost=Price(50_000, 100_00
 
 
 def estimate(asked, endpoint, load, cached_tokens=0):
-    (expected,) = estimates(asked, [(endpoint, load)], [cached_tokens])
+    (expected,) = estimates(asked, [(endpoint, load)], {endpoint.name: cached_tokens})
     return Estimate(*expected)
 
 
@@ -72,11 +73,22 @@ def test_output_is_expected_to_be_the_mean_or_what_is_allowed(
     assert estimate(asked, DEAR, Load()).cost_nano_usd == 8000 * 50 + output * 100
 
 
-def test_prefill_delays_those_already_running_there():
-    asked = ask(call())
-    alone, busy = (estimate(asked, DEAR, Load(inflight=n, work_per_s=2000.0)) for n in (0, 8))
+def test_prefill_stalls_those_that_are_decoding_there_and_one_more_slows_them():
+    asked = ask(call(max_tokens=100), 200.0)
+    load = Load(work_per_s=2000.0, itl_s=0.02, crowding=0.05)
+    alone, busy = (estimate(asked, DEAR, structs.replace(load, decoding=n)) for n in (0, 8))
     assert alone.imposed_s == 0.0
-    assert busy.imposed_s == pytest.approx(0.25 * 8 * 8800 / 2000)
+    assert busy.imposed_s == pytest.approx(0.25 * 8 * (8800 / 2000 + 100 * 0.02 * 0.05))
+
+
+def test_those_still_to_come_are_delayed_the_more_the_busier_it_is():
+    asked = ask(call())
+    load = Load(pending_work=1000.0, work_per_s=2000.0, arrivals_per_s=0.5)
+    own_s, queue_s = 8800 / 2000, 0.5
+    idle, half, full = (estimate(asked, DEAR, structs.replace(load, busy=b)) for b in (0.0, 0.5, 1.0))
+    assert idle.imposed_s == pytest.approx(own_s * 0.5 * (queue_s + own_s))
+    assert half.imposed_s == pytest.approx(2 * idle.imposed_s)
+    assert full.imposed_s == pytest.approx(10 * idle.imposed_s)
 
 
 def test_costs_are_whole_numbers_rounded_to_the_nearest():

@@ -3,7 +3,8 @@ from collections import Counter
 import pytest
 from msgspec import structs
 
-from routing.objective import rank
+from routing.estimate import Ask
+from routing.objective import PROMPT_TOKENS_PER_S, rank
 from routing.types import Endpoint, Estimate, Load, Tier
 
 USD_PER_HOUR = 1e9 / 3600
@@ -15,7 +16,7 @@ FLEX = Tier(name="flex", max_ttft_s=600.0, waiting_nano_usd_per_s=0.0)
 def ranked_by(tier: Tier, options, roll: float = 0.0):
     """The ranking of options, each an endpoint and its estimate, for a hundred tokens of output."""
     members = [(endpoint, Load()) for endpoint, _ in options]
-    return rank(tier, members, [structs.astuple(expected) for _, expected in options], 100, roll)
+    return rank(tier, members, [structs.astuple(e) for _, e in options], Ask(0, 100, 16.0), roll)
 
 
 def option(name: str, ttft_s: float = 0.5, cost: int = 1000, itl_s: float = 0.01, imposed_s: float = 0.0):
@@ -95,3 +96,15 @@ def test_a_ranking_is_a_sequence_like_any_other():
     for outside in (3, -4):
         with pytest.raises(IndexError):
             ranking[outside]
+
+
+def test_a_longer_prompt_may_take_longer():
+    options = [option("slow", 6.0, cost=0), option("fast", 0.1, cost=10**8)]
+    members = [(endpoint, Load()) for endpoint, _ in options]
+    figures = [structs.astuple(e) for _, e in options]
+    short, long = (
+        rank(DEFAULT, members, figures, Ask(tokens, 100, 16.0), 0.0)
+        for tokens in (100, int(1.5 * PROMPT_TOKENS_PER_S))
+    )
+    assert short[0].endpoint.name == "fast"
+    assert long[0].endpoint.name == "slow"

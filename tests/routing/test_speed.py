@@ -3,8 +3,16 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from routing.speed import GPUS, UNKNOWN_GPU, Peers, Speed, prior_for
+from routing.gpu import GPUS, UNKNOWN_GPU, kv_tokens_for, prior_for
+from routing.speed import Peers, Speed
+from routing.types import Load
+
+
+def learned(load: Load):
+    """Without what only says how much has been sent there."""
+    return structs.replace(load, arrivals_per_s=0.0, busy=0.0)
 
 
 def serve(
@@ -128,7 +136,7 @@ def test_a_client_that_leaves_early_teaches_nothing():
     speed = Speed()
     prior = speed.load(0.0, 0)
     speed.finish(speed.start(0.0, 8000.0), 0.1)
-    assert speed.load(0.1, 0) == prior
+    assert learned(speed.load(0.1, 0)) == prior
 
 
 def test_time_spent_on_a_call_that_left_is_not_charged_to_the_next():
@@ -151,7 +159,7 @@ def test_a_refused_connection_does_not_make_an_endpoint_look_fast_or_slow():
     prior = speed.load(0.0, 0)
     for at_s in range(100):
         speed.finish(speed.start(float(at_s), 100.0), at_s + 0.0005)
-    assert speed.load(99.1, 0) == prior
+    assert learned(speed.load(99.1, 0)) == prior
 
 
 def test_queued_prompts_are_timed_from_the_first_token_before_them():
@@ -324,7 +332,7 @@ def test_a_reply_that_comes_as_one_piece_teaches_nothing():
         at_s += 5.0
         speed.first_token(ticket, at_s)
         speed.finish(ticket, at_s, 400)
-    assert speed.load(at_s, 0) == before
+    assert learned(speed.load(at_s, 0)) == before
 
 
 def test_a_reply_that_comes_as_one_piece_is_pending_for_as_long_as_its_prefill_should_take():
@@ -417,3 +425,46 @@ def test_a_slow_endpoint_does_not_make_those_look_slow_that_could_take_over():
     now_s = streamed(slow, 60.0, guessed.itl_s * 10)
     expected = unseen.load(now_s, 0)
     assert (expected.itl_s, expected.work_per_s) == (guessed.itl_s, guessed.work_per_s)
+
+
+def test_what_is_sent_there_shows_as_arrivals_and_as_the_share_of_its_time_that_it_takes():
+    speed = Speed()
+    rate = speed.load(0.0, 0).work_per_s
+    for at_s in range(200):  # one call a second, each a quarter of a second's work
+        speed.finish(speed.start(float(at_s), rate / 4), at_s + 0.01)
+    load = speed.load(199.5, 0)
+    assert load.arrivals_per_s == pytest.approx(1.0, rel=0.05)
+    assert load.busy == pytest.approx(0.25, rel=0.05)
+    later = speed.load(199.5 + 20.0, 0)
+    assert later.arrivals_per_s == pytest.approx(load.arrivals_per_s / 2)
+
+
+def test_nothing_is_busier_than_all_of_the_time():
+    speed = Speed()
+    for _ in range(50):
+        speed.start(0.0, 1e6)
+    assert speed.load(0.0, 50).busy == 1.0
+
+
+def test_a_parallel_endpoint_has_no_queue_and_stalls_nobody():
+    hosted = Speed(parallel=True)
+    first, *_ = [hosted.start(0.0, 5000.0) for _ in range(20)]
+    hosted.first_token(first, 0.6)
+    load = hosted.load(0.6, 20)
+    assert (load.pending_work, load.decoding, load.arrivals_per_s, load.busy) == (0.0, 0, 0.0, 0.0)
+    assert load.itl_s == Speed().load(0.0, 0).itl_s
+
+
+def test_a_parallel_endpoints_rate_is_that_of_each_call_by_itself():
+    hosted = Speed(parallel=True)
+    for second in range(30):
+        tickets = [hosted.start(float(second), 5000.0) for _ in range(10)]
+        for ticket in tickets:
+            hosted.first_token(ticket, second + 0.52)
+            hosted.finish(ticket, second + 0.52, 1)
+    assert hosted.load(30.0, 0).work_per_s == pytest.approx(10_000, rel=0.05)
+
+
+@pytest.mark.parametrize(("gpu", "tokens"), [("h100", 427_000), ("4090", 42_700), ("t4", 16_384)])
+def test_a_cards_memory_tells_how_many_tokens_it_can_keep(gpu: str, tokens: int):
+    assert kv_tokens_for(gpu) == pytest.approx(tokens, rel=0.01)

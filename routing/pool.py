@@ -1,0 +1,230 @@
+"""All endpoints of one model and what is known of them: who is under way where, how fast each is, what its cache holds.
+
+Here a call's plan is made, and here comes back what became of it. It does no I/O and has no clock of its own, so a
+gateway and a simulation drive the very same one: `plan`, then `begin` at the endpoint chosen, `first_token`, `ended`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from routing.decision import Decision
+from routing.ejection import Ejection
+from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, prefill_work
+from routing.gpu import kv_tokens_for
+from routing.pipeline import plan
+from routing.prefix import MOST_PIECES_HELD, PIECE_TOKENS, PrefixIndex
+from routing.speed import Peers, Speed
+from routing.types import Load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from routing.ejection import FailureKind
+    from routing.speed import Ticket
+    from routing.types import Call, Endpoint, Plan
+
+LOAD_HOLDS_S = 0.005
+"""For so long the passing of time alone changes no decision: rates are learned over seconds."""
+
+BUSY_RETRY_S = 1.0
+"""When to come back to an endpoint that has as many calls as it may have."""
+
+OUTPUT_WEIGHT = 0.02
+"""Of the newest call in the running mean of output tokens: about the last fifty calls count."""
+
+MOST_TENANTS = 10_000
+"""Whose mean output is remembered by itself."""
+
+
+class Standing:
+    """How one endpoint stands."""
+
+    def __init__(self, endpoint: Endpoint, pool: Pool, most_inflight: int | None = None) -> None:
+        self.endpoint = endpoint
+        self.ejection = Ejection()
+        self.inflight = 0
+        self.place = pool.claim(self)
+        hosted = endpoint.kind != "worker"
+        # A provider's speed says nothing of the workers', nor theirs of its.
+        self.speed = Speed(endpoint.gpu, None if hosted else pool.peers, parallel=hosted)
+        self._most_inflight = most_inflight
+        self._pool = pool
+        self._reports_cached = False
+
+    def unavailable(self, now_s: float) -> tuple[str | None, float | None]:
+        """Why it gets no call now, and in how many seconds it may again; (None, None) where it gets calls."""
+        if self._most_inflight is not None and self.inflight >= self._most_inflight:
+            reason, wait_s = self.ejection.state(now_s)
+            return (reason, wait_s) if reason else (f"busy with {self.inflight} calls", BUSY_RETRY_S)
+        return self.ejection.state(now_s)
+
+    def load(self, now_s: float) -> Load:
+        """Its load now."""
+        return self.speed.load(now_s, self.inflight, *self.unavailable(now_s))
+
+    def changed(self) -> None:
+        """Something has happened there: what was seen of it does not hold any more."""
+        self._pool.changed.add(self)
+
+    def begin(self, call: Call, now_s: float, cached_tokens: int = 0, *, watched: bool = True) -> Run:
+        """`call` is sent there now, where so many tokens of its prompt are expected in the cache.
+
+        `watched` where its first token will be seen, which a reply that is no stream does not show.
+        """
+        self.inflight += 1
+        self.changed()
+        ticket = self.speed.start(now_s, prefill_work(call.prompt_tokens, cached_tokens), watched=watched)
+        if call.pieces:
+            self._pool.prefixes.place(self.place, call.pieces)
+        return Run(self, ticket, cached_tokens)
+
+    def succeeded(self, now_s: float) -> None:
+        """A call was answered there."""
+        self.ejection.succeeded(now_s)
+
+    def failed(self, now_s: float, kind: FailureKind, roll: float) -> None:
+        """A call failed there; `roll`, uniform in [0, 1), is the jitter of how long it is left alone."""
+        self.ejection.failed(now_s, kind, roll)
+        self.changed()
+        if kind == "connect":
+            self.restarted()
+
+    def cool_down(self, now_s: float, seconds: float) -> None:
+        """It asked for a pause."""
+        self.ejection.cool_down(now_s, seconds)
+        self.changed()
+
+    def restarted(self) -> None:
+        """Nobody is there, or somebody new: its cache is empty."""
+        self._pool.prefixes.forget(self.place)
+
+    def resize(self, kv_tokens: int) -> None:
+        """Its cache has room for so many tokens."""
+        self._pool.prefixes.resize(self.place, kv_tokens)
+
+    def trim(self, kv_tokens: int) -> None:
+        """Its cache holds at most so many tokens now."""
+        self._pool.prefixes.trim(self.place, kv_tokens)
+
+    def found_cached(self, expected_tokens: int, reported_tokens: int) -> None:
+        """It says how many tokens of a prompt were in its cache. Some never do, and say 0 to everything."""
+        self._reports_cached = self._reports_cached or reported_tokens > 0
+        if self._reports_cached and expected_tokens:
+            self._pool.prefixes.correct(self.place, expected_tokens, reported_tokens)
+
+
+class Run:
+    """One call at one endpoint. It has to be ended, whatever happens."""
+
+    __slots__ = ("_cached_tokens", "_standing", "_ticket")
+
+    def __init__(self, standing: Standing, ticket: Ticket, cached_tokens: int) -> None:
+        self._standing = standing
+        self._ticket = ticket
+        self._cached_tokens = cached_tokens
+
+    def first_token(self, now_s: float) -> None:
+        self._standing.speed.first_token(self._ticket, now_s)
+        self._standing.changed()
+
+    def ended(self, now_s: float, completion_tokens: int = 0, cached_tokens: int | None = None) -> None:
+        """It is over, with so many tokens received; `cached_tokens` as the endpoint reported them, or None."""
+        standing = self._standing
+        standing.inflight -= 1
+        standing.changed()
+        standing.speed.finish(self._ticket, now_s, completion_tokens)
+        # Of one that had to wait, the prefix may have been evicted meanwhile, or not even computed: it proves nothing.
+        if cached_tokens is not None and not self._ticket.queued:
+            standing.found_cached(self._cached_tokens, cached_tokens)
+
+
+class Pool:
+    """The endpoints of one model."""
+
+    def __init__(self, most_pieces: int = MOST_PIECES_HELD) -> None:
+        self.standings: dict[str, Standing] = {}
+        """By the name of the endpoint."""
+        self.peers = Peers()
+        self.prefixes = PrefixIndex(most_pieces)
+        self.changed: set[Standing] = set()
+        """Those at which something has happened since they were last seen."""
+        self._seen: dict[str, tuple[Endpoint, Load]] = {}
+        self._all_seen_until_s = float("-inf")
+        self._names: dict[int, str] = {}
+        """Of the endpoints, by their place in the index."""
+        self._output_tokens = MEAN_OUTPUT_TOKENS
+        self._output_by_tenant: dict[str, float] = {}
+
+    def add(self, endpoint: Endpoint, most_inflight: int | None = None) -> Standing:
+        """Take `endpoint` in, for at most so many calls at a time."""
+        return Standing(endpoint, self, most_inflight)
+
+    def claim(self, standing: Standing) -> int:
+        """A place for a new endpoint. Its standing does this itself."""
+        endpoint = standing.endpoint
+        place = next(place for place in range(len(self._names) + 1) if place not in self._names)
+        self._names[place] = endpoint.name
+        self.standings[endpoint.name] = standing
+        self._seen[endpoint.name] = (
+            endpoint,
+            Load(),
+        )  # which keeps the order; it is looked at before it is shown
+        self.changed.add(standing)
+        self.prefixes.add(place, kv_tokens_for(endpoint.gpu))
+        return place
+
+    def remove(self, name: str) -> None:
+        """Forget an endpoint."""
+        standing = self.standings.pop(name)
+        self.changed.discard(standing)
+        self._seen.pop(name, None)
+        self.prefixes.remove(standing.place)
+        del self._names[standing.place]
+
+    def __iter__(self) -> Iterator[Standing]:
+        return iter(self.standings.values())
+
+    def snapshot(self, now_s: float) -> tuple[tuple[Endpoint, Load], ...]:
+        """All of them with their load now. Where nothing has happened, what was worked out a moment ago still holds."""
+        if now_s >= self._all_seen_until_s:
+            self.changed.update(self.standings.values())
+            self._all_seen_until_s = now_s + LOAD_HOLDS_S
+        for standing in self.changed:
+            self._seen[standing.endpoint.name] = (standing.endpoint, standing.load(now_s))
+        self.changed.clear()
+        return tuple(self._seen.values())
+
+    def cached_tokens(self, call: Call) -> Mapping[str, int]:
+        """How many tokens of the call's prompt are expected in the cache of each endpoint that holds any, by name."""
+        held = self.prefixes.held(call.pieces) if call.pieces else None
+        if not held:
+            return NOTHING_CACHED
+        most, names = call.prompt_tokens, self._names
+        return {names[place]: min(most, count * PIECE_TOKENS) for place, count in held.items()}
+
+    def output_tokens(self, tenant: str) -> float:
+        """What a call of this tenant is expected to write: the mean of those before it, or else of everybody's."""
+        return self._output_by_tenant.get(tenant, self._output_tokens)
+
+    def wrote(self, tenant: str, tokens: int) -> None:
+        """A call of this tenant has written so many tokens to its end."""
+        mean = self.output_tokens(tenant)
+        self._output_tokens += OUTPUT_WEIGHT * (tokens - self._output_tokens)
+        means = self._output_by_tenant
+        if tenant not in means and len(means) >= MOST_TENANTS:
+            del means[next(iter(means))]
+        means[tenant] = mean + OUTPUT_WEIGHT * (tokens - mean)
+
+    def plan(self, call: Call, now_s: float, roll: float) -> Plan:
+        """The plan for `call` now; `roll`, uniform in [0, 1), settles ties."""
+        output_tokens = self.output_tokens(call.tenant)
+        return plan(call, self.snapshot(now_s), roll, output_tokens, self.cached_tokens(call))
+
+    def decision(self, call: Call, now_s: float, roll: float) -> Decision:
+        """All that `plan` would look at, without the names of the prompt's pieces: whoever guesses it could check the guess."""
+        bare = structs.replace(call, pieces=())
+        output_tokens = self.output_tokens(call.tenant)
+        return Decision(bare, self.snapshot(now_s), roll, output_tokens, dict(self.cached_tokens(call)))

@@ -1,0 +1,165 @@
+"""Which endpoint holds how much of a prompt's prefix in its cache, as far as can be told from what was sent there.
+
+A prompt is cut into pieces of fixed size, each hashed together with all that stands before it, so that one number names
+a whole prefix. The index remembers which endpoints have been sent which prefixes, and for each forgets the least recently
+used ones when they no longer fit its KV cache, as the endpoint itself does. What has been sent counts as held at once:
+the second of a burst of siblings then follows the first, or does not, by what that costs.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from xxhash import xxh3_64_intdigest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PIECE_BYTES = 512
+"""Of prompt text: smaller pieces tell prefixes apart more finely and cost more of them. Four to a kilobyte or so of text."""
+
+PIECE_TOKENS = 128
+"""What a piece is counted as, at four bytes a token, as in the estimate of prompts."""
+
+MOST_PIECES = 1024
+"""Of one prompt that are looked at: half a megabyte, 130,000 tokens. What comes behind them differs anyway."""
+
+MOST_PIECES_HELD = 500_000
+"""Remembered over all endpoints of a model, where the configuration does not say: some 120 MB when full."""
+
+CAPACITY_FALLS = 0.95
+CAPACITY_RISES = 1.02
+"""How an endpoint's capacity is corrected when it reports fewer cached tokens than expected, or as many."""
+
+LEAST_CAPACITY = 16
+"""Pieces. Below it an endpoint would not even be known to hold what it is working on."""
+
+
+def pieces_of(prompt: bytes, salt: bytes = b"") -> tuple[int, ...]:
+    """The names of the prompt's prefixes, shortest first, one for each whole piece.
+
+    `salt` sets apart what is not shared: a worker keeps the caches of different salts apart as well.
+    """
+    names: list[int] = []
+    seed = xxh3_64_intdigest(salt) if salt else 0
+    for start in range(0, min(len(prompt), MOST_PIECES * PIECE_BYTES) - PIECE_BYTES + 1, PIECE_BYTES):
+        seed = xxh3_64_intdigest(prompt[start : start + PIECE_BYTES], seed)
+        names.append(seed)
+    return tuple(names)
+
+
+class PrefixIndex:
+    """Who holds which prefixes. Endpoints are places, small numbers; time is the order of calls."""
+
+    def __init__(self, most_pieces: int = MOST_PIECES_HELD) -> None:
+        self._most_pieces = most_pieces
+        self._holders: dict[int, int] = {}
+        """For each prefix, a bit for every place that holds it."""
+        self._held: dict[int, OrderedDict[int, None]] = {}
+        """For each place the prefixes it holds, least recently used first."""
+        self._limits: dict[int, int] = {}
+        """For each place the pieces that it has room for, as declared or scraped."""
+        self._capacity: dict[int, float] = {}
+        """The same, corrected by what it reported."""
+        self._all = 0
+        self._share = most_pieces
+        """Of them for each place."""
+
+    def __len__(self) -> int:
+        """Prefixes known, each counted once."""
+        return len(self._holders)
+
+    def add(self, place: int, kv_tokens: int) -> None:
+        """An endpoint, with room for so many tokens in its cache."""
+        self._held[place] = OrderedDict()
+        self._all |= 1 << place
+        self._share = self._most_pieces // len(self._held)
+        self.resize(place, kv_tokens)
+        for other in self._held:
+            self._shrink(other, self._share)
+
+    def remove(self, place: int) -> None:
+        self.forget(place)
+        self._all &= ~(1 << place)
+        del self._held[place], self._limits[place], self._capacity[place]
+        self._share = self._most_pieces // max(1, len(self._held))
+
+    def resize(self, place: int, kv_tokens: int) -> None:
+        """It has room for so many tokens."""
+        self._limits[place] = max(LEAST_CAPACITY, kv_tokens // PIECE_TOKENS)
+        self._capacity[place] = float(self._limits[place])
+        self._evict(place)
+
+    def forget(self, place: int) -> None:
+        """Its cache is empty: it has been restarted."""
+        for piece in self._held[place]:
+            self._drop(piece, place)
+        self._held[place].clear()
+
+    def trim(self, place: int, kv_tokens: int) -> None:
+        """It is known to hold so many tokens at most, now."""
+        self._shrink(place, kv_tokens // PIECE_TOKENS)
+
+    def held(self, pieces: Sequence[int]) -> dict[int, int]:
+        """How many of these pieces, from the first, each place holds; those that hold none are left out."""
+        holders = self._holders
+        still = self._all
+        found: dict[int, int] = {}
+        if not pieces:
+            return found
+        for count, piece in enumerate(pieces):
+            now = holders.get(piece, 0) & still
+            if now != still:
+                if count:
+                    _note(found, still & ~now, count)
+                if not now:
+                    return found
+                still = now
+        _note(found, still, len(pieces))
+        return found
+
+    def place(self, place: int, pieces: Sequence[int]) -> None:
+        """A prompt of these pieces has been sent there."""
+        held, holders, bit = self._held[place], self._holders, 1 << place
+        # The longest prefixes first, so that they are the first to be forgotten: without what stands before it, a piece
+        # is of no use.
+        for piece in reversed(pieces):
+            if piece in held:
+                held.move_to_end(piece)
+            else:
+                held[piece] = None
+                holders[piece] = holders.get(piece, 0) | bit
+        if len(held) > self._capacity[place] or len(held) > self._share:
+            self._evict(place)
+
+    def correct(self, place: int, expected_tokens: int, reported_tokens: int) -> None:
+        """It found so many tokens of a prompt in its cache where so many were expected: learn how much it has room for."""
+        if reported_tokens < expected_tokens // 2:
+            self._capacity[place] = max(LEAST_CAPACITY, self._capacity[place] * CAPACITY_FALLS)
+            self._evict(place)
+        else:
+            self._capacity[place] = min(self._limits[place], self._capacity[place] * CAPACITY_RISES)
+
+    def _evict(self, place: int) -> None:
+        self._shrink(place, min(int(self._capacity[place]), self._share))
+
+    def _shrink(self, place: int, most: int) -> None:
+        held = self._held[place]
+        while len(held) > most:
+            piece, _ = held.popitem(last=False)
+            self._drop(piece, place)
+
+    def _drop(self, piece: int, place: int) -> None:
+        left = self._holders[piece] & ~(1 << place)
+        if left:
+            self._holders[piece] = left
+        else:
+            del self._holders[piece]
+
+
+def _note(found: dict[int, int], places: int, count: int) -> None:
+    while places:
+        bit = places & -places
+        found[bit.bit_length() - 1] = count
+        places ^= bit

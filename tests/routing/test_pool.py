@@ -1,0 +1,166 @@
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from routing.pool import BUSY_RETRY_S, LOAD_HOLDS_S, MOST_TENANTS, Pool
+from routing.prefix import PIECE_BYTES, pieces_of
+from routing.types import Call, Endpoint, Price, Tier
+
+TIER = Tier("default", max_ttft_s=5.0, waiting_nano_usd_per_s=4e9 / 3600)
+PROMPT = b"".join(b"%08d" % n for n in range(4 * PIECE_BYTES))
+
+
+def call(prompt: bytes = PROMPT, tenant: str = "acme") -> Call:
+    return Call(
+        "m", TIER, prompt_tokens=len(prompt) // 4, max_tokens=100, tenant=tenant, pieces=pieces_of(prompt)
+    )
+
+
+def pool_of(*names: str, **fields: Any) -> Pool:
+    pool = Pool()
+    for name in names:
+        pool.add(Endpoint(name, "m", "m", **fields))
+    return pool
+
+
+def send(pool: Pool, asked: Call, now_s: float, roll: float = 0.5):
+    """Plan and begin, as a gateway does."""
+    best = pool.plan(asked, now_s, roll).ranked[0]
+    standing = pool.standings[best.endpoint.name]
+    return best, standing.begin(asked, now_s, best.cached_tokens)
+
+
+def serve(pool: Pool, asked: Call, now_s: float, roll: float = 0.5, **said: Any) -> str:
+    best, run = send(pool, asked, now_s, roll)
+    run.first_token(now_s + best.estimate.ttft_s)
+    run.ended(now_s + best.estimate.ttft_s + 1.0, 100, **said)
+    return best.endpoint.name
+
+
+@pytest.mark.parametrize("roll", [0.0, 0.3, 0.6, 0.9])
+def test_the_next_turn_of_a_conversation_goes_where_the_first_went(roll: float):
+    pool = pool_of("a", "b", "c")
+    first = serve(pool, call(PROMPT[:4096]), 0.0, roll)
+    again = pool.plan(call(), 10.0, 0.99 - roll).ranked[0]
+    assert again.endpoint.name == first
+    assert again.cached_tokens == 4096 // 4
+    assert serve(pool, call(), 10.0, 0.99 - roll) == first
+
+
+def test_a_prompt_counts_as_cached_where_it_has_been_sent_before_anything_came_back():
+    pool = pool_of("a", "b")
+    best, _ = send(pool, call(), 0.0)
+    assert pool.cached_tokens(call()) == {best.endpoint.name: len(PROMPT) // 4}
+
+
+def test_a_burst_of_siblings_does_not_all_pile_onto_one():
+    pool = pool_of("a", "b", "c", "d")
+    chosen = [send(pool, call(PROMPT + b"%04d" % n * 4000), 0.0)[0].endpoint.name for n in range(24)]
+    assert len(set(chosen)) > 1
+
+
+def test_an_endpoint_that_was_restarted_is_not_believed_to_hold_anything():
+    pool = pool_of("a", "b")
+    name = serve(pool, call(), 0.0)
+    pool.standings[name].failed(10.0, "connect", 0.5)
+    assert pool.cached_tokens(call()) == {}
+
+
+def test_one_that_only_answered_with_an_error_still_holds_its_cache():
+    pool = pool_of("a", "b")
+    name = serve(pool, call(), 0.0)
+    pool.standings[name].failed(10.0, "server_error", 0.5)
+    assert pool.cached_tokens(call()) != {}
+
+
+def test_what_an_endpoint_reports_corrects_how_much_it_is_thought_to_hold():
+    pool = pool_of("a", gpu="t4")
+    asked = call(PROMPT * 16)
+    for at_s in range(0, 4000, 40):
+        serve(pool, asked, float(at_s), cached_tokens=64)
+    assert pool.cached_tokens(asked)["a"] < asked.prompt_tokens / 4
+
+
+def test_an_endpoint_that_never_reports_cached_tokens_is_believed_to_have_them():
+    pool = pool_of("a", gpu="t4")
+    for at_s in range(0, 4000, 40):
+        serve(pool, call(), float(at_s), cached_tokens=0)
+    assert pool.cached_tokens(call()) == {"a": len(PROMPT) // 4}
+
+
+def test_an_endpoint_with_as_many_calls_as_it_may_have_gets_no_more_until_one_ends():
+    pool = Pool()
+    standing = pool.add(Endpoint("a", "m", "m"), most_inflight=1)
+    _, run = send(pool, call(), 0.0)
+    plan = pool.plan(call(), 0.0, 0.5)
+    assert not plan.ranked
+    assert plan.rejected[0].reason == "busy with 1 calls"
+    assert plan.retry_after_s == BUSY_RETRY_S
+    run.ended(1.0, 1)
+    assert standing.inflight == 0
+    assert pool.plan(call(), 1.0, 0.5).ranked
+
+
+def test_a_snapshot_shows_at_once_what_has_happened_and_after_a_moment_what_time_has_done():
+    pool = pool_of("a", "b")
+    before = dict(pool.snapshot(0.0))
+    _, run = send(pool, call(), 0.0)
+    at_once = dict(pool.snapshot(0.0))
+    assert sorted(load.inflight for load in at_once.values()) == [0, 1]
+    held = pool.snapshot(LOAD_HOLDS_S / 2)
+    assert [load for _, load in held] == list(at_once.values())
+    run.ended(0.1, 1)
+    later = dict(pool.snapshot(60.0))
+    assert [load.inflight for load in later.values()] == [0, 0]
+    assert [structs.replace(load, arrivals_per_s=0.0, busy=0.0).itl_s for load in later.values()] == [
+        load.itl_s for load in before.values()
+    ]
+
+
+def test_an_endpoint_removed_is_gone_and_its_place_is_taken_by_the_next():
+    pool = pool_of("a", "b")
+    place = pool.standings["a"].place
+    pool.standings["a"].begin(call(), 0.0)
+    pool.remove("a")
+    assert [endpoint.name for endpoint, _ in pool.snapshot(0.0)] == ["b"]
+    assert pool.cached_tokens(call()) == {}
+    assert pool.add(Endpoint("c", "m", "m")).place == place
+    assert pool.cached_tokens(call()) == {}
+    assert {standing.endpoint.name for standing in pool} == {"b", "c"}
+
+
+def test_a_hosted_endpoint_is_chosen_when_the_workers_are_late_and_left_when_they_are_back():
+    pool = pool_of("worker", cost=Price(20_000, 40_000))
+    pool.add(Endpoint("hosted", "m", "m", kind="openai", cost=Price(200_000, 400_000)))
+    runs = []
+    for _ in range(200):
+        best, run = send(pool, call(PROMPT * 2), 0.0)
+        runs.append((best.endpoint.name, run))
+        if best.endpoint.name == "hosted":
+            break
+    assert runs[0][0] == "worker"
+    assert runs[-1][0] == "hosted"
+    for _, run in runs:
+        run.first_token(1.0)
+        run.ended(2.0, 100)
+    assert send(pool, call(PROMPT * 2), 3.0)[0].endpoint.name == "worker"
+
+
+def test_each_tenant_is_expected_to_write_what_it_has_been_writing():
+    pool = pool_of("a")
+    for _ in range(400):
+        pool.wrote("terse", 10)
+        pool.wrote("wordy", 1000)
+    assert pool.output_tokens("terse") == pytest.approx(10, abs=2)
+    assert pool.output_tokens("wordy") == pytest.approx(1000, rel=0.02)
+    assert 400 < pool.output_tokens("unknown") < 600
+
+
+def test_only_so_many_tenants_are_remembered():
+    pool = pool_of("a")
+    pool.wrote("first", 10)
+    remembered = pool.output_tokens("first")
+    for n in range(MOST_TENANTS):
+        pool.wrote(f"t{n}", 256)
+    assert pool.output_tokens("first") != remembered
