@@ -83,7 +83,7 @@ def serve(
     except OSError as error:
         if error.filename is None:
             raise
-        _fail(f"cannot use {error.filename}: {error.strerror}", 1)  # the journal's folder
+        _fail(f"cannot use {error.filename}: {error.strerror}", 1)  # the journal's folder, the decision log
     raise typer.Exit(code)
 
 

@@ -181,7 +181,7 @@ async def test_the_command_asks_a_running_gateway(gw: Gateway, tmp_path: Path):
 
 async def test_the_routes_are_described_as_openapi(gw: Gateway):
     described = (await gw.http.get("/admin/openapi.json")).json()
-    assert list(described["paths"]) == ["/admin/explain"]
+    assert all(path.startswith("/admin/") for path in described["paths"])
     reply = described["paths"]["/admin/explain"]["post"]["responses"]["200"]
     assert reply["content"]["application/json"]["schema"]["$ref"].endswith("/Explanation")
     assert (await gw.http.get("/admin/docs")).status_code == 200

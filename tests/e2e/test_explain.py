@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +15,7 @@ from loadtest.worker import SimWorker, WorkerSpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -70,6 +73,18 @@ async def test_an_error_that_nobody_can_serve_the_call_carries_the_plan_too(gw: 
     assert plan["candidates"] == []
     rejected = {each["endpoint"]: each["filter"] for each in plan["rejected"]}
     assert rejected == {"dear": "region", "cheap": "region"}
+
+
+async def test_an_error_that_nobody_can_serve_it_now_carries_the_plan_too(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        gone = SimpleNamespace(url="http://{}:{}".format(*taken.getsockname()))
+    async with gateway(tmp_path, gone, ready=False) as running:
+        codes = [await plan_header(running, HELLO, x_tidegate_explain="1") for _ in range(2)]
+    status, plan = codes[-1]
+    assert (status, plan["candidates"]) == (503, [])
+    (rejected,) = plan["rejected"]
+    assert (rejected["endpoint"], rejected["filter"]) == ("worker-1", "availability")
+    assert rejected["retry_after_s"] > 0
 
 
 async def test_what_is_no_yes_or_no_is_an_error_that_names_the_header(gw: Gateway):

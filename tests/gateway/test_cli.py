@@ -162,6 +162,7 @@ def test_serve_without_keys_on_all_addresses_is_refused_also_from_the_command_li
         (["--host", "no.such.host.invalid"], "", "cannot listen on no.such.host.invalid:"),
         (["--port", "0"], "database: sqlite:////no/such/folder/x.db", "cannot open the database"),
         (["--port", "0"], "journal: {folder: /dev/null/journal}", "cannot use /dev/null/journal: "),
+        (["--port", "0"], "decision_log: {file: /dev/null/log}", "cannot use /dev/null/log: Not a directory"),
     ],
 )
 def test_serve_says_in_one_line_why_it_cannot(
