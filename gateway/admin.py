@@ -11,7 +11,7 @@ from fastapi.security import HTTPBearer
 from gateway.auth import Key, Keyring
 from gateway.errors import ApiError
 from gateway.explain import Explanation, Question
-from gateway.openai import Api, parse
+from gateway.openai import Api
 from gateway.store import MASTER
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.catalog import Catalog
     from gateway.config import Config
     from gateway.planning import Planner
+    from gateway.policy import Policies
 
 _QUESTION: dict[str, Any] = {
     "type": "object",
@@ -32,6 +33,7 @@ _QUESTION: dict[str, Any] = {
             "additionalProperties": {"type": "string"},
             "description": "`x-tidegate-*` headers of the call.",
         },
+        "tenant": {"type": "string", "description": "Whose call it is; the tenant's policy then bounds it."},
     },
     "required": ["request"],
     "example": {
@@ -58,7 +60,9 @@ class Administrators:
             raise ApiError("admin_key_required", "This takes the master key, `auth.master_key`.")
 
 
-def admin_routes(administrators: Administrators, catalog: Catalog, planner: Planner) -> APIRouter:
+def admin_routes(
+    administrators: Administrators, catalog: Catalog, policies: Policies, planner: Planner
+) -> APIRouter:
     def administrator(request: Request) -> None:
         administrators.admit(dict(request.scope["headers"]))
 
@@ -71,7 +75,6 @@ def admin_routes(administrators: Administrators, catalog: Catalog, planner: Plan
     async def explain(request: Request) -> Explanation:
         """The plan for a call as it would be made now. Nothing is sent to an endpoint, and nothing is metered."""
         question = Question.read(await request.body())
-        asked = parse(question.api, question.body, question.headers)
-        return Explanation.of(*planner.decisions(asked, catalog.offer(asked.model, asked.tier), ""))
+        return Explanation.of(*question.decisions(catalog, policies, planner))
 
     return routes

@@ -26,7 +26,7 @@ from gateway.http import Edge
 from gateway.journal import Journal
 from gateway.mover import moving
 from gateway.planning import Planner
-from gateway.policy import Policies
+from gateway.policy import policies_of
 from gateway.server import Server
 from gateway.store import Store
 from gateway.telemetry import FleetCollector, Telemetry
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from gateway.config import Config, Listen
+    from gateway.policy import Policies
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ async def application(config: Config) -> AsyncIterator[Edge]:
     async with AsyncExitStack() as stack:
         store = stack.enter_context(Store.open(config.database.get_secret_value()))
         catalog = Catalog(config, int(time.time()))
-        keys = _keys(config, catalog, store)
+        policies = policies_of(config, catalog)
+        keys = _keys(config, policies, store)
         if isinstance(keys, Keyring):
             await stack.enter_async_context(_background(follow(keys, store), "keys"))
         journal = Journal.open(config.journal.folder)
@@ -117,16 +119,14 @@ async def application(config: Config) -> AsyncIterator[Edge]:
         origins = Origins(config.cors.origins)
         edge = Edge(dispatch, catalog, keys, origins, telemetry)
         telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))
-        administration = admin_routes(Administrators(config, keys), catalog, planner)
+        administration = admin_routes(Administrators(config, keys), catalog, policies, planner)
         control = control_app(catalog, fleet, telemetry, edge.authenticate, administration)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
         yield edge
 
 
-def _keys(config: Config, catalog: Catalog, store: Store) -> Keyring | Key:
-    by_tenant = {tenant: section.policy.policy() for tenant, section in config.tenants.items()}
-    policies = Policies(by_tenant, catalog.models_behind)
+def _keys(config: Config, policies: Policies, store: Store) -> Keyring | Key:
     if config.auth.mode == "none":
         return Key(id="", tenant=ANYONE, policy=policies.in_force(ANYONE))
     master_key = config.auth.master_key

@@ -20,15 +20,23 @@ from gateway.output import Format, ReportFormat, show, usd
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from backends.fleet import Fleet
-    from gateway.catalog import Catalog
     from gateway.explain import Explanation, Question
     from gateway.openai import Api
     from gateway.replay import Expected, Report
 
 _APIS: tuple[Api, ...] = ("chat", "completions", "embeddings")
 _CANDIDATES = (
-    *("place", "endpoint", "ttft_s", "ms_per_token", "imposed_s", "cost_usd", "score_usd", "on_time"),
+    *(
+        "place",
+        "endpoint",
+        "ttft_s",
+        "ms_per_token",
+        "imposed_s",
+        "cached_tokens",
+        "cost_usd",
+        "score_usd",
+        "on_time",
+    ),
 )
 _REJECTED = ("endpoint", "filter", "reason", "retry_after_s")
 _ASK_LIMIT_S = 30.0
@@ -54,6 +62,7 @@ def explain(  # noqa: PLR0913 - a command's options are its parameters
     header: Annotated[
         list[str] | None, typer.Option(help="A header of the call, `name: value`; may be repeated.")
     ] = None,
+    tenant: Annotated[str, typer.Option(help="Whose call it is; the tenant's policy then bounds it.")] = "",
     replay: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Plan the decisions in a decision log again; -: standard input."),
@@ -66,17 +75,16 @@ def explain(  # noqa: PLR0913 - a command's options are its parameters
     if replay is not None:
         _show_report(_replayed(replay, config), output)
         return
-    question = _question(request or "-", api, header or ())
+    question = _question(request or "-", api, header or (), tenant)
     if url is not None:
         _show_plan(_asked(url, key, question), output)
     else:
         _show_plan(_planned(config or DEFAULT_CONFIG, question), output)
 
 
-def _question(request: str, api: str | None, headers: Sequence[str]) -> Question:
+def _question(request: str, api: str | None, headers: Sequence[str], tenant: str) -> Question:
     from msgspec import structs  # noqa: PLC0415 - takes time to import, as all that is imported below
 
-    from gateway.cache_salt import CacheSalts  # noqa: PLC0415 - see above
     from gateway.errors import ApiError  # noqa: PLC0415 - see above
     from gateway.explain import Question  # noqa: PLC0415 - see above
 
@@ -93,35 +101,31 @@ def _question(request: str, api: str | None, headers: Sequence[str]) -> Question
         if not colon or not line.isascii():
             _fail(f"--header takes `name: value`, not {line!r}")
         given[name.strip().lower().encode()] = value.strip().encode()
-    return structs.replace(question, api=known or question.api, headers=given)
-
-
-def _parts(config: Path) -> tuple[Catalog, Fleet]:
-    """What a gateway with this configuration would plan by. No connection is made."""
-    from gateway.catalog import Catalog  # noqa: PLC0415 - see above
-    from gateway.config import load  # noqa: PLC0415 - see above
-    from gateway.fleet import fleet_of  # noqa: PLC0415 - see above
-
-    parsed = load(config, os.environ)
-    return Catalog(parsed, 0), fleet_of(parsed)
+    return structs.replace(
+        question, api=known or question.api, headers=given, tenant=tenant or question.tenant
+    )
 
 
 def _planned(config: Path, question: Question) -> Explanation:
     from msgspec import structs  # noqa: PLC0415 - see above
 
+    from gateway.cache_salt import CacheSalts  # noqa: PLC0415 - see above
+    from gateway.catalog import Catalog  # noqa: PLC0415 - see above
+    from gateway.config import load  # noqa: PLC0415 - see above
     from gateway.errors import ApiError  # noqa: PLC0415 - see above
     from gateway.explain import Explanation  # noqa: PLC0415 - see above
-    from gateway.openai import parse  # noqa: PLC0415 - see above
+    from gateway.fleet import fleet_of  # noqa: PLC0415 - see above
     from gateway.planning import Planner  # noqa: PLC0415 - see above
+    from gateway.policy import policies_of  # noqa: PLC0415 - see above
 
-    catalog, fleet = _parts(config)
+    parsed = load(config, os.environ)
+    catalog = Catalog(parsed, 0)
+    # Which salt keeps a prompt apart makes no difference where nothing is cached yet.
+    planner = Planner(fleet_of(parsed), CacheSalts(b""))
     try:
-        asked = parse(question.api, question.body, question.headers)
-        offer = catalog.offer(asked.model, asked.tier)
+        decisions = question.decisions(catalog, policies_of(parsed, catalog), planner)
     except ApiError as error:
         _fail(f"the gateway would refuse it: {error.message} ({error.code})")
-    # Which salt keeps a prompt apart makes no difference where nothing is cached yet.
-    decisions = Planner(fleet, CacheSalts(b"")).decisions(asked, offer, "")
     # The same file always gives the same plan.
     return Explanation.of(*(structs.replace(each, roll=0.0) for each in decisions))
 
@@ -156,9 +160,15 @@ def _message(body: bytes) -> str:
 
 
 def _replayed(file: str, config: Path | None) -> Report:
+    from gateway.catalog import Catalog  # noqa: PLC0415 - see above
+    from gateway.config import load  # noqa: PLC0415 - see above
+    from gateway.fleet import fleet_of  # noqa: PLC0415 - see above
     from gateway.replay import Settings, replay  # noqa: PLC0415 - see above
 
-    settings = None if config is None else Settings(*_parts(config))
+    settings = None
+    if config is not None:
+        parsed = load(config, os.environ)
+        settings = Settings(Catalog(parsed, 0), fleet_of(parsed))
     return replay(_lines(file), settings)
 
 
@@ -189,6 +199,7 @@ def _show_plan(plan: Explanation, output: ReportFormat) -> None:
                     "ttft_s": _short(one.ttft_s),
                     "ms_per_token": _short(one.ms_per_token),
                     "imposed_s": _short(one.imposed_s),
+                    "cached_tokens": one.cached_tokens,
                     "cost_usd": usd(one.cost_nano_usd),
                     "score_usd": usd(round(_short(one.score_nano_usd))),
                     "on_time": "yes" if one.on_time else "no",

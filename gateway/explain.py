@@ -14,11 +14,14 @@ from msgspec import Raw, Struct
 from pydantic import BaseModel, Field
 
 from gateway.errors import ApiError
-from gateway.openai import Api, invalid_field
+from gateway.openai import Api, invalid_field, parse
 from routing.estimate import ask
 from routing.types import TierName  # noqa: TC001 - pydantic reads annotations at run time
 
 if TYPE_CHECKING:
+    from gateway.catalog import Catalog
+    from gateway.planning import Planner
+    from gateway.policy import Policies
     from routing.decision import Decision
     from routing.types import Candidate, Plan, Rejection
 
@@ -38,6 +41,7 @@ class CandidateShown(BaseModel):
     ttft_s: float = Field(description="Expected time to first token.")
     ms_per_token: float = Field(description="Expected milliseconds per output token after it.")
     imposed_s: float = Field(description="Seconds by which it delays other calls there.")
+    cached_tokens: int = Field(description="Of the prompt, expected in the prefix cache there.")
     cost_nano_usd: int = Field(description="What serving it there is expected to cost.")
     score_nano_usd: float = Field(
         description="Cost plus value of waiting; among those on time the least wins."
@@ -52,6 +56,7 @@ class CandidateShown(BaseModel):
             ttft_s=estimate.ttft_s,
             ms_per_token=estimate.itl_s * 1000,
             imposed_s=estimate.imposed_s,
+            cached_tokens=candidate.cached_tokens,
             cost_nano_usd=estimate.cost_nano_usd,
             score_nano_usd=candidate.score_nano_usd,
             on_time=candidate.on_time,
@@ -113,10 +118,12 @@ class Question(Struct, frozen=True):
     api: Api
     body: bytes
     headers: dict[bytes, bytes]
+    tenant: str = ""
+    """Whose call it is: bounded by that tenant's policy, not by one of a single key. Empty: nobody's."""
 
     @classmethod
     def read(cls, given: bytes) -> Self:
-        """From `{"api": ..., "request": {...}, "headers": {...}}`, or from the plain body of a call. Raises ApiError."""
+        """From `{"request": {...}}` with `api`, `headers` and `tenant` where they are to be said, or from the plain body of a call. Raises ApiError."""
         try:
             fields = _decode_fields(given)
         except msgspec.DecodeError:
@@ -134,6 +141,7 @@ class Question(Struct, frozen=True):
                 _header(name.lower(), name): _header(value.strip(), name)
                 for name, value in wrapped.headers.items()
             },
+            wrapped.tenant,
         )
 
     def encoded(self) -> bytes:
@@ -143,13 +151,23 @@ class Question(Struct, frozen=True):
         except msgspec.DecodeError:
             return self.body
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()}
-        return msgspec.json.encode(_Wrapped(fields, self.api, headers))
+        return msgspec.json.encode(_Wrapped(fields, self.api, headers, self.tenant))
+
+    def decisions(self, catalog: Catalog, policies: Policies, planner: Planner) -> list[Decision]:
+        """For the models on offer, as if the call had come. Raises ApiError where it would be refused before that."""
+        request = parse(self.api, self.body, self.headers)
+        policy = policies.in_force(self.tenant) if self.tenant else None
+        if policy is not None:
+            policy.bind(request)
+        offer = catalog.offer(request.model, request.tier, policy)
+        return planner.decisions(request, offer, self.tenant)
 
 
 class _Wrapped(Struct, forbid_unknown_fields=True):
     request: dict[str, Raw]
     api: Api | None = None
     headers: dict[str, str] = {}
+    tenant: str = ""
 
 
 def api_of(fields: dict[str, Raw]) -> Api:

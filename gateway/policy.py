@@ -20,6 +20,8 @@ from routing.types import TierName, Trust
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from gateway.catalog import Catalog
+    from gateway.config import Config
     from gateway.openai import Request
     from routing.types import Demands
 
@@ -141,6 +143,12 @@ class Policies:
 
 
 UNBOUNDED = Policies({}, lambda _: ())
+
+
+def policies_of(config: Config, catalog: Catalog) -> Policies:
+    """Those of a configuration."""
+    by_tenant = {tenant: section.policy.policy() for tenant, section in config.tenants.items()}
+    return Policies(by_tenant, catalog.models_behind)
 
 
 def described(policy: Policy) -> str:

@@ -1,9 +1,9 @@
 """Decisions from the log planned again: by themselves, which must give the very same rankings, or against other settings.
 
 Against other settings the endpoints, prices and tiers are theirs, and the load of each endpoint is what it was when the
-decision was made; one that was not there then is taken as idle and not yet seen. So a replay tells what would have been
-chosen at that moment. It does not tell how the load would have developed had all calls gone elsewhere: that takes a
-simulation.
+decision was made; one that was not there then is taken as idle and not yet seen. What the call insisted on stays, with
+what the policy of its tenant added. So a replay tells what would have been chosen at that moment. It does not tell how the
+load would have developed had all calls gone elsewhere: that takes a simulation.
 """
 
 from __future__ import annotations
@@ -128,9 +128,9 @@ class Settings:
         except ApiError:
             return None
         model = next((model.name for model in offer.models if model.name == call.model), offer.models[0].name)
-        loads = {}
-        if model == call.model:
-            loads = {endpoint.name: load for endpoint, load in decision.snapshot}
+        if model != call.model:
+            decision = structs.replace(decision, snapshot=(), cached_tokens={})
+        loads = {endpoint.name: load for endpoint, load in decision.snapshot}
         snapshot = tuple(
             (endpoint, loads.get(endpoint.name, load))
             for endpoint, load in self._fleet.pool(model).snapshot(0.0)

@@ -100,6 +100,36 @@ async def test_the_models_to_fall_back_on_are_planned_for_as_well(workers: list[
     assert (fallback["model"], names(fallback), fallback["fallbacks"]) == ("llama", ["cheap"], [])
 
 
+async def test_a_call_may_be_asked_about_as_that_of_a_tenant_whose_policy_then_bounds_it(
+    workers: list[SimWorker], tmp_path: Path
+):
+    tenants = {"acme": {"policy": {"regions": ["eu"], "tiers": ["default"]}}}
+    async with gateway(
+        tmp_path, models=models(workers), tenants=tenants, auth={"master_key": MASTER}
+    ) as running:
+        for tenant, expected in [("acme", ["dear"]), ("other", ["cheap", "dear"]), ("", ["cheap", "dear"])]:
+            assert names((await ask(running, {"request": HELLO, "tenant": tenant}))[1]) == expected
+        priority = {"request": {**HELLO, "service_tier": "priority"}, "tenant": "acme"}
+        status, answer = await ask(running, priority)
+    assert (status, answer["error"]["code"]) == (403, "tier_not_allowed")
+
+
+async def test_what_is_expected_in_a_cache_is_told_and_asking_leaves_nothing_there(
+    workers: list[SimWorker], tmp_path: Path
+):
+    long = {**HELLO, "messages": [{"role": "user", "content": "High water? " * 200}]}
+    async with gateway(tmp_path, models=models(workers), auth={"master_key": MASTER}) as running:
+        for _ in range(2):
+            answer = (await ask(running, long))[1]
+            assert [each["cached_tokens"] for each in answer["candidates"]] == [0, 0]
+        headers = {"authorization": f"Bearer {running.key}"}
+        # Byte for byte what is asked about: two spellings of one JSON are two prompts to the index.
+        await running.http.post("/v1/chat/completions", content=json.dumps(long), headers=headers)
+        answer = (await ask(running, {"request": long, "tenant": "harbour"}))[1]
+    held = {each["endpoint"]: each["cached_tokens"] for each in answer["candidates"]}
+    assert held == {"cheap": 512, "dear": 0}
+
+
 async def test_the_headers_of_the_call_may_be_given_with_it(gw: Gateway):
     status, answer = await ask(gw, {"request": HELLO, "headers": {"X-Tidegate-Only": "dear"}})
     assert (status, names(answer)) == (200, ["dear"])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from click.testing import Result
 
 CONFIG = """
+tenants: {acme: {policy: {regions: [eu]}}}
 models:
   llama:
     price: {input: 1, output: 1}
@@ -86,6 +87,7 @@ def test_what_the_call_and_its_headers_ask_for_counts(tmp_path: Path):
             "retry_after_s": None,
         }
     ]
+    assert names(plan(tmp_path, "--tenant", "acme")) == ["cheap"]
     embedded = plan(tmp_path, "--api", "embeddings", call={"model": "llama", "input": "x" * 400})
     assert (embedded["prompt_tokens"], names(embedded)) == (100, ["cheap", "dear"])
 
@@ -98,7 +100,8 @@ def test_the_table_has_a_line_for_every_endpoint(tmp_path: Path):
     title, head, cheap, head_of_rejected, dear = shown.stdout.splitlines()
     assert title.startswith("model llama, tier default: about ")
     assert head.split() == [
-        *("place", "endpoint", "ttft_s", "ms_per_token", "imposed_s", "cost_usd", "score_usd", "on_time"),
+        *("place", "endpoint", "ttft_s", "ms_per_token", "imposed_s", "cached_tokens", "cost_usd"),
+        *("score_usd", "on_time"),
     ]
     assert (cheap.split()[:2], cheap.split()[-1]) == (["1", "cheap"], "yes")
     assert head_of_rejected.split() == ["endpoint", "filter", "reason", "retry_after_s"]

@@ -66,6 +66,7 @@ def test_the_header_has_ten_candidates_and_ten_rejections_where_they_fit():
         "ttft_s": 0.1235,
         "ms_per_token": 10.0,
         "imposed_s": 0.0,
+        "cached_tokens": 0,
         "cost_nano_usd": 7,
         "score_nano_usd": 8.5,
         "on_time": True,

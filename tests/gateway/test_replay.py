@@ -108,6 +108,16 @@ def test_an_endpoint_that_is_gone_is_not_chosen_and_a_new_one_is_taken_as_idle()
     ]
 
 
+def test_a_name_that_stands_for_another_model_is_planned_over_idle_endpoints_with_empty_caches():
+    asked = line(model="smart")
+    cached = structs.replace(asked.decision, cached_tokens={"cheap": 900})
+    other = {"price": {"input": 1, "output": 1}, "endpoints": [{"worker": "http://10.0.0.9:8000", **CHEAP}]}
+    config = Config.model_validate({"models": {"other": other}, "aliases": {"smart": {"default": "other"}}})
+    applied = Settings(Catalog(config, 0), fleet_of(config)).applied(structs.replace(asked, decision=cached))
+    ((_, load),) = applied.snapshot
+    assert (applied.call.model, load.inflight, applied.cached_tokens) == ("other", 0, {})
+
+
 def test_what_a_call_insists_on_may_leave_it_unserved_elsewhere():
     asked = line()
     call = structs.replace(
