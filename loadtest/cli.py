@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from loadtest import commands
+from loadtest import commands, simulate
 from loadtest.simworker.command import worker
 
 app = typer.Typer(name="loadtest", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -15,10 +15,11 @@ app = typer.Typer(name="loadtest", no_args_is_help=True, add_completion=False, r
 
 @app.callback()
 def loadtest() -> None:
-    """Load generator, simulated worker and bench."""
+    """Load generator, simulated worker, simulated fleet and benches."""
 
 
 commands.register(app)
+simulate.register(app)
 app.command()(worker)
 
 

@@ -1,0 +1,73 @@
+"""What a policy of routing sees and does in a simulation: what a real gateway does, no more.
+
+It sees its own dispatches and the replies to them, who is in service, and, where it uses them, metrics that somebody
+scraped a while ago.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from loadtest.sim.calls import SimCall
+    from loadtest.sim.fleet import Hosted, Node
+
+
+class Scraped(Struct, frozen=True):
+    """A worker's own metrics at one moment."""
+
+    waiting: int
+    running: int
+    kv_usage: float
+
+
+class Place(Struct, frozen=True):
+    """What a policy is told of where it runs."""
+
+    nodes: tuple[Node, ...]
+    """Workers; the endpoints with lower numbers."""
+    hosted: tuple[Hosted, ...]
+    """Endpoints numbered from `len(nodes)` on; only policies that know of prices get any."""
+    page_tokens: int
+    scrape: Callable[[float], Sequence[Scraped]]
+    """All workers' metrics, given the time now: as old as the interval of scraping makes them."""
+
+
+class Flight(Struct, eq=False):
+    """One attempt on one endpoint, from dispatch to its end. Policies may keep a note on it."""
+
+    call: SimCall
+    endpoint: int
+    replica: int
+    sent_s: float
+    tried: tuple[int, ...] = ()
+    first_s: float | None = None
+    cached_tokens: int = 0
+    ended: bool = False
+    note: object = None
+
+
+class Policy(Protocol):
+    """One gateway's routing."""
+
+    def choose(self, call: SimCall, open_to: Sequence[int], now_s: float, roll: float) -> int | None:
+        """One of `open_to`: endpoints in service that can hold the call and have not been tried. None: nobody."""
+
+    def sent(self, flight: Flight, now_s: float) -> None:
+        """It has been sent."""
+
+    def first_token(self, flight: Flight, now_s: float) -> None:
+        """Its first token has come."""
+
+    def ended(self, flight: Flight, now_s: float, failure: str | None) -> None:
+        """It has ended: whole, or by `failure` ("connect", "reset", "silence")."""
+
+    def gone(self, endpoint: int, now_s: float) -> None:
+        """It has said that it will leave, or was seen to be gone."""
+
+    def back(self, endpoint: int, now_s: float) -> None:
+        """It is in service again, with nothing in its cache."""

@@ -1,0 +1,258 @@
+"""`simulate`: Tidegate's routing beside its peers' policies over a modelled fleet, on a virtual clock.
+
+An hour of twelve workers takes some seconds, so routing can be judged over many loads and mishaps before it meets a
+real one. It is a model: it says which policy copes better, not how many milliseconds your fleet will take.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from pathlib import Path  # noqa: TC003 - typer reads annotations
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+from msgspec import Struct
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from loadtest.sim import calls, fleet, peers, plain
+from loadtest.sim.outcome import markdown, outcome, table
+from loadtest.sim.plots import NoMatplotlibError, draw, require
+from loadtest.sim.run import Scene, simulate
+from loadtest.sim.tidegate import Tidegate
+from routing.types import Tier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from loadtest.sim.calls import Workload
+    from loadtest.sim.outcome import Outcome
+    from loadtest.sim.policy import Place, Policy
+    from loadtest.sim.run import Result
+
+PEERS: dict[str, Callable[[Place], Policy]] = {
+    "random": plain.RandomChoice,
+    "round-robin": plain.RoundRobin,
+    "power-of-two": plain.PowerOfTwo,
+    "least-inflight": plain.LeastInFlight,
+    "least-tokens": plain.LeastPendingTokens,
+    "chwbl": plain.Chwbl,
+    "sglang": peers.SglangCacheAware,
+    "sglang-library": peers.SglangLibrary,
+    "dynamo": peers.Dynamo,
+    "llm-d": peers.LlmD,
+    "aibrix": peers.Aibrix,
+    "production-stack": peers.ProductionStack,
+    "smetric": peers.Smetric,
+}
+
+OURS = "tidegate"
+
+TIERS = {"priority": (1.0, 100.0), "default": (5.0, 4.0), "flex": (600.0, 0.0)}
+"""Target of the time to first token in seconds, and what an hour of waiting is worth in USD: the gateway's defaults."""
+
+WARM_UP_S = 120.0
+
+_ALL = ",".join([OURS, *PEERS])
+_WORKLOADS = (*calls.GENERATED, "trace")
+
+
+class Setting(Struct, frozen=True):
+    """One simulation, as asked for."""
+
+    workload: str
+    trace: Path | None
+    load: float
+    fleet: str
+    churn: str
+    minutes: float
+    seed: int
+    replicas: int
+    misdeclared: float
+    scrape_s: float
+
+    def check(self) -> None:
+        one_of("--workload", self.workload, _WORKLOADS)
+        one_of("--fleet", self.fleet, ("unequal", "equal", "mixed"))
+        one_of("--churn", self.churn, fleet.CHURNS)
+        if (self.workload == "trace") != (self.trace is not None):
+            raise typer.BadParameter("--workload trace and --trace PATH belong together")
+
+    @property
+    def title(self) -> str:
+        workload = self.workload if self.trace is None else self.trace.stem
+        parts = [f"{workload} at {self.load:.0%} of an {self.fleet} fleet", f"churn {self.churn}"]
+        parts += [f"{self.replicas} replicas"] if self.replicas > 1 else []
+        parts += [f"{self.misdeclared:.0%} declared wrongly"] if self.misdeclared else []
+        return ", ".join([*parts, f"{self.minutes:g} min, seed {self.seed}"])
+
+
+class Outputs(Struct, frozen=True):
+    """Where to write what, beside the table that is printed."""
+
+    json: Path | None
+    markdown: Path | None
+    plots: Path | None
+    plot_format: str
+
+    def check(self) -> None:
+        one_of("--plot-format", self.plot_format, ("svg", "png"))
+        if self.plots is not None:
+            try:
+                require()
+            except NoMatplotlibError as error:
+                raise typer.BadParameter(str(error)) from error
+
+
+def simulated_tier(name: str, max_ttft_s: float | None = None, usd_per_hour: float | None = None) -> Tier:
+    """A tier, or one like it with another target or another value of waiting."""
+    usual_s, usual_usd = TIERS[name]
+    max_ttft_s = usual_s if max_ttft_s is None else max_ttft_s
+    usd_per_hour = usual_usd if usd_per_hour is None else usd_per_hour
+    return Tier("default", max_ttft_s, usd_per_hour * 1e9 / 3600)
+
+
+def scene_of(setting: Setting) -> tuple[Scene, Workload]:
+    """The fleet, its calls and its mishaps: each from dice of its own, so that one does not depend on the other."""
+    seconds = setting.minutes * 60
+    dice = partial(random.Random, setting.seed)
+    nodes = fleet.equal() if setting.fleet == "equal" else fleet.unequal(dice())
+    if setting.trace is not None:
+        workload = calls.replayed(setting.trace, nodes, setting.load, seconds, dice())
+    else:
+        workload = calls.generated(setting.workload, nodes, setting.load, seconds, dice())
+    churn = fleet.CHURNS[setting.churn]
+    mishaps = fleet.mishaps(churn, len(nodes), seconds, random.Random(setting.seed + 1))
+    scene = Scene(
+        nodes=fleet.misdeclared(nodes, setting.misdeclared, dice()) if setting.misdeclared else nodes,
+        hosted=fleet.HOSTED if setting.fleet == "mixed" else (),
+        calls=workload.calls,
+        page_tokens=workload.page_tokens,
+        mishaps=mishaps,
+        churn=churn,
+        seed=setting.seed,
+        replicas=setting.replicas,
+        scrape_s=setting.scrape_s,
+    )
+    return scene, workload
+
+
+def without_hosted(scene: Scene) -> Scene:
+    """For the peers: none of their policies knows of prices, so none can tell when a hosted endpoint is worth it."""
+    return msgspec.structs.replace(scene, hosted=())
+
+
+def simulate_all(
+    setting: Setting, makers: Mapping[str, Callable[[Place], Policy]], console: Console
+) -> tuple[dict[str, Outcome], dict[str, Result]]:
+    """Each policy on the same calls and mishaps."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("calls")
+    outcomes: dict[str, Outcome] = {}
+    results: dict[str, Result] = {}
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("calls", total=None)
+        scene, workload = scene_of(setting)
+        warm_up_s = min(WARM_UP_S, workload.calls[-1].at_s / 4)
+        progress.update(task, total=len(scene.calls))
+        console.print(
+            f"{setting.title}: {len(scene.calls)} calls, {workload.per_s:.3g}/s of {workload.capacity_per_s:.3g}/s"
+        )
+        for name, make in makers.items():
+            progress.update(task, description=name, completed=0)
+
+            def show(done: int) -> None:
+                progress.update(task, completed=done)
+
+            seen = without_hosted(scene) if name in PEERS else scene
+            results[name] = simulate(seen, make, show)
+            outcomes[name] = outcome(results[name], seen, warm_up_s)
+    return outcomes, results
+
+
+def makers_for(
+    names: list[str], tier: str, max_ttft_s: float | None = None, values: Sequence[float] = ()
+) -> dict[str, Callable[[Place], Policy]]:
+    """The policies asked for; or Tidegate's alone, once for every value of waiting, where there are any."""
+    if unknown := set(names) - {OURS, *PEERS}:
+        raise typer.BadParameter(f"no such policy: {', '.join(sorted(unknown))}; there are {_ALL}")
+    if values:
+        return {
+            f"{value:g} USD/h": partial(Tidegate, tier=simulated_tier(tier, max_ttft_s, value))
+            for value in values
+        }
+    ours: Callable[[Place], Policy] = partial(Tidegate, tier=simulated_tier(tier, max_ttft_s))
+    return {name: ours if name == OURS else PEERS[name] for name in names}
+
+
+def simulate_command(  # noqa: PLR0913 - each argument is an option of the command line
+    *,
+    workload: Annotated[str, typer.Option(help=f"One of {', '.join(_WORKLOADS)}.")] = "chat",
+    trace: Annotated[Path | None, typer.Option(help="A trace in Mooncake's format, to replay.")] = None,
+    load: Annotated[float, typer.Option(help="Share of what the fleet can do.", min=0.01)] = 0.75,
+    fleet_name: Annotated[
+        str, typer.Option("--fleet", help="unequal, equal, or mixed (with hosted).")
+    ] = "unequal",
+    churn: Annotated[str, typer.Option(help=f"One of {', '.join(fleet.CHURNS)}.")] = "20min",
+    minutes: Annotated[float, typer.Option(help="Of simulated time.", min=0.5)] = 15.0,
+    policies: Annotated[str, typer.Option(help="Which, by name, with commas.")] = _ALL,
+    tier: Annotated[str, typer.Option(help=f"Of all calls: {', '.join(TIERS)}.")] = "default",
+    max_ttft: Annotated[
+        float | None, typer.Option(help="Its target, seconds, instead of the usual.", min=0.01)
+    ] = None,
+    value_of_waiting: Annotated[
+        str | None, typer.Option(help="USD an hour, with commas: Tidegate alone, once for each.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(help="Gateways that share the load.", min=1)] = 1,
+    misdeclared: Annotated[
+        float, typer.Option(help="Share of workers with a wrong GPU.", min=0, max=1)
+    ] = 0.0,
+    scrape_s: Annotated[float, typer.Option(help="Between scrapes, for peers that use metrics.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="The same seed, the same run.")] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write a table here.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Write pictures into this folder.")] = None,
+    plot_format: Annotated[str, typer.Option(help="svg or png.")] = "svg",
+) -> None:
+    """Compare routing policies over a modelled fleet, on a virtual clock."""
+    setting = Setting(
+        workload, trace, load, fleet_name, churn, minutes, seed, replicas, misdeclared, scrape_s
+    )
+    setting.check()
+    one_of("--tier", tier, TIERS)
+    values = [float(value) for value in value_of_waiting.split(",")] if value_of_waiting else []
+    makers = makers_for([name.strip() for name in policies.split(",")], tier, max_ttft, values)
+    compare(setting, makers, Outputs(json_file, markdown_file, plots, plot_format))
+
+
+def compare(setting: Setting, makers: Mapping[str, Callable[[Place], Policy]], outputs: Outputs) -> None:
+    """Simulate, print the table, and write what is asked for."""
+    outputs.check()
+    console = Console()
+    outcomes, results = simulate_all(setting, makers, console)
+    console.print(table(setting.title, outcomes))
+    if outputs.json is not None:
+        outputs.json.write_bytes(report(setting, outcomes))
+    if outputs.markdown is not None:
+        outputs.markdown.write_text(markdown(outcomes) + "\n")
+    if outputs.plots is not None:
+        for path in draw(outputs.plots, results, setting.title, outputs.plot_format):
+            console.print(f"wrote {path}", markup=False, highlight=False)
+
+
+def report(setting: Setting, outcomes: Mapping[str, Outcome]) -> bytes:
+    """Everything measured, as JSON."""
+    figures = {"setting": setting, "outcomes": outcomes}
+    return msgspec.json.format(msgspec.json.encode(figures, enc_hook=str)) + b"\n"
+
+
+def one_of(option: str, given: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if given not in names:
+        raise typer.BadParameter(f"{option}: {given} is none of {', '.join(names)}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this subcommand to `app`."""
+    app.command("simulate")(simulate_command)
