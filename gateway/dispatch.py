@@ -13,13 +13,11 @@ from backends.base import AttemptFailed, CallRejected, CallTimeout, ConnectFaile
 from backends.sse import DONE, CompletionStream, Shown
 from backends.usage import WholeReply, whole_reply
 from backends.worker import Outgoing
-from gateway.errors import ApiError, from_failure, from_rejection, shutting_down
+from gateway.errors import ApiError, from_failure, from_rejection, shutting_down, unserved
 from gateway.explain import plan_line
 from gateway.meter import Arrival, Meter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from backends.fleet import Attempt, Fleet
     from gateway.catalog import Catalog, Offer
     from gateway.client import Client
@@ -106,7 +104,7 @@ class Dispatch:
 
         Raises ApiError where nobody could be asked, else CallRejected or what the last attempt failed with.
         """
-        lines, plans, failed = client.lines, [], None
+        lines, failed = client.lines, None
         for model in offer.models:
             meter.model = model
             call = self._planner.call(request, model, offer.tier, arrival.caller.tenant)
@@ -114,7 +112,6 @@ class Dispatch:
             if request.explain:
                 client.lines = lines + plan_line(plan)
             if not plan.ranked:
-                plans.append(plan)
                 continue
             try:
                 return await self._first_answer(plan, call, request, arrival, meter)
@@ -123,7 +120,7 @@ class Dispatch:
             except AttemptFailed as failure:
                 failed = failure
         if failed is None:
-            raise _nobody(plans, [model.name for model in offer.models])
+            raise unserved(self._planner.decisions(request, offer, arrival.caller.tenant))
         raise failed
 
     async def _first_answer(
@@ -276,15 +273,3 @@ def _end(error: ApiError, client: Client, meter: Meter) -> None:
         client.cut_off()  # it is the client that was slow
     else:
         client.fail(error)
-
-
-def _nobody(plans: Sequence[Plan], models: Sequence[str]) -> ApiError:
-    """Why no endpoint can take the call: for now, or ever."""
-    rejections = [rejection for plan in plans for rejection in plan.rejected]
-    reasons = "; ".join(f"{rejection.endpoint.name}: {rejection.reason}" for rejection in rejections[:20])
-    waits = [plan.retry_after_s for plan in plans if plan.retry_after_s is not None]
-    names = " or ".join(models)
-    if not waits:
-        return ApiError("demands_not_met", f"No endpoint of {names} can serve this call. {reasons}")
-    message = f"No endpoint of {names} can serve a call right now. {reasons}"
-    return ApiError("no_endpoint_available", message, retry_after_s=min(waits))

@@ -13,9 +13,16 @@ import msgspec
 from msgspec import Struct
 
 from backends.base import AttemptFailed, CallRejected, Refused
+from routing.misses import shortfalls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from routing.decision import Decision
+
+
+_MOST_SHOWN = 20
+"""Endpoints in a message: with their names and figures, some kilobytes."""
 
 
 class ErrorKind(Struct, frozen=True):
@@ -36,7 +43,9 @@ ERRORS: dict[str, ErrorKind] = {
     "invalid_request": ErrorKind(400, _REQUEST, "The endpoint rejected the call; the message is its own."),
     "invalid_http": ErrorKind(400, _REQUEST, "What came is no HTTP request; the connection is closed."),
     "demands_not_met": ErrorKind(
-        400, _REQUEST, "No endpoint can meet what the call insists on; names the misses."
+        400,
+        _REQUEST,
+        "No endpoint can ever meet what the call insists on; says by how much each misses it, the nearest first.",
     ),
     "cors_not_allowed": ErrorKind(
         400, _REQUEST, "A browser asked whether a page may call, and it may not; see `cors.origins`."
@@ -146,6 +155,25 @@ def from_failure(failure: AttemptFailed, attempts: int) -> ApiError:
     if ERRORS[code].status in (429, 503) and retry_after_s is None:
         retry_after_s = 1.0
     return ApiError(code, f"{tried} tried; the last: {failure}", retry_after_s=retry_after_s)
+
+
+def unserved(decisions: Sequence[Decision]) -> ApiError:
+    """Why no endpoint of any of the models can take a call: for now, or ever."""
+    names = " or ".join(dict.fromkeys(decision.call.model for decision in decisions))
+    found = [shortfall for decision in decisions for shortfall in shortfalls(decision)]
+    waits_s = [each.retry_after_s for each in found if each.retry_after_s is not None]
+    if waits_s:
+        found = [each for each in found if each.retry_after_s is not None]
+    shown = [
+        f"{each.endpoint.name}: {', and '.join(each.reasons) or 'ready'}" for each in found[:_MOST_SHOWN]
+    ]
+    if len(found) > len(shown):
+        shown.append(f"and {len(found) - len(shown)} more")
+    reasons = "; ".join(shown)
+    if not waits_s:
+        return ApiError("demands_not_met", f"No endpoint of {names} can serve this call. {reasons}")
+    message = f"No endpoint of {names} can serve this call right now. {reasons}"
+    return ApiError("no_endpoint_available", message, retry_after_s=min(waits_s))
 
 
 def shutting_down() -> ApiError:

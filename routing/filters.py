@@ -59,13 +59,20 @@ def region(call: Call, endpoint: Endpoint) -> str | None:
 
 
 def price(call: Call, endpoint: Endpoint) -> str | None:
-    """At most as dear per token as asked, input and output each on its own."""
+    """At most as dear per token as asked, input and output each on its own.
+
+    Cached tokens are never dearer than that: without a price of their own they cost what others do. Embeddings have no
+    output, so no cap on its price keeps them from an endpoint.
+    """
     demands, cost = call.demands, endpoint.cost
-    if demands.max_input_pico_usd is not None and cost.input_pico_usd > demands.max_input_pico_usd:
-        return _too_dear("input", cost.input_pico_usd, demands.max_input_pico_usd)
-    if demands.max_output_pico_usd is not None and cost.output_pico_usd > demands.max_output_pico_usd:
-        return _too_dear("output", cost.output_pico_usd, demands.max_output_pico_usd)
-    return None
+    misses = []
+    most = demands.max_input_pico_usd
+    if most is not None and cost.input_pico_usd > most:
+        misses.append(_too_dear("input", cost.input_pico_usd, most))
+    most = demands.max_output_pico_usd
+    if most is not None and cost.output_pico_usd > most and "embeddings" not in call.needs:
+        misses.append(_too_dear("output", cost.output_pico_usd, most))
+    return " and ".join(misses) or None
 
 
 def _too_dear(what: str, pico_usd: int, most_pico_usd: int) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
 import pytest_asyncio
-from pool import PRICE, Gateway, endpoint, gateway
+from pool import PRICE, Gateway, endpoint, gateway, until
 
 from loadtest.worker import Fault, SimWorker, WorkerSpec
 
@@ -90,7 +91,7 @@ async def test_where_body_and_headers_differ_the_body_wins_field_by_field(gw: Ga
 async def test_what_no_endpoint_meets_is_an_error_that_says_what_each_one_misses(
     gw: Gateway, routing: dict[str, Any]
 ):
-    with pytest.raises(openai.BadRequestError, match=r"near: .*; far: ") as raised:
+    with pytest.raises(openai.BadRequestError, match=r"near: .*; far: |far: .*; near: ") as raised:
         await served_by(gw, routing)
     assert raised.value.code == "demands_not_met"
 
@@ -171,3 +172,45 @@ async def test_a_stream_has_the_same_headers_but_for_its_cost_which_is_not_known
     assert {name for name in stream.headers if name.startswith("x-")} == names - {"x-tidegate-cost-usd"}
     assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert len([chunk async for chunk in stream.parse()]) >= 5
+
+
+async def test_what_only_a_busy_pool_misses_is_an_error_that_says_when_to_come_back(tmp_path):
+    async with SimWorker(INSTANT) as worker:
+        models = {"llama": {"price": PRICE, "endpoints": [endpoint(worker, "near", gpu="t4")]}}
+        async with gateway(tmp_path, models=models) as gw:
+            worker.order(Fault(kind="hang"))
+            client = gw.client()
+            long = {**HELLO, "messages": [{"role": "user", "content": "tide " * 100_000}], "stream": True}
+            hanging = [asyncio.create_task(client.chat.completions.create(**long)) for _ in range(3)]
+
+            async def under_way() -> bool:
+                return len(worker.requests) == len(hanging)
+
+            await until(under_way)
+            with pytest.raises(openai.InternalServerError, match="near: expected first token in") as busy:
+                await served_by(gw, {"max_ttft_ms": 1000})
+            assert (busy.value.status_code, busy.value.code) == (503, "no_endpoint_available")
+            assert int(busy.value.response.headers["retry-after"]) >= 1
+            with pytest.raises(openai.BadRequestError, match="near: expected first token in") as never:
+                await served_by(gw, {"max_ttft_ms": 0.001})
+            assert never.value.code == "demands_not_met"
+            for call in hanging:
+                call.cancel()
+            await asyncio.gather(*hanging, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("header", "met", "missed"),
+    [
+        ("x-tidegate-max-ttft-ms", "60000", "0.001"),
+        ("x-tidegate-min-tokens-per-s", "0.1", "1e9"),
+        ("x-tidegate-max-price-output", "9", "8.9"),
+    ],
+)
+async def test_a_demand_that_all_endpoints_meet_or_none_holds_in_a_header(
+    gw: Gateway, header: str, met: str, missed: str
+):
+    assert await served_by(gw, None, {header: met}) in ("near", "far")
+    with pytest.raises(openai.BadRequestError) as refused:
+        await served_by(gw, None, {header: missed})
+    assert refused.value.code == "demands_not_met"

@@ -89,6 +89,27 @@ def test_a_price_cap_holds_for_input_and_output_each(cap: dict, reason: str | No
     assert price(call(**cap), endpoint(cost=Price(50_000, 100_000))) == reason
 
 
+def test_both_prices_that_are_too_high_are_told():
+    reason = price(call(max_input_pico_usd=1, max_output_pico_usd=2), endpoint(cost=Price(50_000, 100_000)))
+    assert reason is not None
+    assert reason.startswith("input costs 0.05 USD")
+    assert " and output costs 0.1 USD" in reason
+
+
+@pytest.mark.parametrize("cached", [None, 0, 50_000])
+def test_a_cap_on_the_input_price_holds_for_cached_tokens_that_have_no_price_of_their_own(cached: int | None):
+    hosted = endpoint(kind="openai", cost=Price(50_000, 100_000, cached))
+    assert price(call(max_input_pico_usd=50_000), hosted) is None
+    assert price(call(max_input_pico_usd=49_999), hosted) is not None
+
+
+def test_embeddings_have_no_output_whose_price_could_be_too_high():
+    embedding = call(needs=frozenset({"embeddings"}), max_input_pico_usd=5, max_output_pico_usd=5)
+    assert price(embedding, endpoint(cost=Price(5, 6))) is None
+    assert price(embedding, endpoint(cost=Price(6, 0))) is not None
+    assert price(call(max_input_pico_usd=5, max_output_pico_usd=5), endpoint(cost=Price(5, 6))) is not None
+
+
 @pytest.mark.parametrize(
     ("demands", "reason"),
     [

@@ -2,72 +2,10 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plan_inputs import CALLS, CAPABILITIES, DEFAULT, DEMANDS, LOADS, ROLLS, SNAPSHOTS, endpoints
 
 from routing.pipeline import LOOK_AT, describe, plan
-from routing.types import NO_DEMANDS, Call, Demands, Endpoint, Load, Plan, Price, Tier, Trust
-
-TIERS = (
-    Tier(name="priority", max_ttft_s=1.0, waiting_nano_usd_per_s=2.8e7),
-    Tier(name="default", max_ttft_s=5.0, waiting_nano_usd_per_s=1.1e6),
-    Tier(name="flex", max_ttft_s=600.0, waiting_nano_usd_per_s=0.0),
-)
-DEFAULT = TIERS[1]
-REGIONS = ["eu", "us"]
-CAPABILITIES = ["tools", "vision"]
-
-
-def maybe(strategy: st.SearchStrategy):
-    return st.none() | strategy
-
-
-def endpoints(name: str):
-    return st.builds(
-        Endpoint,
-        name=st.just(name),
-        model=st.just("m"),
-        served_model=st.just("m"),
-        region=maybe(st.sampled_from(REGIONS)),
-        trust=st.sampled_from(Trust),
-        capabilities=maybe(st.frozensets(st.sampled_from(CAPABILITIES))),
-        context_tokens=maybe(st.sampled_from([2048, 8192])),
-        cost=st.builds(Price, st.integers(0, 10**6), st.integers(0, 10**6)),
-    )
-
-
-LOADS = st.builds(
-    Load,
-    inflight=st.integers(0, 50),
-    pending_work=st.floats(0, 1e5),
-    work_per_s=st.floats(1, 1e5),
-    base_ttft_s=st.floats(0, 2),
-    itl_s=st.floats(0, 1),
-    unavailable=maybe(st.just("draining")),
-    retry_after_s=maybe(st.floats(0, 60)),
-)
-SNAPSHOTS = st.integers(0, 6).flatmap(
-    lambda n: st.tuples(*(st.tuples(endpoints(f"e{i}"), LOADS) for i in range(n)))
-)
-DEMANDS = st.builds(
-    Demands,
-    max_ttft_s=maybe(st.floats(0.01, 20)),
-    min_tokens_per_s=maybe(st.floats(0.1, 200)),
-    max_input_pico_usd=maybe(st.integers(0, 10**6)),
-    max_output_pico_usd=maybe(st.integers(0, 10**6)),
-    least_trust=st.sampled_from(Trust),
-    regions=st.frozensets(st.sampled_from(REGIONS)),
-    only=st.frozensets(st.sampled_from(["e0", "e1", "e2"])),
-    ignore=st.frozensets(st.sampled_from(["e0", "e1", "e2"])),
-)
-CALLS = st.builds(
-    Call,
-    model=st.just("m"),
-    tier=st.sampled_from(TIERS),
-    prompt_tokens=st.integers(0, 20_000),
-    max_tokens=maybe(st.integers(0, 4000)),
-    needs=st.frozensets(st.sampled_from(CAPABILITIES)),
-    demands=st.just(NO_DEMANDS) | DEMANDS,
-)
-ROLLS = st.floats(0, 1, exclude_max=True)
+from routing.types import NO_DEMANDS, Call, Demands, Endpoint, Load, Plan, Price, Trust
 
 
 def names(chosen: Plan):
@@ -96,6 +34,12 @@ def test_adding_a_demand_adds_no_candidate(
     before, after = names(plan(free, snapshot, roll)), names(plan(bound, snapshot, roll))
     assert set(after) <= set(before)
     assert bool(after) <= bool(before), "a demand made an infeasible call feasible"
+
+
+@given(CALLS, SNAPSHOTS, ROLLS, st.sampled_from(CAPABILITIES))
+def test_needing_more_adds_no_candidate(call: Call, snapshot: tuple, roll: float, capability: str):
+    needing = msgspec.structs.replace(call, needs=call.needs | {capability})
+    assert set(names(plan(needing, snapshot, roll))) <= set(names(plan(call, snapshot, roll)))
 
 
 @given(CALLS, SNAPSHOTS, ROLLS)
