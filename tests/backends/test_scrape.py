@@ -13,7 +13,10 @@ from backends.lane import LaneLimits, Patience, Sweep
 from backends.scrape import FRESH_S, PAGE_BYTES, Scraped, read_page, scrape
 from backends.worker import Access, Outgoing
 from loadtest.worker import SimWorker, WorkerSpec
-from routing.types import Endpoint
+from routing.pool import Pool
+from routing.types import Call, Endpoint, Tier
+
+CALL = Call("m", Tier("default", 5.0, 1e6), prompt_tokens=1)
 
 CAPTURE = Path(__file__).parents[3] / "shared" / "vllm" / "captures" / "metrics.txt"
 
@@ -108,7 +111,7 @@ async def member_at(*scripts: Script):
     async with Server(*scripts) as server:
         url = f"http://127.0.0.1:{server.port}"
         settings = FleetSettings(LaneLimits(connections=4), Patience())
-        member = Member(Endpoint("w", "m", "m", url=url), Access(url), settings)
+        member = Member(Endpoint("w", "m", "m", url=url), Access(url), settings, Pool())
         async with Sweep(lambda: [member.lane], interval_s=0.005):
             yield server, member
             await member.lane.close()
@@ -165,7 +168,7 @@ async def test_calls_of_ours_are_no_load_by_others_and_calls_of_others_are():
     endless = b'{"model":"sim","stream":true,"messages":[{"role":"user","content":"hi"}],"max_tokens":20000,"ignore_eos":true}'
     async with SimWorker(spec) as worker, fleet_at(worker.url) as ours, fleet_at(worker.url) as other:
         outgoing = Outgoing("/chat/completions", endless, "rid", stream=True, ends_s=time.monotonic() + 60.0)
-        async with ours.attempt(outgoing, 1.0):
+        async with ours.attempt(outgoing, CALL):
             await until(lambda: other.foreign_running(time.monotonic()) == 1, 30.0)
             await until(lambda: ours.scraped is not None and ours.scraped.running == 1, 30.0)
             assert ours.foreign_running(time.monotonic()) == 0
