@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from gateway.admin import Administrators, admin_routes
+from gateway.admission import Admission
 from gateway.auth import ANYONE, Key, Keyring, follow
 from gateway.cache_salt import CacheSalts
 from gateway.catalog import Catalog
@@ -29,12 +30,14 @@ from gateway.planning import Planner
 from gateway.policy import policies_of
 from gateway.server import Server
 from gateway.store import Store
-from gateway.telemetry import FleetCollector, Telemetry
+from gateway.telemetry import AdmissionCollector, FleetCollector, Telemetry
+from routing.queue import QueueLimits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
     from contextlib import AbstractContextManager
 
+    from backends.fleet import Fleet
     from gateway.config import Config, Listen
     from gateway.policy import Policies
 
@@ -115,7 +118,9 @@ async def application(config: Config) -> AsyncIterator[Edge]:
         telemetry = Telemetry()
         decisions = stack.enter_context(_decisions(config))
         planner = Planner(fleet, CacheSalts(store.key_secret()), decisions)
-        dispatch = Dispatch(catalog, planner, fleet, journal, telemetry)
+        admission = _admission(config, fleet)
+        telemetry.registry.register(AdmissionCollector(admission))
+        dispatch = Dispatch(catalog, planner, admission, fleet, journal, telemetry)
         origins = Origins(config.cors.origins)
         edge = Edge(dispatch, catalog, keys, origins, telemetry)
         telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))
@@ -139,6 +144,11 @@ def _decisions(config: Config) -> AbstractContextManager[DecisionLog | None]:
         return nullcontext()
     file = RotatingFile(section.file, section.max_bytes, section.keep)
     return DecisionLog(file, section.sample).writing()
+
+
+def _admission(config: Config, fleet: Fleet) -> Admission:
+    limits = QueueLimits(config.queue.calls, config.queue.calls_per_tenant)
+    return Admission(fleet, limits, float(config.queue.max_wait_s), float(config.timeouts.total_s))
 
 
 @asynccontextmanager

@@ -36,6 +36,7 @@ class Client:
         "lines",
         "method",
         "overdue",
+        "queued",
         "replied",
         "started",
         "target",
@@ -63,6 +64,8 @@ class Client:
         """The connection is closed, by the client or by `cut_off`."""
         self.overdue = False
         """It has been cut off."""
+        self.queued = False
+        """It waits for its turn, and nobody has begun to answer it."""
         self._connection = connection
         self._body = bytearray()
         """Not a list of blocks: a client may send it two bytes at a time, and each would take fifty."""
@@ -114,6 +117,11 @@ class Client:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    @property
+    def stopping(self) -> bool:
+        """The server takes no more work."""
+        return self._connection.stopping
 
     # The way out
 

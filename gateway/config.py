@@ -128,6 +128,17 @@ class DecisionLogSection(Section):
     keep: Count = Field(5, le=1000, description="Of such older files, how many are kept.")
 
 
+class QueueSection(Section):
+    calls: Count = Field(1024, description="Most calls that wait for an endpoint, of all tenants.")
+    calls_per_tenant: Count = Field(
+        256, description="Most calls of one tenant that wait; one more gets a 429."
+    )
+    max_wait_s: Seconds = Field(
+        3,
+        description="Longest wait of calls that are not flex, for endpoints that are only busy; flex waits for its tier's target.",
+    )
+
+
 class PriceTable(Section):
     input: Usd = Field(description="USD per million prompt tokens, at most six decimals.")
     output: Usd = Field(description="USD per million completion tokens.")
@@ -330,6 +341,7 @@ class Config(Section):
     decision_log: DecisionLogSection | None = Field(
         None, description="A sample of decisions, to be looked into and replayed; without it, none."
     )
+    queue: QueueSection = QueueSection()
     models: dict[Name, ModelSection] = Field(
         max_length=10_000, description="The models served, by the name that clients use."
     )

@@ -59,6 +59,10 @@ class Connection(asyncio.Protocol):
     def date_line(self) -> bytes:
         return self._server.date_line
 
+    @property
+    def stopping(self) -> bool:
+        return self._server.stopping
+
     # The transport's side
 
     def connection_made(self, transport: Any) -> None:
@@ -194,11 +198,13 @@ class Connection(asyncio.Protocol):
             )
 
     def stop(self) -> None:
-        """Close now if nothing is being answered, else when that has been."""
+        """Close now if nothing is being answered, else when that has been. What only waits for its turn gets none."""
         if self._task is None or self._answering is None:
             self._close()
         else:
             self._answering.keep_alive = False
+            if self._answering.queued:
+                self.cut_short()
 
     def expire(self) -> None:
         """Its deadline has passed. A client that does not even take what it has been sent is not waited for."""

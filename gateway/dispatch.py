@@ -13,12 +13,14 @@ from backends.base import AttemptFailed, CallRejected, CallTimeout, ConnectFaile
 from backends.sse import DONE, CompletionStream, Shown
 from backends.usage import WholeReply, whole_reply
 from backends.worker import Outgoing
+from gateway.admission import Place
 from gateway.errors import ApiError, from_failure, from_rejection, shutting_down, unserved
 from gateway.explain import plan_line
 from gateway.meter import Arrival, Meter
 
 if TYPE_CHECKING:
     from backends.fleet import Attempt, Fleet
+    from gateway.admission import Admission
     from gateway.catalog import Catalog, Offer
     from gateway.client import Client
     from gateway.journal import Journal
@@ -65,12 +67,14 @@ class Dispatch:
         self,
         catalog: Catalog,
         planner: Planner,
+        admission: Admission,
         fleet: Fleet,
         journal: Journal,
         telemetry: Telemetry,
     ) -> None:
         self._catalog = catalog
         self._planner = planner
+        self._admission = admission
         self._fleet = fleet
         self._journal = journal
         self._telemetry = telemetry
@@ -104,7 +108,7 @@ class Dispatch:
 
         Raises ApiError where nobody could be asked, else CallRejected or what the last attempt failed with.
         """
-        lines, failed = client.lines, None
+        lines, unplaced, failed, admission = client.lines, [], None, self._admission
         for model in offer.models:
             meter.model = model
             call = self._planner.call(request, model, offer.tier, arrival.caller.tenant)
@@ -112,16 +116,33 @@ class Dispatch:
             if request.explain:
                 client.lines = lines + plan_line(plan)
             if not plan.ranked:
+                unplaced.append((model, call, plan))
                 continue
             try:
+                if admission.waiting or admission.may_be_sent_back or request.tier == "flex":
+                    place = Place(admission, plan, call, arrival, client, meter)
+                    return await self._answer_in_turn(place, call, request, arrival, meter)
                 return await self._first_answer(plan, call, request, arrival, meter)
             except CallTimeout:
                 raise
             except AttemptFailed as failure:
                 failed = failure
-        if failed is None:
-            raise unserved(self._planner.decisions(request, offer, arrival.caller.tenant))
-        raise failed
+        if failed is not None:
+            raise failed
+        for model, call, plan in unplaced:
+            if admission.worth_waiting(plan, call):
+                meter.model = model
+                place = Place(admission, plan, call, arrival, client, meter)
+                return await self._answer_in_turn(place, call, request, arrival, meter)
+        raise unserved(self._planner.decisions(request, offer, arrival.caller.tenant))
+
+    async def _answer_in_turn(
+        self, place: Place, call: Call, request: Request, arrival: Arrival, meter: Meter
+    ) -> Answer:
+        """The first answer of a call that may have to wait for its turn, and if it is flex, to give it up again."""
+        while True:
+            async with place as plan:
+                return await self._first_answer(plan, call, request, arrival, meter)
 
     async def _first_answer(
         self, plan: Plan, call: Call, request: Request, arrival: Arrival, meter: Meter
@@ -158,6 +179,8 @@ class Dispatch:
                     break
             else:
                 meter.answered(answer.stream)
+                if self._admission.waiting:
+                    self._admission.look()
                 return answer
         if last is None:
             raise AttemptFailed("the plan names no endpoint")
@@ -246,9 +269,10 @@ class Dispatch:
     def _header_lines(self, answer: Answer, meter: Meter, content_type: bytes) -> bytes:
         overhead_s = meter.overhead_s
         self._telemetry.overhead_s.add(overhead_s)
+        queued = b"x-tidegate-queued-ms: %.3f\r\n" % (meter.queued_s * 1000) if meter.queued_s else b""
         return (
             b"content-type: %b\r\nx-tidegate-model: %b\r\nx-tidegate-endpoint: %b\r\nx-tidegate-tier: %b\r\n"
-            b"x-tidegate-attempts: %d\r\nx-tidegate-hedged: false\r\nx-tidegate-overhead-ms: %.3f\r\n"
+            b"x-tidegate-attempts: %d\r\nx-tidegate-hedged: false\r\nx-tidegate-overhead-ms: %.3f\r\n%b"
         ) % (
             content_type,
             meter.model.name.encode(),
@@ -256,12 +280,15 @@ class Dispatch:
             meter.tier.encode(),
             meter.attempts,
             overhead_s * 1000,
+            queued,
         )
 
     def _record(self, row: UsageRow) -> None:
         self._journal.append(row)
         self._telemetry.ended(row)
         self._planner.ended(row)
+        if self._admission.waiting:
+            self._admission.look()
 
 
 def _end(error: ApiError, client: Client, meter: Meter) -> None:

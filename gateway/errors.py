@@ -68,6 +68,9 @@ ERRORS: dict[str, ErrorKind] = {
     "upstream_rate_limited": ErrorKind(
         429, "rate_limit_error", "The endpoints limit our rate; `retry-after` says when to come back."
     ),
+    "queue_full_for_tenant": ErrorKind(
+        429, "rate_limit_error", "The tenant has `queue.calls_per_tenant` calls waiting already."
+    ),
     "internal_error": ErrorKind(500, "server_error", "A defect of the gateway; it is in its log."),
     "upstream_failed": ErrorKind(502, _UPSTREAM, "The endpoint failed in a way of its own."),
     "upstream_connect_failed": ErrorKind(502, _UPSTREAM, "No connection to the endpoint could be made."),
@@ -85,6 +88,11 @@ ERRORS: dict[str, ErrorKind] = {
     ),
     "no_endpoint_available": ErrorKind(
         503, "service_unavailable", "No endpoint can serve now; see `retry-after`."
+    ),
+    "overloaded": ErrorKind(
+        503,
+        "service_unavailable",
+        "The queue is full, or the call has waited in it as long as it may; see `retry-after`.",
     ),
     "shutting_down": ErrorKind(
         503, "service_unavailable", "The gateway is shutting down and the call took too long."

@@ -57,6 +57,7 @@ class Meter:
         "attempts",
         "charge_nano_usd",
         "model",
+        "queued_s",
         "status",
         "tier",
         "usage",
@@ -77,6 +78,8 @@ class Meter:
         """What the client got."""
         self.charge_nano_usd = 0
         """What the tenant owes, once it is settled."""
+        self.queued_s = 0.0
+        """Spent in the queue."""
         self._arrival = arrival
         self._request = request
         self.model = model
@@ -86,7 +89,7 @@ class Meter:
         self._stream: CompletionStream | None = None
         self._asked_s = 0.0
         self._upstream_s = 0.0
-        """Spent waiting for endpoints."""
+        """Spent waiting for endpoints, the queue included."""
         self._first_token_s: float | None = None
         self._settled = False
 
@@ -115,6 +118,16 @@ class Meter:
         """It brought nothing to the client: what it used is not the tenant's to pay."""
         self._upstream_s += time.monotonic() - self._asked_s
         self._endpoint = None
+
+    def queued(self, seconds: float) -> None:
+        """It has waited in the queue for so long."""
+        self.queued_s += seconds
+        self._upstream_s += seconds
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Where it was tried last, or is."""
+        return self._endpoint
 
     @property
     def ttft_s(self) -> float | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from backends.fleet import Fleet
+    from gateway.admission import Admission
     from gateway.decision_log import DecisionLog
     from gateway.journal import Journal
     from gateway.ledger import UsageRow
@@ -279,6 +280,38 @@ class FleetCollector(Collector):
             "tidegate_journal_lost_rows_total",
             "Usage rows that fitted neither disk nor memory; they are in the log.",
             value=journal.lost_rows,
+        )
+
+
+class AdmissionCollector(Collector):
+    """Who waits for an endpoint at the moment of a scrape, and what has become of those who did."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def collect(self) -> Iterable[Metric]:
+        admission = self._admission
+        waiting = GaugeMetricFamily(
+            "tidegate_queue_calls", "Calls that wait for an endpoint.", labels=["tier"]
+        )
+        waits = HistogramMetricFamily(
+            "tidegate_queue_wait_seconds", "How long calls waited that were sent in the end.", labels=["tier"]
+        )
+        for tier, distribution in admission.waits_s.items():
+            waiting.add_metric([tier], admission.queue.depth[tier])
+            distribution.add_to(waits, [tier])
+        yield from (waiting, waits)
+        yield _counter(
+            "tidegate_queue_shed_total",
+            "Calls refused for want of a place: queue_full_for_tenant, queue_full or waited_too_long.",
+            ["reason"],
+            {(reason,): count for reason, count in admission.shed.items()},
+        )
+        yield _counter(
+            "tidegate_flex_sent_back_total",
+            "Times that a flex call gave way before its first byte and waited again.",
+            ["model"],
+            {(model,): count for model, count in admission.sent_back.items()},
         )
 
 

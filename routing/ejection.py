@@ -141,6 +141,10 @@ class Ejection:
             wait_s = max(wait_s, self._next_check_s - now_s)
         return (None, None) if reason is None else (reason, wait_s)
 
+    def out(self, now_s: float) -> bool:
+        """Whether it has failed, calls or checks, rather than only asked for a pause."""
+        return now_s < self._ejected_until_s or self._check_reason is not None
+
     def _eject(self, now_s: float, kind: FailureKind, roll: float) -> None:
         seconds = min(LONGEST_EJECTION_S, FIRST_EJECTION_S * 2.0**self._doublings)
         self._ejected_until_s = now_s + seconds * (1.0 - JITTER + 2.0 * JITTER * roll)

@@ -259,7 +259,7 @@ async def test_a_call_that_insists_on_an_endpoint_that_is_down_may_come_back_lat
     async with near_and_far(tmp_path) as (gw, near, far):
         far.order(Fault(kind="status", status=503, retry_after_s=30))
         client = gw.client()
-        only = {"extra_body": {"routing": {"only": ["far"]}}}
+        only = {"extra_body": {"routing": {"only": ["far"]}}, "service_tier": "default"}  # flex would wait
         for code in ("upstream_busy", "no_endpoint_available"):
             with pytest.raises(openai.InternalServerError) as refused:
                 await ask(client, **only)
