@@ -4,6 +4,7 @@ The failures form one tree, so that the edge translates them once and the fleet 
 
     AttemptFailed                   one attempt at one endpoint brought no whole reply
     ├── LaneFull                    no free connection to the endpoint
+    ├── Unsupported                 the endpoint cannot be asked this; another one may
     ├── ConnectFailed               no connection could be made
     │   ├── ConnectTimeout
     │   └── TlsFailed               certificate or handshake
@@ -28,12 +29,62 @@ The failures form one tree, so that the edge translates them once and the fleet 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from backends.lane import Sink
+    from backends.worker import Outgoing
     from routing.ejection import FailureKind
+
+
+class Reply(Protocol):
+    """What an endpoint answers, as bytes of OpenAI's wire format; open inside its block.
+
+    Entering, and all that reads, raises AttemptFailed or CallRejected.
+    """
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None: ...
+
+    async def read(self) -> bytes:
+        """What has come since the last read, at least a byte; b"" at the end of the reply."""
+        ...
+
+    async def read_whole(self, limit_bytes: int) -> bytes:
+        """The rest of the reply."""
+        ...
+
+    async def pour(self, sink: Sink) -> bool:
+        """Call `sink` with every block as it comes, until it says True, for enough; whether the reply is at its end."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait for what may still come after the content."""
+        ...
+
+    def release(self) -> None:
+        """Let go of it, and end the call there if it is not done."""
+        ...
+
+
+class Backend(Protocol):
+    """The way to one endpoint."""
+
+    @property
+    def connections(self) -> int:
+        """Open connections, and those being opened."""
+        ...
+
+    def open(self, outgoing: Outgoing) -> Reply:
+        """Send a call; the reply is open inside the block."""
+        ...
+
+    async def probe(self, path: str, timeout_s: float) -> int:
+        """The status of a GET below a worker's root. Raises AttemptFailed."""
+        ...
 
 
 class AttemptFailed(Exception):
@@ -46,6 +97,11 @@ class AttemptFailed(Exception):
 
 class LaneFull(AttemptFailed):
     code = "upstream_busy"
+    ejects = None
+
+
+class Unsupported(AttemptFailed):
+    code = "upstream_unsupported"
     ejects = None
 
 

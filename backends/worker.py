@@ -71,6 +71,10 @@ class HttpBackend:
         self._starts: dict[str, bytes] = {}
         """What a request to each API begins with."""
 
+    @property
+    def connections(self) -> int:
+        return self.lane.connections
+
     def open(self, outgoing: Outgoing) -> Opening:
         """Send the call; the reply is open inside the block.
 

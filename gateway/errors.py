@@ -41,6 +41,9 @@ ERRORS: dict[str, ErrorKind] = {
     "invalid_type": ErrorKind(400, _REQUEST, "A field has the wrong type; `param` names it."),
     "invalid_value": ErrorKind(400, _REQUEST, "A field has a value that makes no sense; `param` names it."),
     "invalid_request": ErrorKind(400, _REQUEST, "The endpoint rejected the call; the message is its own."),
+    "upstream_unsupported": ErrorKind(
+        400, _REQUEST, "The endpoint cannot be asked this; the message names what it does not take."
+    ),
     "invalid_http": ErrorKind(400, _REQUEST, "What came is no HTTP request; the connection is closed."),
     "demands_not_met": ErrorKind(
         400,

@@ -1,0 +1,292 @@
+"""The way a call goes out to a provider that does not speak OpenAI's API: through litellm.
+
+What comes back is put into OpenAI's wire format, whole or as server-sent events, so that metering, the model's name and
+all else downstream is the same for every endpoint. The call runs in litellm's thread (`litellm_thread`); the reply here
+is its end in the gateway's loop, with the deadlines and the brake of the lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from msgspec import Struct
+
+from backends.base import (
+    AttemptFailed,
+    CallRejected,
+    CallTimeout,
+    FirstByteTimeout,
+    ReplyBroken,
+    ReplyLate,
+    ReplyOversized,
+    SilenceTimeout,
+    Unsupported,
+)
+from backends.lane import HIGH_WATER_BYTES, Patience
+from backends.litellm_errors import failure
+from backends.litellm_wire import Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from backends.lane import Sink
+    from backends.litellm_thread import LiteLLMThread
+    from backends.worker import Outgoing
+
+_SECRET_NAME = re.compile(r"key|secret|token|password|credential|authorization", re.IGNORECASE)
+_LEAST_SECRET = 8
+"""Characters: what is shorter is a placeholder, and may well be a word in a message."""
+
+
+class LiteLLMAccess(Struct, frozen=True):
+    """How an endpoint is reached through litellm."""
+
+    model: str
+    """As litellm names it, with the provider: "anthropic/claude-sonnet-4-5"."""
+    api_keys: tuple[str, ...] = ()
+    """One or none: without one, litellm looks for it in the environment."""
+    params: dict[str, Any] = {}
+    """Further arguments of litellm's: `aws_region_name`, `api_base`, `api_version`."""
+
+
+class LiteLLMBackend:
+    """One endpoint's API through litellm."""
+
+    def __init__(self, access: LiteLLMAccess, thread: LiteLLMThread, patience: Patience) -> None:
+        self.thread = thread
+        self.patience = patience
+        key = {"api_key": access.api_keys[0]} if access.api_keys else {}
+        # Its own retries off: failover is the gateway's.
+        self.arguments = {**key, "num_retries": 0, "max_retries": 0, **access.params, "model": access.model}
+        secrets = (*access.api_keys, *_secrets(access.params))
+        self.secrets = tuple(secret for secret in secrets if len(secret) >= _LEAST_SECRET)
+        self.connections = 0
+        """Calls under way there: litellm's connections are its own business."""
+
+    def open(self, outgoing: Outgoing) -> LiteLLMReply:
+        """Send the call; the reply is open inside the block.
+
+        Entering raises AttemptFailed or CallRejected.
+        """
+        return LiteLLMReply(self, outgoing)
+
+    async def probe(self, path: str, timeout_s: float) -> int:
+        raise Unsupported(f"no provider is asked for {path}, nor waited for {timeout_s:g} s")
+
+
+class LiteLLMReply:
+    """The reply to one call, as bytes. Entered with the first of them, or with all where it is no stream."""
+
+    def __init__(self, backend: LiteLLMBackend, outgoing: Outgoing) -> None:
+        self._backend = backend
+        self._thread = backend.thread
+        self._outgoing = outgoing
+        self._loop = asyncio.get_running_loop()
+        self._ends_s = min(time.monotonic() + backend.patience.total_s, outgoing.ends_s)
+        self._opened = False
+        # Of the gateway's loop.
+        self._blocks: list[bytes] = []
+        self._size = 0
+        self._complete = False
+        self._paused = False
+        self._error: AttemptFailed | CallRejected | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        # Of litellm's thread.
+        self._task: asyncio.Task[None] | None = None
+        self._room: asyncio.Event | None = None
+        self._begun = False
+
+    # The gateway's side
+
+    async def __aenter__(self) -> Self:
+        self._backend.connections += 1
+        self._opened = True
+        patience = self._backend.patience
+        first_s = patience.first_byte_s if self._outgoing.stream else patience.total_s
+        try:
+            self._thread.soon(self._begin)
+            if not self._arrived:
+                await self._wait(first_s, FirstByteTimeout)
+        except BaseException:
+            self.release()
+            raise
+        if self._error is not None:
+            self.release()
+            raise self._error
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.release()
+
+    async def read(self) -> bytes:
+        """What has come since the last read, at least a byte; b"" at the end of the reply.
+
+        Raises AttemptFailed or CallRejected.
+        """
+        while not self._blocks:
+            if self._error is not None:
+                raise self._error
+            if self._complete:
+                return b""
+            await self._wait(self._backend.patience.silence_s, SilenceTimeout)
+        return self._take()
+
+    async def pour(self, sink: Sink) -> bool:
+        """Call `sink` with every block as it comes, until it says True, for enough; whether the reply is at its end."""
+        if self._blocks and sink(self._take()):
+            return False
+        self._sink = sink
+        try:
+            while self._sink is not None and not self._complete and self._error is None:
+                await self._wait(self._backend.patience.silence_s, SilenceTimeout)
+        finally:
+            enough, self._sink = self._sink is None, None
+        if self._error is not None:
+            raise self._error
+        return not enough
+
+    async def read_whole(self, limit_bytes: int) -> bytes:
+        """The rest of the reply.
+
+        Raises what `read` raises, and ReplyOversized beyond `limit_bytes`.
+        """
+        parts: list[bytes] = []
+        left = limit_bytes
+        while block := await self.read():
+            left -= len(block)
+            if left < 0:
+                raise ReplyOversized(f"a reply of more than {limit_bytes} bytes")
+            parts.append(block)
+        return b"".join(parts)
+
+    async def drain(self) -> None:
+        """Nothing comes after the content: litellm has ended by itself."""
+
+    def release(self) -> None:
+        """Let go of it; a call that is not done is cancelled, and its connection closed."""
+        if not self._opened:
+            return
+        self._opened = False
+        self._backend.connections -= 1
+        self._sink = None
+        self._blocks.clear()
+        if not self._complete:
+            self._thread.soon(self._cancel)
+
+    @property
+    def _arrived(self) -> bool:
+        return bool(self._blocks) or self._complete
+
+    def _take(self) -> bytes:
+        block = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
+        self._blocks.clear()
+        self._size = 0
+        if self._paused:
+            self._paused = False
+            self._thread.soon(self._resume)
+        return block
+
+    async def _wait(self, patience_s: float, late: type[ReplyLate]) -> None:
+        """Until something happens. Raises what is given, or CallTimeout."""
+        now_s = time.monotonic()
+        whole_call = now_s + patience_s >= self._ends_s
+        self._waiter = self._loop.create_future()
+        try:
+            async with asyncio.timeout(min(patience_s, self._ends_s - now_s)):
+                await self._waiter
+        except TimeoutError:
+            if whole_call:
+                raise CallTimeout("not done within the call's time") from None
+            what = "no reply within" if late is FirstByteTimeout else "nothing came for"
+            raise late(f"{what} {patience_s:g} s") from None
+        finally:
+            self._waiter = None
+
+    def _received(self, block: bytes) -> None:
+        if not self._opened:
+            return
+        self._blocks.append(block)
+        self._size += len(block)
+        if self._sink is not None:
+            try:
+                if self._sink(self._take()):
+                    self._sink = None
+            except AttemptFailed as failed:
+                self._error = failed
+        elif self._size > HIGH_WATER_BYTES and not self._paused:
+            self._paused = True
+            self._thread.soon(self._pause)
+        self._wake()
+
+    def _ended(self, error: AttemptFailed | CallRejected | None) -> None:
+        self._complete = True
+        if self._error is None:
+            self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # In litellm's thread
+
+    def _begin(self) -> None:
+        self._room = asyncio.Event()
+        self._room.set()
+        self._task = self._thread.start(self._call(), self._done)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _pause(self) -> None:
+        if self._room is not None:
+            self._room.clear()
+
+    def _resume(self) -> None:
+        if self._room is not None:
+            self._room.set()
+
+    async def _call(self) -> None:
+        wire = Wire(self._outgoing.api, self._outgoing.body)
+        function = getattr(self._thread.sdk, wire.function)
+        left_s = self._ends_s - time.monotonic()
+        reply = await function(**wire.arguments, timeout=left_s, **self._backend.arguments)
+        if not self._outgoing.stream:
+            self._tell(self._received, wire.whole(reply))
+            return
+        try:
+            async for block in wire.events(reply):
+                self._begun = True
+                self._tell(self._received, block)
+                if self._room is not None:
+                    await self._room.wait()
+        finally:
+            if hasattr(reply, "aclose"):  # it may have been left in its midst
+                await reply.aclose()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            self._tell(self._ended, ReplyBroken("the call was cancelled"))
+            return
+        error = task.exception()
+        failed = None if error is None else failure(error, self._backend.secrets, begun=self._begun)
+        self._tell(self._ended, failed)
+
+    def _tell(self, what: Any, argument: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(what, argument)
+
+
+def _secrets(params: Mapping[str, Any], inside: bool = False) -> Iterator[str]:  # noqa: FBT001, FBT002 - of itself only
+    """All text below a name that sounds like a secret, or in headers."""
+    for name, value in params.items():
+        secret = inside or bool(_SECRET_NAME.search(name)) or "headers" in name
+        if isinstance(value, dict):
+            yield from _secrets(value, secret)
+        elif secret and isinstance(value, str):
+            yield value
