@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import TracebackType
 
     from backends.lane import Sink
     from backends.worker import Outgoing
@@ -47,7 +48,9 @@ class Reply(Protocol):
 
     async def __aenter__(self) -> Self: ...
 
-    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
 
     async def read(self) -> bytes:
         """What has come since the last read, at least a byte; b"" at the end of the reply."""
@@ -82,8 +85,8 @@ class Backend(Protocol):
         """Send a call; the reply is open inside the block."""
         ...
 
-    async def probe(self, path: str, timeout_s: float) -> int:
-        """The status of a GET below a worker's root. Raises AttemptFailed."""
+    async def get(self, path: str, timeout_s: float, limit_bytes: int) -> tuple[int, bytes]:
+        """Status and body of a GET below a worker's root. Raises AttemptFailed."""
         ...
 
 

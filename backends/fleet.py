@@ -16,7 +16,9 @@ from msgspec import Struct
 from backends.base import AttemptFailed, CallRejected, Overloaded, Refused, conceal
 from backends.health import watch
 from backends.keys import Keys
-from backends.lane import Exchange, LaneLimits, Patience, Sweep
+from backends.lane import Lane, LaneLimits, Patience, Sweep
+from backends.litellm_api import LiteLLMAccess, LiteLLMBackend
+from backends.litellm_thread import LiteLLMThread
 from backends.scrape import scraping
 from backends.worker import Access, HttpBackend, Outgoing, lane_to
 from routing.pool import Pool, Standing
@@ -25,6 +27,7 @@ from routing.prefix import MOST_PIECES_HELD
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from backends.base import Backend, Reply
     from backends.scrape import Scraped
     from routing.types import Call, Candidate, Endpoint, Usage
 
@@ -42,12 +45,25 @@ class FleetSettings(Struct, frozen=True):
 class Member(Standing):
     """One endpoint of the fleet: how it stands, and the way to it."""
 
-    def __init__(self, endpoint: Endpoint, access: Access, settings: FleetSettings, pool: Pool) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        access: Access | LiteLLMAccess,
+        settings: FleetSettings,
+        pool: Pool,
+        litellm: LiteLLMThread | None = None,
+    ) -> None:
         super().__init__(endpoint, pool, settings.lane.connections)
-        self.lane = lane_to(access, settings.lane)
-        root = "/v1" if endpoint.kind == "worker" else access.url.partition("://")[2].partition("/")[2]
         self.keys = Keys(access.api_keys, endpoint.name)
-        self.backend = HttpBackend(access, self.lane, "/" + root.strip("/"), settings.patience, self.keys)
+        self.lane: Lane | None = None
+        """None where litellm has its own connections."""
+        self.backend: Backend
+        if isinstance(access, LiteLLMAccess):
+            self.backend = LiteLLMBackend(access, litellm or LiteLLMThread(), settings.patience)
+        else:
+            self.lane = lane_to(access, settings.lane)
+            root = "/v1" if endpoint.kind == "worker" else access.url.partition("://")[2].partition("/")[2]
+            self.backend = HttpBackend(access, self.lane, "/" + root.strip("/"), settings.patience, self.keys)
         self.header_name = endpoint.name.encode()
         self.attempts: dict[str, int] = {}
         """How many ended, by outcome: ok, a failure's code, rejected (a 4xx of the call's own), abandoned (by us)."""
@@ -102,7 +118,7 @@ class Attempt:
 
     def __init__(self, member: Member, outgoing: Outgoing, call: Call, expected_cached: int) -> None:
         self.member = member
-        self.reply: Exchange = member.backend.open(outgoing)
+        self.reply: Reply = member.backend.open(outgoing)
         self.completion_tokens = 0
         """Told by whoever counts them, so that the endpoint's speed can be learned."""
         self._reported_cached: int | None = None
@@ -161,23 +177,30 @@ class Fleet:
     """The members, by model; inside its block they are watched, and after it their connections are closed."""
 
     def __init__(
-        self, endpoints: Mapping[str, Sequence[tuple[Endpoint, Access]]], settings: FleetSettings
+        self,
+        endpoints: Mapping[str, Sequence[tuple[Endpoint, Access | LiteLLMAccess]]],
+        settings: FleetSettings,
     ) -> None:
         self._settings = settings
         self._pools: dict[str, Pool] = {}
         self._members: dict[tuple[str, str], Member] = {}
         """By the names of model and endpoint."""
+        self._litellm = LiteLLMThread()
         for model, listed in endpoints.items():
             pool = self._pools[model] = Pool(settings.prefix_pieces)
             for endpoint, access in listed:
-                self._members[model, endpoint.name] = Member(endpoint, access, settings, pool)
+                self._members[model, endpoint.name] = Member(endpoint, access, settings, pool, self._litellm)
         self._all = list(self._members.values())
 
     async def __aenter__(self) -> Self:
         self._stack = AsyncExitStack()
-        await self._stack.enter_async_context(Sweep(lambda: [member.lane for member in self._all]))
+        lanes = [member.lane for member in self._all if member.lane is not None]
+        await self._stack.enter_async_context(Sweep(lambda: lanes))
+        if any(member.endpoint.kind == "litellm" for member in self._all):
+            await self._stack.enter_async_context(self._litellm)
+        for lane in lanes:
+            self._stack.push_async_callback(lane.close)
         for member in self._all:
-            self._stack.push_async_callback(member.lane.close)
             if member.endpoint.kind == "worker":
                 settings = self._settings
                 watching = watch(member, settings.health_interval_s, settings.health_timeout_s)

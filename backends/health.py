@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from backends.fleet import Member
 
 
+MOST_BYTES = 65_536
+"""Of what it answers; only the status counts."""
+
+
 def watch(member: Member, interval_s: float, timeout_s: float) -> AbstractAsyncContextManager[None]:
     """Check the member's health now and then, as long as the block runs."""
     name = f"checking {member.endpoint.name}"
@@ -26,7 +30,7 @@ def watch(member: Member, interval_s: float, timeout_s: float) -> AbstractAsyncC
 
 async def check(member: Member, timeout_s: float, next_check_s: float) -> None:
     try:
-        status = await member.backend.probe("/health", timeout_s)
+        status, _ = await member.backend.get("/health", timeout_s, MOST_BYTES)
     except LaneFull:
         return  # in full use, which calls tell more of than a check
     except CallTimeout:

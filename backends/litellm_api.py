@@ -58,9 +58,11 @@ class LiteLLMBackend:
     def __init__(self, access: LiteLLMAccess, thread: LiteLLMThread, patience: Patience) -> None:
         self.thread = thread
         self.patience = patience
+        self.params = access.params
+        """What the operator gives, over which the call's own arguments win."""
         key = {"api_key": access.api_keys[0]} if access.api_keys else {}
         # Its own retries off: failover is the gateway's.
-        self.arguments = {**key, "num_retries": 0, "max_retries": 0, **access.params, "model": access.model}
+        self.fixed = {**key, "model": access.model, "num_retries": 0, "max_retries": 0}
         secrets = (*access.api_keys, *_secrets(access.params))
         self.secrets = tuple(secret for secret in secrets if len(secret) >= _LEAST_SECRET)
         self.connections = 0
@@ -73,8 +75,9 @@ class LiteLLMBackend:
         """
         return LiteLLMReply(self, outgoing)
 
-    async def probe(self, path: str, timeout_s: float) -> int:
-        raise Unsupported(f"no provider is asked for {path}, nor waited for {timeout_s:g} s")
+    async def get(self, path: str, timeout_s: float, limit_bytes: int) -> tuple[int, bytes]:
+        del timeout_s, limit_bytes
+        raise Unsupported(f"there is no {path} at a provider")
 
 
 class LiteLLMReply:
@@ -254,8 +257,8 @@ class LiteLLMReply:
     async def _call(self) -> None:
         wire = Wire(self._outgoing.api, self._outgoing.body)
         function = getattr(self._thread.sdk, wire.function)
-        left_s = self._ends_s - time.monotonic()
-        reply = await function(**wire.arguments, timeout=left_s, **self._backend.arguments)
+        given = {**self._backend.params, **wire.arguments, **self._backend.fixed}
+        reply = await function(timeout=self._ends_s - time.monotonic(), **given)
         if not self._outgoing.stream:
             self._tell(self._received, wire.whole(reply))
             return

@@ -93,11 +93,6 @@ class HttpBackend:
         patience = self._patience if outgoing.stream else self._whole_patience
         return Opening(self.lane, head, outgoing, patience, self.keys)
 
-    async def probe(self, path: str, timeout_s: float) -> int:
-        """The status of a GET below the worker's root. Raises AttemptFailed."""
-        status, _ = await self.get(path, timeout_s, _ERROR_BODY_BYTES)
-        return status
-
     async def get(self, path: str, timeout_s: float, limit_bytes: int) -> tuple[int, bytes]:
         """Status and body of a GET below the worker's root. Raises AttemptFailed."""
         head = b"GET %b HTTP/1.1\r\n%b%bcontent-length: 0\r\n\r\n" % (

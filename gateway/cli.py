@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from decimal import Decimal
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -172,7 +173,7 @@ def _summary(config: Config) -> Iterator[str]:
     for name, model in config.models.items():
         yield f"model     {name}: {_model_line(model)}"
         for endpoint in model.endpoints:
-            yield f"  {endpoint.kind:6}  {_endpoint_line(endpoint)}"
+            yield f"  {endpoint.kind:7}  {_endpoint_line(endpoint)}"
     for name, alias in config.aliases.items():
         yield f"alias     {name}: {_alias_line(alias)}"
     for name, tenant in config.tenants.items():
@@ -207,9 +208,25 @@ def _endpoint_line(endpoint: EndpointSection) -> str:
         endpoint.gpu and f"gpu {endpoint.gpu}",
         endpoint.api_key and f"api_key {endpoint.api_key}",
         endpoint.api_keys and f"{len(endpoint.api_keys)} api_keys",
-        endpoint.cost and f"cost {_price_text(endpoint.cost)}",
+        f"cost {_cost_text(endpoint)}" if endpoint.cost or endpoint.known else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _cost_text(endpoint: EndpointSection) -> str:
+    if endpoint.cost is not None:
+        return _price_text(endpoint.cost)
+    price, cached = endpoint.price, endpoint.price.cached_input_pico_usd
+    per_million = [
+        f"input {_usd_per_million(price.input_pico_usd)}",
+        f"output {_usd_per_million(price.output_pico_usd)}",
+        *([] if cached is None else [f"cached {_usd_per_million(cached)}"]),
+    ]
+    return f"{', '.join(per_million)} USD per million tokens, by litellm's table"
+
+
+def _usd_per_million(pico_usd_per_token: int) -> str:
+    return f"{Decimal(pico_usd_per_token) / 1_000_000:f}"
 
 
 def _price_text(price: PriceTable) -> str:

@@ -16,7 +16,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import Secret as SecretValue
 
+from backends.litellm_prices import Known, known
+from backends.litellm_thread import INSTALL, is_installed
 from gateway.config_file import ConfigError, Problem, path_of, read
 from gateway.config_policy import TenantSection, no_such_model
 from gateway.config_section import (
@@ -25,6 +28,7 @@ from gateway.config_section import (
     Count,
     DatabaseUrl,
     LiteLLMModel,
+    LiteLLMParams,
     Location,
     Name,
     OpenAIUrl,
@@ -163,9 +167,16 @@ class EndpointSection(Section):
     openai: OpenAIUrl | None = Field(
         None, description="Base URL of an OpenAI-compatible API, with its path (`/v1`)."
     )
-    litellm: LiteLLMModel | None = Field(None, description="Not supported by this version.")
+    litellm: LiteLLMModel | None = Field(
+        None, description="`PROVIDER/MODEL` of anything that litellm speaks; takes the extra `litellm`."
+    )
+    params: LiteLLMParams = Field(
+        SecretValue({}),
+        description="Of a `litellm` endpoint: further arguments of litellm's, such as `aws_region_name`.",
+    )
     name: Name | None = Field(
-        None, description="Unique within the model; without it, `host:port` of the URL."
+        None,
+        description="Unique within the model; without it, `host:port` of the URL, or what `litellm` says.",
     )
     model: ServedName | None = Field(None, description="The model's name there; without it, the public name.")
     api_key: ApiKey | None = Field(None, description="Sent there as a bearer token.")
@@ -179,13 +190,18 @@ class EndpointSection(Section):
     region: Name | None = Field(None, description="Where it is; calls may ask for regions.")
     trust: TrustName | None = Field(
         None,
-        description="How far its operator is trusted; without it, `community` for a worker, `provider` for openai.",
+        description="How far its operator is trusted; without it, `community` for a worker, `provider` for the others.",
     )
-    cost: PriceTable | None = Field(None, description="What serving it there costs us; without it, nothing.")
+    cost: PriceTable | None = Field(
+        None,
+        description="What serving it there costs us; without it, nothing, or for `litellm` what its price table says.",
+    )
     capabilities: frozenset[Capability] | None = Field(
-        None, description="What it can do; without it, as the model's."
+        None, description="What it can do; without it, as the model's, or for `litellm` as its table says."
     )
-    context_tokens: Count | None = Field(None, description="Longest context; without it, as the model's.")
+    context_tokens: Count | None = Field(
+        None, description="Longest context; without it, as the model's, or for `litellm` as its table says."
+    )
     ca_file: AuthorityFile | None = Field(None, description="PEM file with the CA to trust for https.")
 
     @classmethod
@@ -200,12 +216,16 @@ class EndpointSection(Section):
                 yield ("api_keys",), "stands in place of api_key; give one of the two"
             if targets != ["openai"]:
                 yield ("api_keys",), "is for openai endpoints; use api_key"
+        if targets == ["litellm"]:
+            yield from _litellm_problems(given)
+        elif given.get("params"):
+            yield ("params",), "is for litellm endpoints"
         if given.get("ca_file") is not None and str(given[targets[0]]).lower().startswith("http:"):
             yield ("ca_file",), "is of use only with an https URL"
 
     @property
     def kind(self) -> EndpointKind:
-        return "worker" if self.worker is not None else "openai"
+        return "worker" if self.worker is not None else "openai" if self.openai is not None else "litellm"
 
     @property
     def keys(self) -> tuple[SecretStr, ...]:
@@ -218,26 +238,45 @@ class EndpointSection(Section):
 
     @property
     def resolved_name(self) -> str:
-        return self.name or _name_by_url(self.url)
+        return self.name or self.litellm or _name_by_url(self.url)
 
     @property
     def resolved_trust(self) -> TrustName:
         return self.trust or ("community" if self.kind == "worker" else "provider")
 
+    @property
+    def known(self) -> Known | None:
+        """What litellm's table says of it."""
+        return None if self.litellm is None else known(self.litellm, self.params.get_secret_value())
+
+    @property
+    def price(self) -> Price:
+        """What serving it there costs us."""
+        if self.cost is not None:
+            return self.cost.price()
+        table = self.known
+        return Price() if table is None else table.price
+
     def endpoint(self, public_name: str, model: ModelSection) -> Endpoint:
         """As routing sees it."""
+        known = self.known
+        capabilities = model.capabilities if self.capabilities is None else self.capabilities
+        context_tokens = self.context_tokens or model.context_tokens
+        if known is not None:
+            capabilities = known.capabilities if capabilities is None else capabilities
+            context_tokens = context_tokens or known.context_tokens
         return Endpoint(
             name=self.resolved_name,
             model=public_name,
-            served_model=self.model or public_name,
+            served_model=self.litellm or self.model or public_name,
             kind=self.kind,
             url=self.url,
             region=self.region,
             trust=Trust[self.resolved_trust.upper()],
             gpu=self.gpu,
-            capabilities=model.capabilities if self.capabilities is None else self.capabilities,
-            context_tokens=self.context_tokens or model.context_tokens,
-            cost=Price() if self.cost is None else self.cost.price(),
+            capabilities=capabilities,
+            context_tokens=context_tokens,
+            cost=self.price,
         )
 
 
@@ -263,8 +302,10 @@ class ModelSection(Section):
             yield ("endpoints",), "needs at least one endpoint"
         seen: dict[str, int] = {}
         for index, endpoint in enumerate(endpoints if isinstance(endpoints, list | tuple) else ()):
-            name = _get(endpoint, "name") or _name_by_url(
-                _get(endpoint, "worker") or _get(endpoint, "openai")
+            name = (
+                _get(endpoint, "name")
+                or _name_by_url(_get(endpoint, "worker") or _get(endpoint, "openai"))
+                or _get(endpoint, "litellm")
             )
             if not isinstance(name, str) or not name:
                 continue
@@ -471,6 +512,20 @@ def _is_loopback(host: str) -> bool:
 def _get(section: Any, key: str) -> Any:
     """A value of a section as given, which may be a mapping, a section made in code, or nothing of the kind."""
     return section.get(key) if isinstance(section, Mapping) else getattr(section, key, None)
+
+
+def _litellm_problems(given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """What is wrong with a litellm endpoint, as given."""
+    for name in ("model", "ca_file"):
+        if given.get(name) is not None:
+            yield (name,), "is not for litellm endpoints"
+    model, params = given["litellm"], given.get("params")
+    if not is_installed():
+        yield ("litellm",), f"litellm is not installed; get it by {INSTALL}"
+    elif given.get("cost") is None and isinstance(model, str):
+        table = known(model, params if isinstance(params, Mapping) else {})
+        if table is None:
+            yield ("litellm",), f"litellm's table has no price per token for {model}; give one as `cost`"
 
 
 def _name_by_url(url: Any) -> str:

@@ -26,6 +26,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic import Secret as SecretValue
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from gateway.policy import TENANT_NAME
@@ -41,6 +42,15 @@ PLAIN_WORDS = {
     "string_type": "should be text (a number needs quotes)",
     "too_short": "should have at least one item",
     "path_not_file": "no such file",
+}
+
+
+_NOT_PARAMS = {
+    "api_key": "; it has a key of its own, beside params",
+    "timeout": "; see timeouts",
+    **dict.fromkeys(
+        ("model", "messages", "input", "stream", "stream_options", "max_retries", "num_retries"), ""
+    ),
 }
 
 
@@ -169,9 +179,18 @@ def _key(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _no_litellm(text: str) -> str:
-    del text
-    raise ValueError("litellm endpoints are not supported by this version")
+def _litellm_model(text: str) -> str:
+    if not re.fullmatch(r"[!-~]+/[!-~]+", text):
+        raise ValueError("should be PROVIDER/MODEL, such as anthropic/claude-sonnet-4-5")
+    return text
+
+
+def _arguments(params: SecretValue[dict[str, Any]]) -> SecretValue[dict[str, Any]]:
+    """Not those that a call or the gateway gives."""
+    for name in params.get_secret_value():
+        if name in _NOT_PARAMS:
+            raise ValueError(f"{name} cannot be given here{_NOT_PARAMS[name]}")
+    return params
 
 
 def _database_url(secret: SecretStr) -> SecretStr:
@@ -199,7 +218,8 @@ WorkerUrl = Annotated[str, AfterValidator(_worker_url)]
 OpenAIUrl = Annotated[str, AfterValidator(_openai_url)]
 Origin = Annotated[str, AfterValidator(_origin)]
 AuthorityFile = Annotated[FilePath, AfterValidator(_authority)]
-LiteLLMModel = Annotated[str, AfterValidator(_no_litellm)]
+LiteLLMModel = Annotated[str, Field(max_length=512), AfterValidator(_litellm_model)]
+LiteLLMParams = Annotated[SecretValue[dict[str, Any]], AfterValidator(_arguments)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 SharedStateUrl = Annotated[SecretStr, AfterValidator(_shared_state_url)]
 Secret = Annotated[SecretStr, Field(min_length=1)]

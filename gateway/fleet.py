@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from backends.fleet import Fleet, FleetSettings
 from backends.lane import LaneLimits, Patience
+from backends.litellm_api import LiteLLMAccess
 from backends.worker import Access
 
 if TYPE_CHECKING:
@@ -32,9 +33,12 @@ def fleet_of(config: Config) -> Fleet:
     return Fleet(endpoints, settings)
 
 
-def _access(section: EndpointSection) -> Access:
+def _access(section: EndpointSection) -> Access | LiteLLMAccess:
+    keys = tuple(key.get_secret_value() for key in section.keys)
+    if section.litellm is not None:
+        return LiteLLMAccess(section.litellm, keys, section.params.get_secret_value())
     return Access(
         url=section.url,
-        api_keys=tuple(key.get_secret_value() for key in section.keys),
+        api_keys=keys,
         ca_file=None if section.ca_file is None else str(section.ca_file),
     )

@@ -215,7 +215,7 @@ class FleetCollector(Collector):
             load = member.load(now_s)
             available.add_metric(names, 0 if load.unavailable else 1)
             inflight.add_metric(names, member.inflight)
-            connections.add_metric(names, member.lane.connections)
+            connections.add_metric(names, member.backend.connections)
             speed.add_metric(names, load.work_per_s)
             ejections.add_metric(names, member.ejection.ejections)
             checks.add_metric(names, member.ejection.failed_checks)

@@ -15,7 +15,7 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-EndpointKind = Literal["worker", "openai"]
+EndpointKind = Literal["worker", "openai", "litellm"]
 TierName = Literal["priority", "default", "flex"]
 
 Capability = Literal["tools", "vision", "json_schema", "logprobs", "embeddings"]

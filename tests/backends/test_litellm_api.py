@@ -17,7 +17,6 @@ from provider_wire import (
     COMPLETION_TOKENS,
     GEMINI,
     KEY,
-    LAST_CHUNK,
     PIECES,
     PROMPT_TOKENS,
     PROVIDERS,
@@ -80,7 +79,7 @@ each_provider = pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provid
 
 
 @asynccontextmanager
-async def at(provider, script, patience=PATIENT, **params):
+async def at(provider, script, patience=PATIENT, **params: object):
     """A server that follows the script, and the backend that reaches it."""
     async with Server(with_token(script)) as server, LiteLLMThread() as thread:
         access = LiteLLMAccess(provider.model, keys_of(provider), {**provider.params(server.port), **params})
@@ -96,12 +95,12 @@ def call(body, api="/chat/completions", within_s=60.0) -> Outgoing:
     return Outgoing(api, json.dumps(body).encode(), "request-1", stream, time.monotonic() + within_s)
 
 
-async def whole(backend, limit_bytes=1 << 24, api="/chat/completions", **body) -> dict:
+async def whole(backend, limit_bytes=1 << 24, api="/chat/completions", **body: object) -> dict:
     async with backend.open(call({**CHAT, **body}, api)) as reply:
         return json.loads(await reply.read_whole(limit_bytes))
 
 
-async def streamed(backend, **body) -> CompletionStream:
+async def streamed(backend, **body: object) -> CompletionStream:
     """The stream as the gateway reads it, with what it shows in `events`."""
     stream = CompletionStream(Shown("shown", usage=True), 1 << 20)
     stream.events = []
@@ -185,7 +184,7 @@ async def test_a_throttle_says_when_to_come_back(provider):
     refused = provider.error(429, "ThrottlingException", "Too many requests")
     async with at(provider, sends(refused)) as (_, backend):
         for ask in (whole, streamed):
-            with pytest.raises(Overloaded, match="^Too many requests$") as caught:
+            with pytest.raises(Overloaded, match=r"^Too many requests$") as caught:
                 await ask(backend)
             assert (caught.value.status, caught.value.retry_after_s) == (429, 7.0)
 
@@ -204,7 +203,7 @@ async def test_a_fault_of_the_providers_is_a_server_fault(provider):
     refused = provider.error(500, "InternalServerException", "Something broke")
     async with at(provider, sends(refused)) as (_, backend):
         for ask in (whole, streamed):
-            with pytest.raises(ServerFault, match="^Something broke$"):
+            with pytest.raises(ServerFault, match=r"^Something broke$"):
                 await ask(backend)
 
 
@@ -461,7 +460,7 @@ async def test_a_reply_over_the_limit_is_refused():
     ],
 )
 async def test_silence_from_the_start_ends_the_call(patience, within_s, expected):
-    async with at(ANTHROPIC, never, patience) as (server, backend):
+    async with at(ANTHROPIC, never, patience) as (_, backend):
         with pytest.raises(expected):
             async with backend.open(call({**CHAT, "stream": True}, within_s=within_s)):
                 pass
@@ -519,7 +518,7 @@ async def test_a_sink_that_fails_ends_the_reply():
         async with backend.open(call({**CHAT, "stream": True})) as reply:
 
             def sink(block: bytes) -> bool:
-                raise ReplyMalformed("no")
+                raise ReplyMalformed(f"{len(block)} bytes too many")
 
             with pytest.raises(ReplyMalformed):
                 await reply.pour(sink)

@@ -69,8 +69,8 @@ async def test_without_a_key_none_is_sent_and_a_login_in_the_url_stays_here():
 
 async def test_a_probe_is_a_get_whose_status_counts():
     async with scripted(answers(reply(418, b"short and stout"))) as (server, backend):
-        assert await backend.probe("/health", 1.0) == 418
-        assert await backend.probe("/health", 1.0) == 418
+        assert (await backend.get("/health", 1.0, 100))[0] == 418
+        assert (await backend.get("/health", 1.0, 100))[0] == 418
         assert lines(server)[0] == b"GET /health HTTP/1.1"
         assert len(server.peers) == 1
 

@@ -119,7 +119,7 @@ def test_every_problem_is_reported_at_once_with_its_path(problems: Problems):
             endpoints:
               - worker: http://10.0.0.5:8000/v1
               - {worker: http://a:1, openai: http://a:1/v1}
-              - {litellm: bedrock/x}
+              - {litellm: claude, cost: {input: 1, output: 2}}
               - {}
               - {worker: http://b:1, timeout: 5}
               - {worker: http://b:1/, trust: nobody, capabilities: [dancing]}
@@ -151,7 +151,7 @@ def test_every_problem_is_reported_at_once_with_its_path(problems: Problems):
     assert found["listen.prot"] == "unknown key; did you mean port?"
     assert "allow_public" in found["auth.mode"]
     assert "not supported by this version" in found["shared_state"]
-    assert "not supported by this version" in found["models.llama.endpoints[2].litellm"]
+    assert "should be PROVIDER/MODEL" in found["models.llama.endpoints[2].litellm"]
     assert "leave out the path" in found["models.llama.endpoints[0].worker"]
     assert "another `name`" in found["models.llama.endpoints[5]"]
 
