@@ -495,7 +495,7 @@ def _default_text(required: bool, default: Any) -> str:  # noqa: FBT001 - one ca
         return "required"
     if default is None:
         return ""
-    if isinstance(default, SecretStr):
+    if isinstance(default, SecretStr | SecretValue):
         default = default.get_secret_value()
     if isinstance(default, tuple):
         return "`[]`"

@@ -180,25 +180,39 @@ def test_every_exception_to_a_rule_has_its_reason():
     assert all({**BROAD_EXCEPTS, **LONG_FILES, **LONG_FUNCTIONS}.values())
 
 
-def locked() -> dict[str, str]:
-    pins = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+LOCKS = {"requirements.lock": ["dev"], "requirements-litellm.lock": ["dev", "litellm"]}
+"""The extras that each holds."""
+each_lock = pytest.mark.parametrize("lock", LOCKS)
+
+
+def locked(lock: str) -> dict[str, str]:
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE)
     return {canonicalize_name(name): version for name, version in pins}
 
 
-def test_the_lock_has_everything_that_pyproject_asks_for():
+@each_lock
+def test_the_lock_has_everything_that_pyproject_asks_for(lock: str):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["dev"]]
-    pins = locked()
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for extra in LOCKS[lock] for line in extras[extra])]
+    wanted = [Requirement(line) for line in lines]
+    pins = locked(lock)
     missing = [str(each) for each in wanted if pins.get(canonicalize_name(each.name)) not in each.specifier]
     assert missing == []
-    assert not NEVER_AT_IMPORT & pins.keys()
+    assert pins.keys() & NEVER_AT_IMPORT == NEVER_AT_IMPORT & set(LOCKS[lock])
 
 
-def test_the_lock_is_hashed_throughout_and_names_no_place_to_download_from():
-    text = (ROOT / "requirements.lock").read_text()
+def test_both_locks_hold_the_same_but_for_the_openai_client():
+    plain, with_litellm = map(locked, LOCKS)
+    assert {name for name, version in plain.items() if with_litellm[name] != version} == {"openai"}
+
+
+@each_lock
+def test_the_lock_is_hashed_throughout_and_names_no_place_to_download_from(lock: str):
+    text = (ROOT / lock).read_text()
     assert not re.search(r"://|^\s*(-i|-f|-e|--(extra-)?index|--find)|file:|^/", text, re.MULTILINE)
     entries = re.split(r"\n(?=[A-Za-z0-9])", text)[1:]
-    assert len(entries) == len(locked())
+    assert len(entries) == len(locked(lock))
     for entry in entries:
         assert "--hash=sha256:" in entry, entry
         marker = re.match(r"[^\\\n]+?;([^\\\n]+)", entry)
