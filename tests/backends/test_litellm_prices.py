@@ -6,7 +6,8 @@ from backends.litellm_prices import known
 from backends.litellm_thread import INSTALL, is_installed
 from routing.types import Price
 
-pytestmark = pytest.mark.skipif(not is_installed(), reason=f"litellm is not installed: {INSTALL}")
+if not is_installed():
+    pytest.skip(f"litellm is not installed: {INSTALL}", allow_module_level=True)
 
 
 @pytest.mark.parametrize(

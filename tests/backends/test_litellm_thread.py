@@ -5,7 +5,8 @@ import pytest
 
 from backends.litellm_thread import INSTALL, is_installed
 
-pytestmark = pytest.mark.skipif(not is_installed(), reason=f"litellm is not installed: {INSTALL}")
+if not is_installed():
+    pytest.skip(f"litellm is not installed: {INSTALL}", allow_module_level=True)
 
 LOADS = """
 import asyncio, logging, socket

@@ -29,11 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-pytestmark = [
-    pytest.mark.skipif(not is_installed(), reason=f"litellm is not installed: {INSTALL}"),
-    # litellm's own, on the versions of what it stands on that are here.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*ReadOnly:UserWarning"),
-]
+if not is_installed():
+    pytest.skip(f"litellm is not installed: {INSTALL}", allow_module_level=True)
+# litellm's own, on the versions of what it stands on that are here.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*ReadOnly:UserWarning")
 CHAT: dict[str, Any] = {"model": "llama", "messages": [{"role": "user", "content": "Why are there tides?"}]}
 
 

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backends.litellm_thread import INSTALL, is_installed
 from gateway.config import Config, ConfigError, config_reference, load
 from routing.types import Price, Trust
 
@@ -151,9 +152,20 @@ def test_every_problem_is_reported_at_once_with_its_path(problems: Problems):
     assert found["listen.prot"] == "unknown key; did you mean port?"
     assert "allow_public" in found["auth.mode"]
     assert "not supported by this version" in found["shared_state"]
-    assert "should be PROVIDER/MODEL" in found["models.llama.endpoints[2].litellm"]
     assert "leave out the path" in found["models.llama.endpoints[0].worker"]
     assert "another `name`" in found["models.llama.endpoints[5]"]
+
+
+@pytest.mark.skipif(is_installed(), reason="litellm is installed")
+def test_without_litellm_it_is_said_how_to_get_it(problems: Problems):
+    endpoint = "{litellm: anthropic/claude-sonnet-4-5, cost: {input: 1, output: 2}}"
+    found = problems(f"""
+        models:
+          m:
+            price: {{input: 1, output: 2}}
+            endpoints: [{endpoint}]
+    """)
+    assert found == {"models.m.endpoints[0].litellm": f"litellm is not installed; get it by {INSTALL}"}
 
 
 BREAKAGES = {
