@@ -16,6 +16,8 @@ from msgspec import Struct
 from backends.base import AttemptFailed, CallRejected, Overloaded, Refused, conceal
 from backends.health import watch
 from backends.keys import Keys
+from backends.kv_check import SentCalls
+from backends.kv_events import KvEvents, following
 from backends.lane import Lane, LaneLimits, Patience, Sweep
 from backends.litellm_api import LiteLLMAccess, LiteLLMBackend
 from backends.litellm_thread import LiteLLMThread
@@ -71,6 +73,8 @@ class Member(Standing):
         """Whether its health is known. A provider is not asked: that would cost money, and calls tell."""
         self.scraped: Scraped | None = None
         """What it last said of itself."""
+        self.kv_events: KvEvents | None = None
+        """Where it publishes them."""
 
     def looked_at(self, scraped: Scraped) -> None:
         """It has said this of itself."""
@@ -80,6 +84,11 @@ class Member(Standing):
         if before is not None and scraped.restarted_since(before):
             self.restarted()
 
+    @property
+    def finds_cached(self) -> bool:
+        """Whether it is known to have found prompts in its prefix cache."""
+        return self.scraped is not None and self.scraped.hit_tokens > 0
+
     def foreign_running(self, now_s: float) -> int:
         """Calls there that did not come from here, as far as is known."""
         scraped = self.scraped
@@ -87,6 +96,8 @@ class Member(Standing):
 
     def attempt(self, outgoing: Outgoing, call: Call, cached_tokens: int = 0) -> Attempt:
         """An attempt at `call` here, where so many tokens of its prompt are expected in the cache."""
+        if self.kv_events is not None:
+            self.kv_events.sent(outgoing.request_id)
         return Attempt(self, outgoing, call, cached_tokens)
 
     def counted(self, outcome: str) -> None:
@@ -145,6 +156,8 @@ class Attempt:
         """What the endpoint says it used; an estimate of ours says nothing of its cache."""
         if not usage.estimated:
             self._reported_cached = usage.cached_tokens
+            if self.member.kv_events is not None:
+                self.member.kv_events.used(usage.prompt_tokens, usage.cached_tokens)
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
@@ -186,10 +199,14 @@ class Fleet:
         self._members: dict[tuple[str, str], Member] = {}
         """By the names of model and endpoint."""
         self._litellm = LiteLLMThread()
+        sent = SentCalls()
         for model, listed in endpoints.items():
             pool = self._pools[model] = Pool(settings.prefix_pieces)
             for endpoint, access in listed:
-                self._members[model, endpoint.name] = Member(endpoint, access, settings, pool, self._litellm)
+                member = Member(endpoint, access, settings, pool, self._litellm)
+                self._members[model, endpoint.name] = member
+                if isinstance(access, Access) and access.kv_events is not None:
+                    member.kv_events = KvEvents(endpoint.name, access.kv_events, member, sent)
         self._all = list(self._members.values())
 
     async def __aenter__(self) -> Self:
@@ -208,6 +225,8 @@ class Fleet:
                 await self._stack.enter_async_context(
                     scraping(member, settings.scrape_interval_s, settings.health_timeout_s)
                 )
+        published = [member.kv_events for member in self._all if member.kv_events is not None]
+        await self._stack.enter_async_context(following(published))
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -17,6 +17,9 @@ from backends.base import KeyRefused, RateLimited, ReplyMalformed, ReplyOversize
 from backends.keys import LONGEST_TRIES, Key, Keys
 from backends.lane import Exchange, Lane, LaneLimits, Origin, Patience
 from backends.refusal import refusal
+
+if TYPE_CHECKING:
+    from backends.kv_events import KvSource
 
 _ERROR_BODY_BYTES = 65_536
 
@@ -44,6 +47,8 @@ class Access(Struct, frozen=True):
     """Used in turn."""
     ca_file: str | None = None
     """PEM file with the authority to trust in place of the system's."""
+    kv_events: KvSource | None = None
+    """Where a worker publishes what it stores in its prefix cache."""
 
 
 def lane_to(access: Access, limits: LaneLimits) -> Lane:
@@ -68,6 +73,8 @@ class HttpBackend:
             "user-agent: tidegate\r\naccept: */*\r\naccept-encoding: identity\r\n"
             "content-type: application/json\r\n"
         ).encode()
+        # By its session, an event says which call it is of.
+        self._names_session = access.kv_events is not None
         self._starts: dict[str, bytes] = {}
         """What a request to each API begins with."""
 
@@ -90,6 +97,8 @@ class HttpBackend:
             outgoing.trace,
             len(outgoing.body),
         )
+        if self._names_session:
+            head += b"x-session-id: %b\r\n" % outgoing.request_id.encode()
         patience = self._patience if outgoing.stream else self._whole_patience
         return Opening(self.lane, head, outgoing, patience, self.keys)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -41,6 +42,7 @@ from gateway.config_section import (
     TenantName,
     Usd,
     WorkerUrl,
+    ZmqAddress,
     no_boolean,
     pico_usd_per_token,
 )
@@ -203,6 +205,11 @@ class EndpointSection(Section):
         None, description="Longest context; without it, as the model's, or for `litellm` as its table says."
     )
     ca_file: AuthorityFile | None = Field(None, description="PEM file with the CA to trust for https.")
+    kv_events: ZmqAddress | None = Field(
+        None,
+        description="Where a worker publishes its KV events, such as `tcp://10.0.0.5:5557`; needs the extra `kv-events`.",
+    )
+    kv_replay: ZmqAddress | None = Field(None, description="Where it sends events again that were missed.")
 
     @classmethod
     def cross_check(cls, given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -222,6 +229,7 @@ class EndpointSection(Section):
             yield ("params",), "is for litellm endpoints"
         if given.get("ca_file") is not None and str(given[targets[0]]).lower().startswith("http:"):
             yield ("ca_file",), "is of use only with an https URL"
+        yield from _kv_events_problems(given)
 
     @property
     def kind(self) -> EndpointKind:
@@ -526,6 +534,16 @@ def _litellm_problems(given: Mapping[str, Any]) -> Iterator[tuple[Location, str]
         table = known(model, params if isinstance(params, Mapping) else {})
         if table is None:
             yield ("litellm",), f"litellm's table has no price per token for {model}; give one as `cost`"
+
+
+def _kv_events_problems(given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    if given.get("kv_events") is None:
+        if given.get("kv_replay") is not None:
+            yield ("kv_replay",), "is of use only with kv_events"
+    elif given.get("worker") is None:
+        yield ("kv_events",), "is for workers"
+    elif find_spec("zmq") is None:
+        yield ("kv_events",), "needs pyzmq: pip install 'tidegate[kv-events]'"
 
 
 def _name_by_url(url: Any) -> str:

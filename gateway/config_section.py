@@ -155,6 +155,14 @@ def _openai_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _zmq_address(text: str) -> str:
+    if not re.fullmatch(
+        r"tcp://[A-Za-z0-9._-]+:[1-9][0-9]{0,4}|tcp://\[[0-9a-fA-F:]+\]:[1-9][0-9]{0,4}", text
+    ):
+        raise ValueError("should be an address such as tcp://10.0.0.5:5557")
+    return text
+
+
 def _origin(text: str) -> str:
     if not re.fullmatch(r"\*|https?://[a-z0-9.:\[\]-]+", text):
         raise ValueError(
@@ -216,6 +224,7 @@ TenantName = Annotated[str, AfterValidator(_tenant_name)]
 ServedName = Annotated[str, Field(min_length=1, max_length=512)]
 WorkerUrl = Annotated[str, AfterValidator(_worker_url)]
 OpenAIUrl = Annotated[str, AfterValidator(_openai_url)]
+ZmqAddress = Annotated[str, AfterValidator(_zmq_address)]
 Origin = Annotated[str, AfterValidator(_origin)]
 AuthorityFile = Annotated[FilePath, AfterValidator(_authority)]
 LiteLLMModel = Annotated[str, Field(max_length=512), AfterValidator(_litellm_model)]

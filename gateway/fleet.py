@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backends.fleet import Fleet, FleetSettings
+from backends.kv_events import KvSource
 from backends.lane import LaneLimits, Patience
 from backends.litellm_api import LiteLLMAccess
 from backends.worker import Access
@@ -41,4 +42,5 @@ def _access(section: EndpointSection) -> Access | LiteLLMAccess:
         url=section.url,
         api_keys=keys,
         ca_file=None if section.ca_file is None else str(section.ca_file),
+        kv_events=None if section.kv_events is None else KvSource(section.kv_events, section.kv_replay),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -225,10 +226,10 @@ class FleetCollector(Collector):
                 for state, count in member.keys.counts(now_s).items():
                     keys.add_metric([*names, state], count)
         yield from (available, inflight, connections, speed, ejections, checks, attempts, keys)
-        yield from self._of_scrapes(now_s)
         yield GaugeMetricFamily("tidegate_calls_running", "Calls under way.", value=self._running())
-        yield from self._of_journal()
-        yield from self._of_decisions()
+        yield from chain(
+            self._of_scrapes(now_s), self._of_kv_events(), self._of_journal(), self._of_decisions()
+        )
 
     def _of_decisions(self) -> Iterable[Metric]:
         decisions = self._decisions
@@ -258,6 +259,34 @@ class FleetCollector(Collector):
                     if value is not None:
                         gauge.add_metric([member.endpoint.model, member.endpoint.name], value)
         yield from gauges.values()
+
+    def _of_kv_events(self) -> Iterable[Metric]:
+        labels = ["model", "endpoint"]
+        mismatch = CounterMetricFamily(
+            "tidegate_kv_events_mismatch_total",
+            "Times a worker's KV events were found not to match the prompts sent there.",
+            labels=labels,
+        )
+        gaps = CounterMetricFamily(
+            "tidegate_kv_events_gaps_total", "Times KV events were missed for good.", labels=labels
+        )
+        held = GaugeMetricFamily(
+            "tidegate_kv_events_held_tokens",
+            "Tokens in a worker's prefix cache, where its KV events tell.",
+            labels=labels,
+        )
+        believed = GaugeMetricFamily(
+            "tidegate_kv_events_believed", "1 where KV events have been seen to match.", labels=labels
+        )
+        for member in self._fleet.members:
+            events, names = member.kv_events, [member.endpoint.model, member.endpoint.name]
+            if events is not None:
+                mismatch.add_metric(names, events.check.mismatches)
+                gaps.add_metric(names, events.gaps)
+                believed.add_metric(names, events.check.believed)
+                if events.held.tokens is not None:
+                    held.add_metric(names, events.held.tokens)
+        yield from (mismatch, gaps, believed, held)
 
     def _of_journal(self) -> Iterable[Metric]:
         journal = self._journal

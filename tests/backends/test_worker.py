@@ -1,11 +1,13 @@
 import time
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from scripted import OK, Script, Server, answers, read_whole
 
 from backends.base import AttemptFailed, CallRejected, Overloaded, RateLimited, ReplyMalformed, ServerFault
 from backends.keys import Keys
+from backends.kv_events import KvSource
 from backends.lane import LaneLimits, Patience, Sweep
 from backends.sse import CompletionStream, Shown
 from backends.usage import whole_reply
@@ -20,7 +22,7 @@ def outgoing(body: bytes = b"{}", *, stream: bool = False, trace: bytes = b"") -
 
 
 @asynccontextmanager
-async def backend_at(url: str, root: str = "/v1", **access: tuple[str, ...]):
+async def backend_at(url: str, root: str = "/v1", **access: Any):
     reached = Access(url, **access)
     lane = lane_to(reached, LaneLimits())
     async with Sweep(lambda: [lane], interval_s=0.005):
@@ -57,6 +59,17 @@ async def test_the_call_goes_out_with_key_request_id_and_trace_and_its_body_unto
         assert b"traceparent: 00-1" in sent
         assert b"content-type: application/json" in sent
         assert server.peers[0].requests[0][1] == body
+
+
+async def test_a_worker_whose_events_are_followed_is_told_which_call_it_is():
+    async with scripted(answers(OK), kv_events=KvSource("tcp://127.0.0.1:9")) as (server, backend):
+        async with backend.open(outgoing()):
+            pass
+        assert b"x-session-id: rid-1" in lines(server)
+    async with scripted(answers(OK)) as (server, backend):
+        async with backend.open(outgoing()):
+            pass
+        assert not [line for line in lines(server) if line.startswith(b"x-session-id")]
 
 
 async def test_without_a_key_none_is_sent_and_a_login_in_the_url_stays_here():

@@ -120,7 +120,7 @@ async def test_a_client_hears_when_the_first_key_is_back_and_nothing_of_our_acco
         assert "org-harbour" not in limited.value.response.text
         assert 20 < int(limited.value.response.headers["retry-after"]) <= 40
         with pytest.raises(openai.InternalServerError, match="bad: limits the rate of our keys") as refused:
-            await ask(client)
+            await ask(client, service_tier="default")  # flex would wait
         assert refused.value.code == "no_endpoint_available"
         assert 20 < int(refused.value.response.headers["retry-after"]) <= 40
 
@@ -144,7 +144,7 @@ async def test_a_key_that_the_provider_refuses_is_set_aside_and_its_error_is_nev
         assert "takes none of our keys" in failed.value.response.text
         assert "API key" not in failed.value.response.text
         with pytest.raises(openai.InternalServerError, match="bad: takes none of our keys") as refused:
-            await ask(client)
+            await ask(client, service_tier="default")  # flex would wait
         assert (refused.value.status_code, refused.value.code) == (503, "no_endpoint_available")
         assert int(refused.value.response.headers["retry-after"]) > 120
     assert "key 1 (...0001) is set aside" in caplog.text
@@ -226,7 +226,7 @@ async def test_keys_that_pause_are_used_again(tmp_path: Path):
 
         async def answered() -> bool:
             try:
-                return (await ask(client))[1] == "tides"
+                return (await ask(client, service_tier="default"))[1] == "tides"
             except openai.InternalServerError:
                 await asyncio.sleep(0.05)
                 return False

@@ -14,6 +14,7 @@ from gateway_process import PROJECT, answers, gateway_process, get, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from gateway_process import Gateway
 
@@ -60,14 +61,20 @@ def folder() -> Path:
     return Path(os.environ.get("TIDEGATE_VLLM_DIR") or PROJECT / ".vllm")
 
 
-@contextmanager
-def two_workers(logs: Path) -> Iterator[list[Worker]]:
+def two_workers(logs: Path) -> AbstractContextManager[list[Worker]]:
     """Two servers with the same model, ready for calls; killed when the block is left."""
+    return workers_with(logs, 2)
+
+
+@contextmanager
+def workers_with(logs: Path, count: int, *options: str) -> Iterator[list[Worker]]:
+    """Servers with these options of `vllm serve`, ready for calls; killed when the block is left."""
     workers: list[Worker] = []
     try:
-        for name, port in zip(("vllm-1", "vllm-2"), free_ports(2), strict=True):
+        for number, port in enumerate(free_ports(count), start=1):
+            name = f"vllm-{number}"
             log = logs / f"{name}.log"
-            command = ["bash", str(SCRIPTS / "serve.sh"), str(folder()), str(port)]
+            command = ["bash", str(SCRIPTS / "serve.sh"), str(folder()), str(port), *options]
             with log.open("wb") as output:
                 process = subprocess.Popen(
                     command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

@@ -297,6 +297,35 @@ def test_several_keys_are_given_in_one_place_and_only_where_they_are_used(proble
     assert problems(empty).keys() == {f"{KEYS}[1]"}
 
 
+EVENTS, REPLAY = "tcp://10.0.0.5:5557", "tcp://[::1]:5558"
+
+
+def test_a_worker_may_publish_what_is_in_its_cache(read: Read):
+    found = (
+        read(with_endpoint(worker="http://h:1", kv_events=EVENTS, kv_replay=REPLAY))
+        .models["llama"]
+        .endpoints[0]
+    )
+    assert (found.kv_events, found.kv_replay) == (EVENTS, REPLAY)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "message"),
+    [
+        ({"worker": "http://h:1", "kv_replay": REPLAY}, "kv_replay", "is of use only with kv_events"),
+        ({"openai": "https://h/v1", "kv_events": EVENTS}, "kv_events", "is for workers"),
+        ({"worker": "http://h:1", "kv_events": "http://h:5557"}, "kv_events", "such as tcp://10.0.0.5:5557"),
+        ({"worker": "http://h:1", "kv_events": "tcp://*:5557"}, "kv_events", "such as tcp://10.0.0.5:5557"),
+    ],
+)
+def test_events_are_followed_where_a_worker_publishes_them(
+    problems: Problems, section: dict[str, str], key: str, message: str
+):
+    found = problems(with_endpoint(**section))
+    assert found.keys() == {f"models.llama.endpoints[0].{key}"}
+    assert message in found[f"models.llama.endpoints[0].{key}"]
+
+
 def test_a_key_that_stands_twice_is_an_error(problems: Problems):
     found = problems(MINIMAL + "listen: {port: 1}\nlisten: {port: 2}\n")
     assert found == {"listen": "the key stands here a second time (line 8)"}

@@ -1,0 +1,100 @@
+"""What a vLLM worker's KV events say of its prefix cache: which blocks it holds, and so how many tokens.
+
+The events are vLLM's (`vllm/distributed/kv_events.py`), in MessagePack. Of a block only its hash counts here: hashes are
+made of token ids, and the gateway does not tokenize.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+MOST_BLOCKS = 2_000_000
+"""Remembered of one worker, some 200 MB; far more than any card holds, so beyond it something is wrong."""
+
+_GPU = (None, "GPU")
+"""Where blocks are that count: those moved out to main memory or disk come back at a price of their own."""
+_FIRST_GROUP = (None, 0)
+"""Models with several kinds of attention tell of every group of layers; one of them stands for the prompt."""
+
+BlockHash = int | bytes
+
+
+class BlockStored(Struct, tag=True, frozen=True):
+    block_hashes: list[BlockHash]
+    block_size: int
+    medium: str | None = None
+    group_idx: int | None = None
+    session_id: str | None = None
+    """As sent with the call that had it stored; newer servers only."""
+
+
+class BlockRemoved(Struct, tag=True, frozen=True):
+    block_hashes: list[BlockHash]
+    medium: str | None = None
+    group_idx: int | None = None
+
+
+class AllBlocksCleared(Struct, tag=True, frozen=True):
+    pass
+
+
+class Batch(Struct, array_like=True, frozen=True):
+    ts: float
+    events: list[BlockStored | BlockRemoved | AllBlocksCleared]
+
+
+decode_batch = msgspec.msgpack.Decoder(Batch).decode
+"""Raises msgspec.DecodeError."""
+
+
+class HeldBlocks:
+    """The blocks in one worker's cache. A hash may be stored more than once, and is removed once for each copy."""
+
+    def __init__(self, most_blocks: int = MOST_BLOCKS) -> None:
+        self.complete = False
+        """Whether every event since the cache was last empty has been seen; else it holds more than is known here."""
+        self.block_tokens = 0
+        self._copies: dict[BlockHash, int] = {}
+        self._most_blocks = most_blocks
+
+    @property
+    def tokens(self) -> int | None:
+        """Held in all, or None where that is not known."""
+        return len(self._copies) * self.block_tokens if self.complete else None
+
+    def emptied(self) -> None:
+        """It is known to be empty."""
+        self._copies.clear()
+        self.complete = True
+
+    def lost(self) -> None:
+        """Events have been missed: what it holds is not known."""
+        self._copies.clear()
+        self.complete = False
+
+    def stored(self, event: BlockStored) -> int:
+        """How many tokens this event tells of."""
+        if event.medium not in _GPU or event.group_idx not in _FIRST_GROUP:
+            return 0
+        self.block_tokens = event.block_size
+        copies = self._copies
+        for block in event.block_hashes:
+            copies[block] = copies.get(block, 0) + 1
+        if len(copies) > self._most_blocks:
+            self.lost()
+        return len(event.block_hashes) * event.block_size
+
+    def removed(self, event: BlockRemoved) -> bool:
+        """Whether this event has made a block go with its last copy."""
+        if event.medium not in _GPU or event.group_idx not in _FIRST_GROUP:
+            return False
+        copies = self._copies
+        before = len(copies)
+        for block in event.block_hashes:
+            left = copies.get(block, 0) - 1
+            if left > 0:
+                copies[block] = left
+            else:
+                copies.pop(block, None)
+        return len(copies) < before
