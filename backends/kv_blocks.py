@@ -7,7 +7,7 @@ made of token ids, and the gateway does not tokenize.
 from __future__ import annotations
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 MOST_BLOCKS = 2_000_000
 """Remembered of one worker, some 200 MB; far more than any card holds, so beyond it something is wrong."""
@@ -39,13 +39,61 @@ class AllBlocksCleared(Struct, tag=True, frozen=True):
     pass
 
 
-class Batch(Struct, array_like=True, frozen=True):
+Event = BlockStored | BlockRemoved | AllBlocksCleared
+
+
+class Batch(Struct, frozen=True):
     ts: float
-    events: list[BlockStored | BlockRemoved | AllBlocksCleared]
+    events: list[Event]
 
 
-decode_batch = msgspec.msgpack.Decoder(Batch).decode
-"""Raises msgspec.DecodeError."""
+class _WireBatch(Struct, array_like=True):
+    ts: float
+    events: list[Raw]
+
+
+class _StoredArray(Struct, array_like=True, tag="BlockStored"):
+    block_hashes: list[BlockHash]
+    parent_block_hash: Raw
+    token_ids: Raw
+    block_size: int
+    lora_id: Raw = Raw()
+    medium: str | None = None
+
+
+class _RemovedArray(Struct, array_like=True, tag="BlockRemoved"):
+    block_hashes: list[BlockHash]
+    medium: str | None = None
+
+
+class _ClearedArray(Struct, array_like=True, tag="AllBlocksCleared"):
+    pass
+
+
+_decode_wire = msgspec.msgpack.Decoder(_WireBatch).decode
+_decode_map = msgspec.msgpack.Decoder(Event).decode
+_decode_array = msgspec.msgpack.Decoder(_StoredArray | _RemovedArray | _ClearedArray).decode
+_ARRAYS = frozenset({*range(0x90, 0xA0), 0xDC, 0xDD})
+"""First bytes of an array in MessagePack."""
+
+
+def decode_batch(payload: bytes) -> Batch:
+    """A message's events: maps as vLLM 0.32 writes them, or arrays as older ones do. Raises msgspec.DecodeError."""
+    wire = _decode_wire(payload)
+    return Batch(wire.ts, [_event(memoryview(raw)) for raw in wire.events])
+
+
+def _event(raw: memoryview) -> Event:
+    if raw[0] not in _ARRAYS:
+        event: Event = _decode_map(raw)
+        return event
+    match _decode_array(raw):
+        case _StoredArray() as stored:
+            return BlockStored(stored.block_hashes, stored.block_size, stored.medium)
+        case _RemovedArray() as removed:
+            return BlockRemoved(removed.block_hashes, removed.medium)
+        case _:
+            return AllBlocksCleared()
 
 
 class HeldBlocks:

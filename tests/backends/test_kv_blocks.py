@@ -1,3 +1,5 @@
+import contextlib
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -56,6 +58,29 @@ def test_what_is_no_batch_is_refused(wire: object):
         decode_batch(msgspec.msgpack.encode(wire))
 
 
+def test_the_arrays_of_older_servers_are_decoded_as_well():
+    wire = [
+        2.5,
+        [
+            ["BlockStored", [1, 2], None, list(range(32)), 16, None, "GPU", None],
+            ["BlockStored", [3], 2, list(range(16)), 16, None],
+            ["BlockRemoved", [1], "GPU"],
+            ["BlockRemoved", [2]],
+            ["AllBlocksCleared"],
+        ],
+    ]
+    assert decode_batch(msgspec.msgpack.encode(wire)) == Batch(
+        2.5,
+        [
+            BlockStored([1, 2], 16, "GPU"),
+            BlockStored([3], 16),
+            BlockRemoved([1], "GPU"),
+            BlockRemoved([2]),
+            AllBlocksCleared(),
+        ],
+    )
+
+
 def test_blocks_are_counted_as_tokens_once_the_cache_was_seen_empty():
     held = HeldBlocks()
     held.stored(stored(1, 2))
@@ -111,3 +136,9 @@ def test_what_is_held_is_what_was_stored_more_often_than_removed(events: list[tu
         for block in hashes:
             copies[block] = copies[block] + 1 if stores else max(0, copies[block] - 1)
     assert held.tokens == held.block_tokens * sum(count > 0 for count in copies.values())
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_whatever_raise_anything_else(payload: bytes):
+    with contextlib.suppress(msgspec.DecodeError):
+        decode_batch(payload)
