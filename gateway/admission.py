@@ -24,7 +24,7 @@ from msgspec import structs
 from gateway.errors import ApiError, shutting_down
 from gateway.telemetry import Distribution
 from routing.queue import ORDER, Queue, QueueLimits, Waiting, serving_work
-from routing.spare import SPARE_WAIT_S, hosted, spare, wait_s
+from routing.spare import SPARE_WAIT_S, hosted, spare, wait_s, with_others
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.client import Client
     from gateway.meter import Arrival, Meter
     from routing.queue import Shed
-    from routing.types import Call, Endpoint, Plan
+    from routing.types import Call, Endpoint, Load, Plan
 
 TICK_S = 0.05
 """Between two looks at those who wait, where nothing happens: for pauses that end and calls that have waited too long."""
@@ -46,6 +46,9 @@ MOST_TIMES_SENT_BACK = 3
 
 MOST_TRIED = 16
 """Calls with demands of their own that find no place, before the others have to wait for the next look."""
+
+LONGEST_PAUSE_S = 60.0
+"""An endpoint that will be back later than this, such as a provider with no key left, is not waited for."""
 
 WAIT_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 
@@ -80,7 +83,7 @@ class Admission:
 
     def worth_waiting(self, plan: Plan, call: Call) -> bool:
         """Whether somebody who cannot take the call now is only busy or resting, and not for too long."""
-        patience_s = self.patience_s(call)
+        patience_s = min(LONGEST_PAUSE_S, self.patience_s(call))
         return any(
             rejection.retry_after_s is not None and rejection.retry_after_s <= patience_s
             for rejection in plan.rejected
@@ -132,6 +135,7 @@ class Admission:
             self._places[shed.waiting].refuse(error)
         self._places[waiting] = place
         self.waiting = len(self.queue)
+        self.look()  # it may be waiting only behind calls that want something else
         if self._ticking is None:
             self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
@@ -207,8 +211,15 @@ class Admission:
         """The plan as the call may be sent by it, if it may."""
         if call.tier.name != "flex":
             return plan if plan.ranked else None
-        snapshot = self._fleet.pool(call.model).snapshot(time.monotonic())
-        return spare(plan, {endpoint.name: load for endpoint, load in snapshot}, self._busy(plan))
+        return spare(plan, self._loads(call.model), self._busy(plan))
+
+    def _loads(self, model: str) -> dict[str, Load]:
+        """By the name of the endpoint, and with the calls that others have there, as far as it tells."""
+        now_s, loads = time.monotonic(), {}
+        for endpoint, load in self._fleet.pool(model).snapshot(now_s):
+            others = self._fleet.member(endpoint).foreign_running(now_s)
+            loads[endpoint.name] = load if others == 0 else with_others(load, others)
+        return loads
 
     def _busy(self, plan: Plan) -> list[Endpoint]:
         """Those who cannot take the call now, but soon will."""
@@ -252,9 +263,17 @@ class Place:
     """
 
     def __init__(
-        self, admission: Admission, plan: Plan, call: Call, arrival: Arrival, client: Client, meter: Meter
+        self,
+        admission: Admission,
+        plan: Plan,
+        call: Call,
+        arrival: Arrival,
+        client: Client,
+        meter: Meter,
+        *,
+        watched: bool,
     ) -> None:
-        """`plan` is the call's plan of just now."""
+        """`plan` is the call's plan of just now; `watched` where its first token will be seen."""
         self.call = call
         self.started_s = arrival.started_s
         self.since_s = 0.0
@@ -272,6 +291,9 @@ class Place:
         self._first_plan = plan
         self._client = client
         self._meter = meter
+        self._watched = watched
+        self._read_by_s = math.inf
+        """Until when its prompt is expected to be read, where nothing is seen of that."""
         self._task: asyncio.Task[object] | None = None
         self._cancelled_before = 0
         self._is_sent_back = False
@@ -288,8 +310,10 @@ class Place:
             self.turn.set_exception(error)
 
     def send_back(self) -> bool:
-        """Take it from where it is being tried; False where that has been done, or it could not wait any longer."""
-        if self._is_sent_back or self._task is None or time.monotonic() >= self.waiting.until_s:
+        """Take it from where it is being tried; False where it is in nobody's way any more, or could not wait."""
+        if self._is_sent_back or self._task is None:
+            return False
+        if time.monotonic() >= min(self.waiting.until_s, self._read_by_s):
             return False
         self._is_sent_back = True
         self._task.cancel("it gives way to a call that is in more of a hurry")
@@ -305,6 +329,8 @@ class Place:
         if waiting.tier == "flex" and self._times_sent_back < MOST_TIMES_SENT_BACK:
             self._task = asyncio.current_task()
             self._cancelled_before = 0 if self._task is None else self._task.cancelling()
+            if not self._watched:
+                self._read_by_s = time.monotonic() + found.ranked[0].estimate.ttft_s
             admission.may_be_sent_back[self] = None
         return found
 

@@ -120,7 +120,7 @@ class Dispatch:
                 continue
             try:
                 if admission.waiting or admission.may_be_sent_back or request.tier == "flex":
-                    place = Place(admission, plan, call, arrival, client, meter)
+                    place = Place(admission, plan, call, arrival, client, meter, watched=request.stream)
                     return await self._answer_in_turn(place, call, request, arrival, meter)
                 return await self._first_answer(plan, call, request, arrival, meter)
             except CallTimeout:
@@ -132,7 +132,7 @@ class Dispatch:
         for model, call, plan in unplaced:
             if admission.worth_waiting(plan, call):
                 meter.model = model
-                place = Place(admission, plan, call, arrival, client, meter)
+                place = Place(admission, plan, call, arrival, client, meter, watched=request.stream)
                 return await self._answer_in_turn(place, call, request, arrival, meter)
         raise unserved(self._planner.decisions(request, offer, arrival.caller.tenant))
 

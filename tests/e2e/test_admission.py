@@ -200,17 +200,18 @@ async def test_of_several_flex_calls_the_youngest_gives_way(tmp_path: Path):
 
 
 async def test_flex_gives_way_so_many_times_and_then_keeps_its_place(tmp_path: Path):
-    async with HeldWorker() as worker, callers(tmp_path, worker) as made:
-        await made.reaches(worker, "ebb", "flex", LONG)
+    async with HeldWorker() as worker, callers(tmp_path, worker, **ONE_AT_A_TIME, **PATIENT) as made:
+        await made.reaches(worker, "ebb", "flex")
         for turn in range(MOST_TIMES_SENT_BACK):
             await made.reaches(worker, f"tide-{turn}", "default")
             await made.until_metric(depth("flex"), 1)
             worker.answer(f"tide-{turn}")
             await reached(worker, 2 * turn + 3)
-        await made.reaches(worker, "last", "default")
+        await made.waits("last", "default")
         worker.answer("ebb", "last")
         await made.all()
-        assert worker.left == ["ebb"] * MOST_TIMES_SENT_BACK
+        assert worker.reached[-2:] == ["ebb", "last"]
+        await left(worker, *["ebb"] * MOST_TIMES_SENT_BACK)
         assert (await made.gw.metrics())[SENT_BACK] == MOST_TIMES_SENT_BACK
 
 
@@ -228,6 +229,18 @@ async def test_flex_whose_stream_has_begun_gives_way_to_nobody(tmp_path: Path):
         await (await made.call("tide", "default", "tide " * 2000))
         await anext(stream)
         await stream.close()
+        assert SENT_BACK not in await made.gw.metrics()
+
+
+async def test_flex_that_is_no_stream_gives_way_only_as_long_as_its_prompt_may_be_read(tmp_path: Path):
+    async with HeldWorker() as worker, callers(tmp_path, worker) as made:
+        await made.reaches(worker, "ebb", "flex", stream=False)
+        await asyncio.sleep(0.2)  # by far longer than a prompt of one word takes
+        await made.reaches(worker, "tide", "default", LONG)
+        await made.reaches(worker, "wave", "default")
+        assert worker.left == []
+        worker.answer("ebb", "tide", "wave")
+        await made.all()
         assert SENT_BACK not in await made.gw.metrics()
 
 
