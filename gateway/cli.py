@@ -21,7 +21,6 @@ from gateway.cli_explain import explain
 from gateway.cli_usage import usage
 from gateway.config_file import ConfigError
 from gateway.output import ReportFormat
-from gateway.policy import described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,7 +176,7 @@ def _summary(config: Config) -> Iterator[str]:
     for name, alias in config.aliases.items():
         yield f"alias     {name}: {_alias_line(alias)}"
     for name, tenant in config.tenants.items():
-        yield f"tenant    {name}: {described(tenant.policy.policy()) or 'unbounded'}"
+        yield f"tenant    {name}: {tenant.policy.policy().described() or 'unbounded'}"
     for name in ("priority", "default", "flex"):
         tier = getattr(config.tiers, name)
         aim, worth = f"{tier.max_ttft_ms} ms to first token", f"{tier.waiting_usd_per_hour} USD"

@@ -17,7 +17,6 @@ import typer
 
 from gateway.config_file import ConfigError, Problem
 from gateway.output import Format, show
-from gateway.policy import described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +156,7 @@ def _shown(key: KeyRecord) -> dict[str, Any]:
         "last4": key.last4,
         "created": iso(key.created_ms),
         "revoked": None if key.revoked_ms is None else iso(key.revoked_ms),
-        "policy": None if key.policy is None else described(key.policy),
+        "policy": None if key.policy is None else key.policy.described(),
     }
 
 

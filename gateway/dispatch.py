@@ -129,12 +129,15 @@ class Dispatch:
                 failed = failure
         if failed is not None:
             raise failed
+        error = unserved(
+            self._planner.decisions(request, offer, arrival.caller.tenant), arrival.caller.policy
+        )
         for model, call, plan in unplaced:
-            if admission.worth_waiting(plan, call):
+            if error.code != "demands_not_met" and admission.worth_waiting(plan, call):
                 meter.model = model
                 place = Place(admission, plan, call, arrival, client, meter, watched=request.stream)
                 return await self._answer_in_turn(place, call, request, arrival, meter)
-        raise unserved(self._planner.decisions(request, offer, arrival.caller.tenant))
+        raise error
 
     async def _answer_in_turn(
         self, place: Place, call: Call, request: Request, arrival: Arrival, meter: Meter

@@ -18,6 +18,7 @@ from routing.misses import shortfalls
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.policy import Policy
     from routing.decision import Decision
 
 
@@ -168,8 +169,8 @@ def from_failure(failure: AttemptFailed, attempts: int) -> ApiError:
     return ApiError(code, f"{tried} tried; the last: {failure}", retry_after_s=retry_after_s)
 
 
-def unserved(decisions: Sequence[Decision]) -> ApiError:
-    """Why no endpoint of any of the models can take a call: for now, or ever."""
+def unserved(decisions: Sequence[Decision], policy: Policy | None = None) -> ApiError:
+    """Why no endpoint of any of the models can take a call: for now, or ever. It says what the key's policy has asked for."""
     names = " or ".join(dict.fromkeys(decision.call.model for decision in decisions))
     found = [shortfall for decision in decisions for shortfall in shortfalls(decision)]
     waits_s = [each.retry_after_s for each in found if each.retry_after_s is not None]
@@ -181,6 +182,8 @@ def unserved(decisions: Sequence[Decision]) -> ApiError:
     if len(found) > len(shown):
         shown.append(f"and {len(found) - len(shown)} more")
     reasons = "; ".join(shown)
+    if policy is not None:
+        reasons += f". This key is held to: {policy.described()}"
     if not waits_s:
         return ApiError("demands_not_met", f"No endpoint of {names} can serve this call. {reasons}")
     message = f"No endpoint of {names} can serve this call right now. {reasons}"

@@ -61,6 +61,23 @@ class Policy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
         """As JSON."""
         return msgspec.json.encode(self, order="deterministic").decode()
 
+    def described(self) -> str:
+        """In words, on one line; empty where nothing is bounded."""
+        parts = []
+        if self.models is not None:
+            parts.append(f"models {_listed(self.models)}")
+        if self.tiers is not None:
+            parts.append(f"tiers {_listed(self.tiers)}")
+        if self.least_trust != "community":
+            parts.append(f"trust {self.least_trust}")
+        if self.regions is not None:
+            parts.append(f"regions {_listed(self.regions)}")
+        if self.max_input_pico_usd is not None:
+            parts.append(f"input up to {self.max_input_pico_usd / 1e6:g}")
+        if self.max_output_pico_usd is not None:
+            parts.append(f"output up to {self.max_output_pico_usd / 1e6:g}")
+        return "; ".join(parts)
+
     def narrowed(self, other: Policy) -> Policy:
         """What both allow."""
         return Policy(
@@ -149,24 +166,6 @@ def policies_of(config: Config, catalog: Catalog) -> Policies:
     """Those of a configuration."""
     by_tenant = {tenant: section.policy.policy() for tenant, section in config.tenants.items()}
     return Policies(by_tenant, catalog.models_behind)
-
-
-def described(policy: Policy) -> str:
-    """In words, on one line; empty where nothing is bounded."""
-    parts = []
-    if policy.models is not None:
-        parts.append(f"models {_listed(policy.models)}")
-    if policy.tiers is not None:
-        parts.append(f"tiers {_listed(policy.tiers)}")
-    if policy.least_trust != "community":
-        parts.append(f"trust {policy.least_trust}")
-    if policy.regions is not None:
-        parts.append(f"regions {_listed(policy.regions)}")
-    if policy.max_input_pico_usd is not None:
-        parts.append(f"input up to {policy.max_input_pico_usd / 1e6:g}")
-    if policy.max_output_pico_usd is not None:
-        parts.append(f"output up to {policy.max_output_pico_usd / 1e6:g}")
-    return "; ".join(parts)
 
 
 def _listed(names: Iterable[str]) -> str:

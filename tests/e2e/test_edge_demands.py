@@ -214,3 +214,20 @@ async def test_a_demand_that_all_endpoints_meet_or_none_holds_in_a_header(
     with pytest.raises(openai.BadRequestError) as refused:
         await served_by(gw, None, {header: missed})
     assert refused.value.code == "demands_not_met"
+
+
+async def test_nobody_waits_for_a_busy_endpoint_that_would_not_do_anyway(tmp_path):
+    async with SimWorker(INSTANT) as worker:
+        models = {"llama": {"price": PRICE, "endpoints": [endpoint(worker, "near")]}}
+        async with gateway(tmp_path, models=models, limits={"connections_per_endpoint": 1}) as gw:
+            worker.order(Fault(kind="hang"))
+            hanging = asyncio.create_task(gw.client().chat.completions.create(**HELLO, stream=True))
+
+            async def under_way() -> bool:
+                return len(worker.requests) == 1
+
+            await until(under_way)
+            with pytest.raises(openai.BadRequestError, match="tokens per second, asked for at least"):
+                await served_by(gw, {"min_tokens_per_s": 1e9})
+            hanging.cancel()
+            await asyncio.gather(hanging, return_exceptions=True)

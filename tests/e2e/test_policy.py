@@ -71,7 +71,7 @@ async def test_of_tenant_key_and_call_the_narrowest_holds_in_each_point(gw: Gate
     assert await served_by(gw, near, {"regions": ["eu", "us"]}, **cheapest) == "fair"
     thrifty = await gw.new_key("thrifty", max_input_pico_usd=9_000_000, least_trust="verified")
     assert await served_by(gw, thrifty, {"max_price": {"input": 100}}, **cheapest) == "fair"
-    with pytest.raises(openai.BadRequestError) as refused:
+    with pytest.raises(openai.BadRequestError, match="held to: trust verified; input up to 5") as refused:
         await served_by(gw, thrifty, {"max_price": {"input": 4}})
     assert refused.value.code == "demands_not_met"
 

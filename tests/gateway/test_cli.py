@@ -20,6 +20,8 @@ models:
     endpoints:
       - {worker: 'http://10.0.0.5:8000', gpu: rtx-4090, region: eu-west, cost: {input: 0.02, output: 0.04}}
       - {openai: 'https://api.example.com/v1', api_key: '${MASTER}'}
+aliases: {smart: {default: llama, flex: llama, fallbacks: [llama]}}
+tenants: {acme: {policy: {tiers: [flex], max_price: {input: 0.05}}}, zeta: }
 """
 INVALID = """
 listen: {prot: 1}
@@ -101,6 +103,9 @@ def test_check_of_a_valid_file_prints_what_it_says_with_secrets_masked(valid: st
     )
     assert "api_key ****" in shown.stdout
     assert "priority: aims at 1000 ms" in shown.stdout
+    assert "smart: llama; flex llama; then llama\n" in shown.stdout
+    assert "acme: tiers flex; input up to 0.05\n" in shown.stdout
+    assert "zeta: unbounded\n" in shown.stdout
     assert shown.stdout.endswith("valid.yaml is valid\n")
 
 

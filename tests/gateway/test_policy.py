@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import ApiError
 from gateway.openai import Request
-from gateway.policy import UNBOUNDED, Policies, Policy, TrustName, described
+from gateway.policy import UNBOUNDED, Policies, Policy, TrustName
 from routing.filters import filters_for
 from routing.types import NO_DEMANDS, Call, Demands, Endpoint, Price, Tier, TierName, Trust
 
@@ -109,10 +109,10 @@ def test_what_is_written_is_read_again(policy: Policy):
 def test_what_is_kept_can_be_read_by_people_too():
     policy = Policy(models=frozenset({"b", "a"}), least_trust="verified", max_input_pico_usd=500_000)
     assert policy.text() == '{"models":["a","b"],"least_trust":"verified","max_input_pico_usd":500000}'
-    assert described(policy) == "models a, b; trust verified; input up to 0.5"
+    assert policy.described() == "models a, b; trust verified; input up to 0.5"
     rest = Policy(tiers=frozenset(), regions=frozenset({"eu"}), max_output_pico_usd=1)
-    assert described(rest) == "tiers none; regions eu; output up to 1e-06"
-    assert described(Policy()) == ""
+    assert rest.described() == "tiers none; regions eu; output up to 1e-06"
+    assert Policy().described() == ""
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"modles":["a"]}', '{"least_trust":"blind"}', "null"])
