@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backends.base import AttemptFailed, CallRejected, Overloaded, Refused
+from backends.base import AttemptFailed, CallRejected, Overloaded, Refused, Unsupported
 from gateway.errors import ERRORS, ApiError, from_failure, from_rejection
 
 if TYPE_CHECKING:
@@ -181,7 +181,9 @@ async def test_a_busy_pool_tells_the_sdk_when_to_come_back():
 def test_every_failure_of_an_attempt_becomes_an_error_that_says_what_was_tried(kind: type[AttemptFailed]):
     error = from_failure(kind("why"), attempts=1)
     assert error.code == kind.code
-    assert error.status == ERRORS[kind.code].status >= 500
+    assert error.status == ERRORS[kind.code].status
+    # What no endpoint can be asked is the call's fault; all else is ours or theirs.
+    assert (error.status < 500) == (kind is Unsupported)
     assert error.message == "1 endpoint was tried; the last: why"
     assert (b"retry-after" in dict(error.headers())) == (error.status == 503)
     assert isinstance(kind("why"), Refused) == hasattr(kind("why"), "retry_after_s")
