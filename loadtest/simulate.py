@@ -9,18 +9,21 @@ from __future__ import annotations
 import random
 from functools import partial
 from pathlib import Path  # noqa: TC003 - typer reads annotations
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 from msgspec import Struct
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 
-from loadtest.sim import calls, fleet, peers, plain
+from loadtest.sim import calls, fleet, peers, plain, targets
 from loadtest.sim.outcome import markdown, outcome, table
 from loadtest.sim.plots import NoMatplotlibError, draw, require
 from loadtest.sim.run import Scene, simulate
+from loadtest.sim.targets import OURS
 from loadtest.sim.tidegate import Tidegate
 from routing.types import Tier
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from loadtest.sim.outcome import Outcome
     from loadtest.sim.policy import Place, Policy
     from loadtest.sim.run import Result
+    from loadtest.sim.targets import Scenario
 
 PEERS: dict[str, Callable[[Place], Policy]] = {
     "random": plain.RandomChoice,
@@ -48,8 +52,6 @@ PEERS: dict[str, Callable[[Place], Policy]] = {
     "smetric": peers.Smetric,
 }
 
-OURS = "tidegate"
-
 TIERS = {"priority": (1.0, 100.0), "default": (5.0, 4.0), "flex": (600.0, 0.0)}
 """Target of the time to first token in seconds, and what an hour of waiting is worth in USD: the gateway's defaults."""
 
@@ -62,16 +64,16 @@ _WORKLOADS = (*calls.GENERATED, "trace")
 class Setting(Struct, frozen=True):
     """One simulation, as asked for."""
 
-    workload: str
-    trace: Path | None
-    load: float
-    fleet: str
-    churn: str
-    minutes: float
-    seed: int
-    replicas: int
-    misdeclared: float
-    scrape_s: float
+    workload: str = "chat"
+    trace: Path | None = None
+    load: float = 0.75
+    fleet: str = "unequal"
+    churn: str = "20min"
+    minutes: float = 15.0
+    seed: int = 1
+    replicas: int = 1
+    misdeclared: float = 0.0
+    scrape_s: float = 0.05
 
     def check(self) -> None:
         one_of("--workload", self.workload, _WORKLOADS)
@@ -253,6 +255,70 @@ def one_of(option: str, given: str, known: Iterable[str]) -> None:
         raise typer.BadParameter(f"{option}: {given} is none of {', '.join(names)}")
 
 
+class Runs:
+    """Simulations for the targets, each made once."""
+
+    def __init__(self, minutes: float, trace: Path | None) -> None:
+        self._minutes = minutes
+        self._trace = trace
+        self._scenes: dict[tuple[Scenario, int], Scene] = {}
+        self._outcomes: dict[tuple[Scenario, int, str], Outcome] = {}
+
+    def __call__(self, scenario: Scenario, seed: int, policy: str) -> Outcome:
+        key = scenario, seed, policy
+        if key not in self._outcomes:
+            options = dict(scenario.options)
+            target_s, value = (options.pop(name, None) for name in ("max_ttft", "value_of_waiting"))
+            tier = simulated_tier(
+                "default", *(None if each is None else float(each) for each in (target_s, value))
+            )
+            scene = self._scene(scenario, seed, options)
+            warm_up_s = min(WARM_UP_S, scene.calls[-1].at_s / 4)
+            if policy == OURS:
+                result = simulate(scene, partial(Tidegate, tier=tier))
+            else:
+                scene = without_hosted(scene)
+                result = simulate(scene, PEERS[policy])
+            self._outcomes[key] = outcome(result, scene, warm_up_s)
+        return self._outcomes[key]
+
+    def _scene(self, scenario: Scenario, seed: int, options: dict[str, str | float]) -> Scene:
+        if (scenario, seed) not in self._scenes:
+            trace = self._trace if options.get("workload") == "trace" else None
+            given: dict[str, Any] = {"minutes": self._minutes, **options, "seed": seed, "trace": trace}
+            setting = Setting(**given)
+            self._scenes[scenario, seed], _ = scene_of(setting)
+        return self._scenes[scenario, seed]
+
+
+def targets_command(
+    *,
+    trace: Annotated[
+        Path | None, typer.Option(help="A trace in Mooncake's format; none: without it.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many.", min=1)] = 3,
+    minutes: Annotated[float, typer.Option(help="Of simulated time in each run.", min=0.5)] = 15.0,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write a table here.")] = None,
+) -> None:
+    """Ask of the simulation what routing is to reach; exit 1 if it does not."""
+    asked = [each for each in targets.TARGETS if trace is not None or each.scenario != targets.TRACE]
+    run = Runs(minutes, trace)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        answers = [
+            targets.ask(each, range(1, seeds + 1), run)
+            for each in progress.track(asked, description="targets")
+        ]
+    drawn = Table(*targets.rows(answers)[0], box=SIMPLE)
+    for row in targets.rows(answers)[1]:
+        drawn.add_row(*row)
+    Console().print(drawn)
+    if markdown_file is not None:
+        markdown_file.write_text(targets.markdown(answers) + "\n")
+    raise typer.Exit(0 if all(answer.met for answer in answers) else 1)
+
+
 def register(app: typer.Typer) -> None:
-    """Add this subcommand to `app`."""
+    """Add these subcommands to `app`."""
     app.command("simulate")(simulate_command)
+    app.command("simulate-targets")(targets_command)

@@ -1,0 +1,119 @@
+"""What routing is to reach in simulation, as ratios to the peers on the same calls and mishaps.
+
+A target is a question to a few runs: by how much is our 99th percentile below that of another policy, or how many calls
+are in time. Each is asked for several seeds; ratios are averaged as ratios are, by the geometric mean.
+"""
+
+from __future__ import annotations
+
+from math import exp, log
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+
+from loadtest.report import markdown_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from loadtest.sim.outcome import Outcome
+
+OURS = "tidegate"
+
+Measure = Literal["ttft_p99_s", "ttft_mean_s", "within_slo", "spilled"]
+
+
+class Scenario(Struct, frozen=True):
+    """What is simulated: the options of `simulate` that are not at their defaults."""
+
+    options: tuple[tuple[str, str | float], ...] = ()
+
+
+class Target(Struct, frozen=True):
+    text: str
+    scenario: Scenario
+    measure: Measure
+    most: float | None = None
+    least: float | None = None
+    against: tuple[str, ...] = ()
+    """Policies the best of which it is a ratio to; none: the figure itself."""
+    reference: Scenario | None = None
+    """Where Tidegate is to be compared with itself under other circumstances."""
+
+
+CHAT = Scenario()
+SLOW_SCRAPE = Scenario((("scrape_s", 1.0),))
+STEADY = Scenario((("fleet", "equal"), ("churn", "none")))
+LITTLE = Scenario((("workload", "little"), ("fleet", "equal"), ("churn", "none")))
+MISDECLARED = Scenario((("misdeclared", 0.4),))
+SPILL = Scenario((("fleet", "mixed"), ("load", 0.95), ("max_ttft", 2.0), ("value_of_waiting", 0.0)))
+TRACE = Scenario((("workload", "trace"), ("minutes", 60.0)))
+
+_PEERS = ("sglang", "dynamo", "llm-d", "aibrix", "production-stack", "smetric", "least-tokens")
+
+TARGETS = (
+    Target("chat, unequal, 75 %: p99 to sglang's", CHAT, "ttft_p99_s", most=0.1, against=("sglang",)),
+    Target("the same to llm-d's, metrics 50 ms old", CHAT, "ttft_p99_s", most=0.6, against=("llm-d",)),
+    Target("the same, metrics 1 s old", SLOW_SCRAPE, "ttft_p99_s", most=0.6, against=("llm-d",)),
+    Target(
+        "chat, equal: p99 to production-stack's", STEADY, "ttft_p99_s", 0.75, against=("production-stack",)
+    ),
+    Target("the same to llm-d's", STEADY, "ttft_p99_s", most=0.75, against=("llm-d",)),
+    Target(
+        "little sharing, equal: p99 to least tokens'", LITTLE, "ttft_p99_s", 1.1, against=("least-tokens",)
+    ),
+    Target("the same to round robin's", LITTLE, "ttft_p99_s", most=0.7, against=("round-robin",)),
+    Target("trace, unequal, 75 %: p99 to the best peer's", TRACE, "ttft_p99_s", most=0.5, against=_PEERS),
+    Target("the same, mean", TRACE, "ttft_mean_s", most=0.65, against=_PEERS),
+    Target("chat, 40 % declared wrongly: p99 to right ones", MISDECLARED, "ttft_p99_s", 1.2, reference=CHAT),
+    Target("spill, chat, 95 %: calls in time", SPILL, "within_slo", least=0.98),
+    Target("the same: calls spilled", SPILL, "spilled", most=0.05),
+)
+
+
+class Answer(Struct, frozen=True):
+    target: Target
+    figures: tuple[float, ...]
+    """For each seed."""
+
+    @property
+    def figure(self) -> float:
+        if self.target.against or self.target.reference is not None:
+            return exp(sum(log(each) for each in self.figures) / len(self.figures))
+        return sum(self.figures) / len(self.figures)
+
+    @property
+    def met(self) -> bool:
+        target, figure = self.target, self.figure
+        most = target.most is None or figure <= target.most
+        return most and (target.least is None or figure >= target.least)
+
+
+def ask(target: Target, seeds: Sequence[int], run: Callable[[Scenario, int, str], Outcome]) -> Answer:
+    def measured(scenario: Scenario, seed: int, policy: str) -> float:
+        return float(getattr(run(scenario, seed, policy), target.measure))
+
+    def figure(seed: int) -> float:
+        ours = measured(target.scenario, seed, OURS)
+        if target.reference is not None:
+            return ours / measured(target.reference, seed, OURS)
+        if target.against:
+            return ours / min(measured(target.scenario, seed, peer) for peer in target.against)
+        return ours
+
+    return Answer(target, tuple(figure(seed) for seed in seeds))
+
+
+def rows(answers: Sequence[Answer]) -> tuple[list[str], list[list[str]]]:
+    columns = ["", "to reach", "measured", "by seed", "met"]
+    found = []
+    for answer in answers:
+        target = answer.target
+        bound = f"at most {target.most:g}" if target.most is not None else f"at least {target.least:g}"
+        each = " ".join(f"{figure:.3g}" for figure in answer.figures)
+        found.append([target.text, bound, f"{answer.figure:.3g}", each, "yes" if answer.met else "no"])
+    return columns, found
+
+
+def markdown(answers: Sequence[Answer]) -> str:
+    return markdown_table(*rows(answers))
