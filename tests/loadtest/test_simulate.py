@@ -33,7 +33,7 @@ def outcomes_of(names: list[str], **changed: object):
 
 
 def test_our_routing_beats_round_robin_clearly():
-    found = outcomes_of(["tidegate", "round-robin"])
+    found = outcomes_of(["tidegate", "round-robin"], minutes=2.0)
     ours, theirs = found["tidegate"], found["round-robin"]
     assert ours.ttft_p99_s < 0.1 * theirs.ttft_p99_s
     assert ours.hit_rate > theirs.hit_rate
