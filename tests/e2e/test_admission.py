@@ -324,6 +324,15 @@ async def _after(made: Callers, name: str, worker: HeldWorker) -> Any:
     return await made.gw.rows(len(made.calls))
 
 
+async def test_the_time_of_a_call_includes_its_wait(tmp_path: Path):
+    async with HeldWorker() as worker, callers(tmp_path, worker, timeouts={"total_s": 2}) as made:
+        await made.reaches(worker, "tide", "default", LONG)
+        await made.waits("ebb", "flex")
+        for name in ("tide", "ebb"):
+            error = await refused(made.calls[name])
+            assert (error.status_code, error.code) == (504, "call_timeout")
+
+
 ONLY_WORKER = {"extra_body": {"routing": {"only": ["worker-1"]}}}
 
 
