@@ -45,7 +45,7 @@ MOST_TIMES_SENT_BACK = 3
 """Then a flex call keeps its place: what it has waited for should not be lost for ever."""
 
 MOST_TRIED = 16
-"""Calls with demands of their own that find no place, before the others have to wait for the next look."""
+"""Different demands of calls that find no place, before the others have to wait for the next look."""
 
 LONGEST_PAUSE_S = 60.0
 """An endpoint that will be back later than this, such as a provider with no key left, is not waited for."""
@@ -160,17 +160,22 @@ class Admission:
 
     def _first(self, model: str) -> tuple[Place, Plan] | None:
         """The first of those who wait that finds a place, with its plan."""
-        tried: set[object] = set()
+        tried: dict[object, int] = {}
+        """The least number of tokens, of calls that found no place, by what else they want."""
         for waiting in self.queue.ordered(model):
             place = self._places[waiting]
-            kind = (waiting.tier, place.call.needs, place.call.demands)
-            if place.turn.done() or kind in tried:
+            call = place.call
+            wants, tokens = (
+                (waiting.tier, call.needs, call.demands),
+                call.prompt_tokens + (call.max_tokens or 0),
+            )
+            if place.turn.done() or tokens >= tried.get(wants, math.inf):
                 continue
             plan = self._plan(place)
-            found = self._placed(plan, place.call)
+            found = self._placed(plan, call)
             if found is not None:
                 return place, found
-            tried.add(kind)
+            tried[wants] = tokens
             # Where everybody could serve it but nobody now, those behind it, who want as much or more, fare no better.
             if len(tried) == MOST_TRIED or all(each.filter == "availability" for each in plan.rejected):
                 return None

@@ -190,13 +190,15 @@ async def test_flex_gives_way_before_its_first_byte_and_goes_again(tmp_path: Pat
 
 
 async def test_of_several_flex_calls_the_youngest_gives_way(tmp_path: Path):
-    async with HeldWorker() as worker, callers(tmp_path, worker) as made:
-        # All but the last are so short that there is capacity to spare beside them.
-        for name, prompt in (("first", "Why?"), ("second", "Why?"), ("third", LONG)):
-            await made.reaches(worker, name, "flex", prompt)
-        await made.reaches(worker, "tide", "default")
-        await made.until_metric(SENT_BACK, 1)
-        await left(worker, "third")
+    async with HeldWorker() as one, HeldWorker() as two:
+        async with callers(tmp_path, one, two, **ONE_AT_A_TIME, **PATIENT) as made:
+            for worker, name, where in ((two, "older", "worker-2"), (one, "younger", "worker-1")):
+                only = {"extra_body": {"routing": {"only": [where]}}}
+                await made.reaches(worker, name, "flex", **only)
+            await made.call("tide", "default")
+            await left(one, "younger")
+            await reached(one, 2)
+            assert (one.reached, two.left) == (["younger", "tide"], [])
 
 
 async def test_flex_gives_way_so_many_times_and_then_keeps_its_place(tmp_path: Path):
@@ -322,6 +324,19 @@ async def _after(made: Callers, name: str, worker: HeldWorker) -> Any:
     worker.answer(name)
     await made.calls[name]
     return await made.gw.rows(len(made.calls))
+
+
+async def test_a_call_that_fits_only_where_there_is_no_room_is_in_nobodys_way(tmp_path: Path):
+    async with HeldWorker() as small, HeldWorker() as large:
+        listed = model(endpoint(small, "small", context_tokens=1000), endpoint(large, "large"))
+        async with callers(tmp_path, models={"llama": listed}) as made:
+            await made.reaches(large, "tide", "default", LONG)
+            await made.waits("long", "flex", LONG)
+            await made.reaches(small, "short", "flex")
+            small.answer("short")
+            assert await made.endpoint_of("short") == "small"
+            large.answer("tide", "long")
+            assert await made.endpoint_of("long") == "large"
 
 
 async def test_the_time_of_a_call_includes_its_wait(tmp_path: Path):
@@ -457,13 +472,13 @@ async def test_a_flood_of_flex_holds_up_no_other_call(tmp_path: Path):
             await made.call(f"flex-{number}", "flex", f"{number}: " + "tide " * 1500)
 
         async def queued() -> bool:
-            return (await made.gw.metrics())[depth("flex")] > 20
+            return (await made.gw.metrics())[depth("flex")] > 10
 
         await until(queued)
         for number in range(5):
             await (await made.call(f"default-{number}", "default"))
         page = await made.gw.metrics()
-        assert page[depth("flex")] > 10
+        assert page[depth("flex")] > 0
         done = {name for name, call in made.calls.items() if call.done()}
         assert {name for name in made.calls if name.startswith("default")} <= done
         await made.all()
