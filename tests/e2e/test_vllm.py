@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import statistics
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -193,6 +195,52 @@ def test_the_vendors_own_fields_reach_the_worker_and_token_ids_serve_as_a_prompt
     )
     assert again.choices[0].token_ids == emitted[3:]
     assert again.usage.prompt_tokens == len(prompt) + 3
+
+
+def cached_tokens(reply: Any) -> int:
+    details = reply.usage.prompt_tokens_details
+    return 0 if details is None else details.cached_tokens or 0
+
+
+@pytest.mark.parametrize("topic", ["fog", "ropes", "gulls"])
+def test_the_second_turn_goes_to_the_server_that_served_the_first_and_finds_its_prefix(
+    client: OpenAI, topic: str
+):
+    story = f"Tell of {topic}. " + " ".join(f"{topic} {n}" for n in range(150))
+    messages = [{"role": "user", "content": story}]
+    ask = client.chat.completions.with_raw_response.create
+    first = ask(**GREEDY | {"messages": messages}, max_tokens=8)
+    told = first.parse()
+    messages += [
+        {"role": "assistant", "content": told.choices[0].message.content},
+        {"role": "user", "content": "And then?"},
+    ]
+    second = ask(**GREEDY | {"messages": messages}, max_tokens=8)
+    assert second.headers["x-tidegate-endpoint"] == first.headers["x-tidegate-endpoint"]
+    assert cached_tokens(second.parse()) > 0.8 * told.usage.prompt_tokens - 32
+
+
+def test_a_long_prompt_sent_again_is_answered_sooner(client: OpenAI):
+    words = " ".join(f"wave {n}" for n in range(340))
+
+    def ttft_s(start: str) -> tuple[float, int]:
+        begun_s = time.monotonic()
+        stream = client.chat.completions.create(
+            **GREEDY | {"messages": [{"role": "user", "content": f"{start} {words}"}]},
+            max_tokens=2,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        first = next(iter(stream))
+        waited_s = time.monotonic() - begun_s
+        assert first.choices
+        return waited_s, cached_tokens(list(stream)[-1])
+
+    # Several prompts, because another process may hold up any one of them.
+    cold, warm = ([ttft_s(start) for start in ("one", "two", "three", "four", "five")] for _ in range(2))
+    assert all(cached < 64 for _, cached in cold)
+    assert all(cached > 1000 for _, cached in warm)
+    assert statistics.median(s for s, _ in warm) < 0.7 * statistics.median(s for s, _ in cold)
 
 
 def test_embeddings_are_answered_with_the_workers_own_error(client: OpenAI):
