@@ -25,7 +25,7 @@ QUADRATIC_TOKENS = 40_000
 STALL_SHARE = 0.25
 """Share of the seconds for which others are stalled that counts as seconds of this call's own; from simulation."""
 
-MOST_BUSY = 0.9
+MOST_BUSY = 0.7
 """Share of its time that an endpoint counts as busy at most: beyond it, the delay to those who come would be endless."""
 
 MEAN_OUTPUT_TOKENS = 256.0

@@ -23,6 +23,10 @@ PROMPT_TOKENS_PER_S = 4000.0
 """A tier's target is for a short prompt; a longer one may take a second more for so many tokens. In simulation it kept
 four times as many calls in time as a fixed target that cost the same."""
 
+LATE_SECONDS = 4.0
+"""What a second beyond the tier's target counts for in addition. In simulation, more helps the longest waits of a few
+long prompts, less all the others."""
+
 _Key = tuple[float, float, int]
 """What is compared first, what settles that, the place among the estimated."""
 
@@ -30,24 +34,26 @@ _Key = tuple[float, float, int]
 class Ranking(Sequence[Candidate]):
     """Candidates, best first, each made when it is looked at: most calls look at one."""
 
-    __slots__ = ("_cached_tokens", "_estimates", "_late", "_members", "_on_time")
+    __slots__ = ("_by_score", "_by_seconds", "_cached_tokens", "_estimates", "_members", "_target_s")
 
     def __init__(
         self,
         members: Sequence[tuple[Endpoint, Load]],
         estimates: Sequence[Figures],
-        on_time: Sequence[_Key],
-        late: Sequence[_Key],
+        by_score: Sequence[_Key],
+        by_seconds: Sequence[_Key],
+        target_s: float,
         cached_tokens: Mapping[str, int] = NOTHING_CACHED,
     ) -> None:
         self._members = members
         self._estimates = estimates
-        self._on_time = on_time
-        self._late = late
+        self._by_score = by_score
+        self._by_seconds = by_seconds
+        self._target_s = target_s
         self._cached_tokens = cached_tokens
 
     def __len__(self) -> int:
-        return len(self._on_time) + len(self._late)
+        return len(self._by_score) + len(self._by_seconds)
 
     def __iter__(self) -> Iterator[Candidate]:
         return map(self.__getitem__, range(len(self)))
@@ -61,16 +67,15 @@ class Ranking(Sequence[Candidate]):
             return tuple(self)[place]
         if place < 0:
             place += len(self)
-        on_time = place < len(self._on_time)
         if place < 0:
             raise IndexError(place)
-        if on_time:
-            score, _, index = self._on_time[place]
+        if place < len(self._by_score):
+            score, _, index = self._by_score[place]
         else:
-            _, score, index = self._late[place - len(self._on_time)]
-        endpoint = self._members[index][0]
-        cached_tokens = self._cached_tokens.get(endpoint.name, 0)
-        return Candidate(endpoint, Estimate(*self._estimates[index]), score, on_time, cached_tokens)
+            _, score, index = self._by_seconds[place - len(self._by_score)]
+        endpoint, estimate = self._members[index][0], Estimate(*self._estimates[index])
+        on_time = estimate.ttft_s <= self._target_s
+        return Candidate(endpoint, estimate, score, on_time, self._cached_tokens.get(endpoint.name, 0))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ranking) and tuple(self) == tuple(other)
@@ -90,10 +95,15 @@ def rank(
     """`members`, of which `estimates` are the estimates, best first; `cached_tokens` are what these are based on.
 
     Those expected on time for the tier come first, by `cost + value of waiting x seconds`; a tie (every equal price,
-    where waiting is worth nothing) goes to fewer seconds. Those expected late follow, fastest first token first, then by
-    the same score. Scores are nano-USD, from 0 up. What is still exactly equal, such as two idle endpoints alike, takes
-    turns by `roll`, uniform in [0, 1): each of the equals is as likely to come first. Nothing else depends on the order
-    of `members`.
+    where waiting is worth nothing) goes to fewer seconds. Those expected late follow by seconds alone, in which a second
+    beyond the target counts LATE_SECONDS more.
+
+    One that is on time but takes more seconds in all than the best of those late, what it imposes on others included, and
+    is no better by score, is no remedy: it stands among the late. Otherwise a full pool would read every prompt anew
+    wherever there is no queue, and only get fuller. A dearer endpoint that is on time for want of load is one.
+
+    Scores are nano-USD, from 0 up. What is still exactly equal, such as two idle endpoints alike, takes turns by `roll`,
+    uniform in [0, 1): each of the equals is as likely to come first. Nothing else depends on the order of `members`.
     """
     value = tier.waiting_nano_usd_per_s
     target_s = tier.max_ttft_s + asked.prompt_tokens / PROMPT_TOKENS_PER_S
@@ -109,9 +119,24 @@ def rank(
         if ttft_s <= target_s:
             on_time.append((score, seconds, index))
         else:
-            late.append((ttft_s, score, index))
+            late.append((seconds + LATE_SECONDS * (ttft_s - target_s), score, index))
         index += 1  # noqa: SIM113 - enumerate makes a tuple for each
-    return Ranking(members, estimates, _ordered(on_time, roll), _ordered(late, roll), cached_tokens)
+    if late and on_time:
+        on_time, late = _without_false_remedies(on_time, late)
+    return Ranking(members, estimates, _ordered(on_time, roll), _ordered(late, roll), target_s, cached_tokens)
+
+
+def _without_false_remedies(on_time: list[_Key], late: list[_Key]) -> tuple[list[_Key], list[_Key]]:
+    """Those on time that beat the best of those late, by score or in seconds, and all others."""
+    seconds, score, _ = min(late, key=_by_score)
+    remedies = [key for key in on_time if key[1] < seconds or key[0] < score]
+    if len(remedies) < len(on_time):
+        late = late + [(key[1], key[0], key[2]) for key in on_time if key[1] >= seconds and key[0] >= score]
+    return remedies, late
+
+
+def _by_score(key: _Key) -> tuple[float, float]:
+    return key[1], key[0]
 
 
 def _ordered(keyed: list[_Key], roll: float) -> list[_Key]:

@@ -88,7 +88,7 @@ def test_those_still_to_come_are_delayed_the_more_the_busier_it_is():
     idle, half, full = (estimate(asked, DEAR, structs.replace(load, busy=b)) for b in (0.0, 0.5, 1.0))
     assert idle.imposed_s == pytest.approx(own_s * 0.5 * (queue_s + own_s))
     assert half.imposed_s == pytest.approx(2 * idle.imposed_s)
-    assert full.imposed_s == pytest.approx(10 * idle.imposed_s)
+    assert full.imposed_s == pytest.approx(idle.imposed_s / 0.3)
 
 
 def test_costs_are_whole_numbers_rounded_to_the_nearest():

@@ -63,6 +63,20 @@ def test_those_late_for_the_tier_come_after_those_on_time_fastest_first():
     assert [candidate.on_time for candidate in ranked] == [True, False, False]
 
 
+def test_reading_a_prompt_anew_elsewhere_is_no_remedy_for_being_late_where_it_is_cached():
+    """The queue at `cached` is longer than the target, but all in all it is the better place: nothing is read twice."""
+    cached, anew = option("cached", 1.2), option("anew", 0.9, imposed_s=5.0)
+    ranked = ranked_by(PRIORITY, [cached, anew])
+    assert [(each.endpoint.name, each.on_time) for each in ranked] == [("cached", False), ("anew", True)]
+
+
+def test_a_dearer_one_without_a_queue_is_a_remedy_for_being_late():
+    assert order(PRIORITY, option("late", 3.0, cost=0), option("dear", 0.5, cost=10**9))[0] == "dear"
+    flex_in_a_hurry = structs.replace(FLEX, max_ttft_s=2.0)
+    assert order(flex_in_a_hurry, option("late", 3.0, cost=0), option("dear", 0.5))[0] == "dear"
+    assert order(flex_in_a_hurry, option("in time", 1.9, cost=0), option("dear", 0.5))[0] == "in time"
+
+
 def test_of_those_equally_late_the_cheaper_comes_first():
     assert order(PRIORITY, option("dear", 3.0, cost=2), option("cheap", 3.0, cost=1)) == ["cheap", "dear"]
 
