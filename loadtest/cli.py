@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from loadtest import commands, simulate
+from loadtest import commands, routing_commands, simulate
 from loadtest.simworker.command import worker
 
 app = typer.Typer(name="loadtest", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -20,6 +20,7 @@ def loadtest() -> None:
 
 commands.register(app)
 simulate.register(app)
+routing_commands.register(app)
 app.command()(worker)
 
 

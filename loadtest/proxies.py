@@ -75,9 +75,9 @@ class Program:
 class Nginx:
     """A bare proxy: the limit of what can be had with no logic at all."""
 
-    name = "nginx"
-
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], *, name: str = "nginx", balance: str = "") -> None:
+        self.name = name
+        self._balance = balance
         self._program = Program("nginx", folders)
 
     def missing(self) -> str | None:
@@ -96,7 +96,7 @@ class Nginx:
             http {{
               access_log off; {places}
               keepalive_requests 100000000;
-              upstream pool {{ {servers} keepalive 512; keepalive_requests 100000000; }}
+              upstream pool {{ {self._balance} {servers} keepalive 512; keepalive_requests 100000000; }}
               server {{
                 listen 127.0.0.1:{setting.port} backlog=1024;
                 client_body_buffer_size 256k; client_max_body_size 32m;
@@ -115,10 +115,19 @@ class Nginx:
 class RustRouter:
     """sglang-router or vllm-router, choosing by cached prefix, as their makers advise for chat."""
 
-    def __init__(self, name: str, subcommand: tuple[str, ...], folders: Sequence[Path]) -> None:
-        self.name = name
+    def __init__(
+        self,
+        program: str,
+        subcommand: tuple[str, ...],
+        folders: Sequence[Path],
+        *,
+        policy: str = "cache_aware",
+        name: str | None = None,
+    ) -> None:
+        self.name = program if name is None else name
         self._subcommand = subcommand
-        self._program = Program(name, folders)
+        self._policy = policy
+        self._program = Program(program, folders)
 
     def missing(self) -> str | None:
         return self._program.missing()
@@ -132,7 +141,7 @@ class RustRouter:
         return Launch(
             (
                 *(str(self._program), *self._subcommand, *where, *startup),
-                *("--policy", "cache_aware", "--log-level", "error", "--worker-urls", *setting.upstreams),
+                *("--policy", self._policy, "--log-level", "error", "--worker-urls", *setting.upstreams),
             )
         )
 
