@@ -22,7 +22,7 @@ LEAST_TOKENS = 16
 QUADRATIC_TOKENS = 40_000
 """Tokens of context at which attention doubles the price of prefilling one more token. It matters little below 10k."""
 
-STALL_SHARE = 0.25
+STALL_SHARE = 0.5
 """Share of the seconds for which others are stalled that counts as seconds of this call's own; from simulation."""
 
 MOST_BUSY = 0.7

@@ -35,6 +35,15 @@ PEERS_PRIOR_S = 0.2
 """Seconds of observation that the guesses for a model count for as a whole: what one of its endpoints shows of the model
 must at once be believed of the others, or the first to be seen gets all the calls."""
 
+CHUNK_TOKENS = 2048
+"""Tokens of a prompt that vLLM reads in one step, which also makes a token for each stream (max_num_batched_tokens). Without
+it, who reads most prompts would look slow at making tokens, and the slowest cards would get the calls."""
+
+MOST_FASTER = 0.5
+"""Share of the time per token expected of its model's endpoints that one is believed to take at the least. One whose cache is
+full of running calls makes their tokens quickly because it cannot read the next prompt, and would look like the best
+place for it."""
+
 LONGEST_SAMPLE_S = 60.0
 """Seconds one observation counts for at most. What took longer (a suspended process, a dead network) says little of
 speed, and two half-lives are enough to believe it."""
@@ -138,7 +147,7 @@ class _Pace:
     since the beginning would have. What a stream should have made is the difference between two readings.
     """
 
-    __slots__ = ("_at_s", "_expected", "_peers", "_prior", "_seen", "decoding")
+    __slots__ = ("_at_s", "_expected", "_peers", "_prior", "_seen", "decoding", "reading_prompts")
 
     def __init__(self, prior: Prior, peers: Peers) -> None:
         self._prior = prior
@@ -146,13 +155,16 @@ class _Pace:
         self._seen = _Sums()
         self._expected = self._at_s = 0.0
         self.decoding = 0
+        self.reading_prompts = False
 
     def reading(self, now_s: float) -> float:
         """Tokens expected up to now; call before each change of `decoding`."""
         if self.decoding:
-            self._expected += (now_s - self._at_s) / (
-                self._prior.step_s + self._prior.sequence_s * self.decoding
-            )
+            prior = self._prior
+            step_s = prior.step_s + prior.sequence_s * self.decoding
+            if self.reading_prompts:
+                step_s += CHUNK_TOKENS / prior.work_per_s
+            self._expected += (now_s - self._at_s) / step_s
         self._at_s = now_s
         return self._expected
 
@@ -173,7 +185,8 @@ class _Pace:
     def itl_s(self, now_s: float, batch: int) -> float:
         """Seconds per token in a batch of `batch`."""
         observed_s, expected_s = self._seen.sums(now_s)
-        slower = (PRIOR_S * self._peers.decode_slower + observed_s) / (PRIOR_S + expected_s)
+        guess = self._peers.decode_slower
+        slower = max(MOST_FASTER * guess, (PRIOR_S * guess + observed_s) / (PRIOR_S + expected_s))
         return (self._prior.step_s + self._prior.sequence_s * batch) * slower
 
 
@@ -241,6 +254,9 @@ class Speed:
             self._pace.reading(now_s)
             self._pace.decoding += 1
             return ticket
+        if not self._pending:
+            self._pace.reading(now_s)
+            self._pace.reading_prompts = True
         self._pending[ticket] = None
         self._pending_work += ticket.work
         return ticket
@@ -383,5 +399,8 @@ class Speed:
 
     def _drop_pending(self, ticket: Ticket) -> None:
         del self._pending[ticket]
+        if not self._pending:
+            self._pace.reading(self._now_s)
+            self._pace.reading_prompts = False
         # Sums of floats drift; an empty queue is exactly empty.
         self._pending_work = max(0.0, self._pending_work - ticket.work) if self._pending else 0.0

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from routing.estimate import ask, estimates, prefill_work
+from routing.estimate import STALL_SHARE, ask, estimates, prefill_work
 from routing.types import Call, Endpoint, Estimate, Load, Price, Tier
 
 TIER = Tier(name="default", max_ttft_s=5.0, waiting_nano_usd_per_s=1e6)
@@ -78,7 +78,7 @@ def test_prefill_stalls_those_that_are_decoding_there_and_one_more_slows_them():
     load = Load(work_per_s=2000.0, itl_s=0.02, crowding=0.05)
     alone, busy = (estimate(asked, DEAR, structs.replace(load, decoding=n)) for n in (0, 8))
     assert alone.imposed_s == 0.0
-    assert busy.imposed_s == pytest.approx(0.25 * 8 * (8800 / 2000 + 100 * 0.02 * 0.05))
+    assert busy.imposed_s == pytest.approx(STALL_SHARE * 8 * (8800 / 2000 + 100 * 0.02 * 0.05))
 
 
 def test_those_still_to_come_are_delayed_the_more_the_busier_it_is():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from routing.gpu import GPUS, UNKNOWN_GPU, kv_tokens_for, prior_for
-from routing.speed import Peers, Speed
+from routing.speed import CHUNK_TOKENS, MOST_FASTER, Peers, Speed
 from routing.types import Load
 
 
@@ -468,3 +468,34 @@ def test_a_parallel_endpoints_rate_is_that_of_each_call_by_itself():
 @pytest.mark.parametrize(("gpu", "tokens"), [("h100", 427_000), ("4090", 42_700), ("t4", 16_384)])
 def test_a_cards_memory_tells_how_many_tokens_it_can_keep(gpu: str, tokens: int):
     assert kv_tokens_for(gpu) == pytest.approx(tokens, rel=0.01)
+
+
+def test_streams_that_stand_still_while_prompts_are_read_do_not_make_a_worker_look_slow_at_tokens():
+    reading, quiet = Speed(), Speed()
+    guessed = quiet.load(0.0, 1).itl_s
+    prior = prior_for(None)
+    step_s = prior.step_s + prior.sequence_s
+    for speed, stalled_s in ((reading, CHUNK_TOKENS / prior.work_per_s), (quiet, 0.0)):
+        at_s = 0.0
+        for _ in range(20):
+            stream = speed.start(at_s, 100.0)
+            speed.first_token(stream, at_s)
+            if stalled_s:  # another prompt is read for as long as the stream goes on
+                prompt = speed.start(at_s, 1e9)
+            at_s += 100 * (step_s + stalled_s)
+            speed.finish(stream, at_s, 101)
+            if stalled_s:
+                speed.finish(prompt, at_s)
+        assert speed.load(at_s, 0).itl_s == pytest.approx(guessed, rel=0.05)
+
+
+def test_a_full_cache_does_not_make_a_worker_look_much_faster_than_its_peers():
+    peers = Peers()
+    full, other = Speed("4090", peers), Speed("4090", peers)
+    at_s = 0.0
+    for _ in range(50):
+        ticket = full.start(at_s, 100.0)
+        full.first_token(ticket, at_s)
+        at_s += 1.0
+        full.finish(ticket, at_s, 10_000)
+    assert full.load(at_s, 0).itl_s >= MOST_FASTER * other.load(at_s, 0).itl_s * 0.99
