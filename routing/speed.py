@@ -39,7 +39,7 @@ CHUNK_TOKENS = 2048
 """Tokens of a prompt that vLLM reads in one step, which also makes a token for each stream (max_num_batched_tokens). Without
 it, who reads most prompts would look slow at making tokens, and the slowest cards would get the calls."""
 
-MOST_FASTER = 0.5
+MOST_FASTER = 0.25
 """Share of the time per token expected of its model's endpoints that one is believed to take at the least. One whose cache is
 full of running calls makes their tokens quickly because it cannot read the next prompt, and would look like the best
 place for it."""
