@@ -14,9 +14,10 @@ from routing.decision import Decision
 from routing.ejection import Ejection
 from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, prefill_work
 from routing.gpu import kv_tokens_for
+from routing.pace import Peers
 from routing.pipeline import plan
 from routing.prefix import MOST_PIECES_HELD, PIECE_TOKENS, PrefixIndex
-from routing.speed import Peers, Speed
+from routing.speed import Speed
 from routing.types import Load
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from routing.gpu import GPUS, UNKNOWN_GPU, kv_tokens_for, prior_for
-from routing.speed import CHUNK_TOKENS, MOST_FASTER, Peers, Speed
+from routing.pace import CHUNK_TOKENS, MOST_FASTER, Peers
+from routing.speed import Speed
 from routing.types import Load
 
 

@@ -1,0 +1,139 @@
+"""How fast an endpoint makes tokens, learned from streams, and what the endpoints of one model have in common.
+
+What was seen fades with one half-life, and the guess from the card returns by itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from routing.gpu import Prior
+
+HALF_LIFE_S = 30.0
+"""After this long an observation counts half: long against one prefill, short against a slow-down of minutes."""
+
+PRIOR_S = 2.0
+"""Seconds of observation that the guess from the GPU counts for, so that a wrongly declared class is soon forgotten;
+10 s proved too strong in simulation."""
+
+PEERS_PRIOR_S = 0.2
+"""Seconds of observation that the guesses for a model count for as a whole: what one of its endpoints shows of the model
+must at once be believed of the others, or the first to be seen gets all the calls."""
+
+CHUNK_TOKENS = 2048
+"""Tokens of a prompt that vLLM reads in one step, which also makes a token for each stream (max_num_batched_tokens). Without
+it, who reads most prompts would look slow at making tokens, and the slowest cards would get the calls."""
+
+MOST_FASTER = 0.25
+"""Share of the time per token expected of its model's endpoints that one is believed to take at the least. One whose cache is
+full of running calls makes their tokens quickly because it cannot read the next prompt, and would look like the best
+place for it."""
+
+LONGEST_SAMPLE_S = 60.0
+"""Seconds one observation counts for at most. What took longer (a suspended process, a dead network) says little of
+speed, and two half-lives are enough to believe it."""
+
+LEAST_SAMPLE_S = 1e-4
+"""Seconds one observation counts for at least: two prompts prefilled in one batch answer together."""
+
+
+class Sums:
+    """Two observed sums, both fading with one half-life."""
+
+    __slots__ = ("_at_s", "_half_life_s", "_over", "_under")
+
+    def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
+        self._half_life_s = half_life_s
+        self._over = self._under = 0.0
+        self._at_s = float("-inf")
+
+    def add(self, now_s: float, over: float, under: float) -> None:
+        faded_over, faded_under = self.sums(now_s)
+        self._over, self._under, self._at_s = faded_over + over, faded_under + under, now_s
+
+    def sums(self, now_s: float) -> tuple[float, float]:
+        fade = 2.0 ** ((self._at_s - now_s) / self._half_life_s)
+        return self._over * fade, self._under * fade
+
+
+class Peers:
+    """By how much the endpoints of one model are faster than guessed, as all of them have shown together.
+
+    The guess is made for a model of eight billion parameters on each card. What a smaller model, a quantized one or a
+    faster engine gains, it gains everywhere, and an endpoint not yet seen is as much faster than its guess as those that
+    are. Only good news is shared: a stalled endpoint must not make those look bad that could take over, and where all are
+    slower than guessed, one not yet seen is tried by itself.
+    """
+
+    __slots__ = ("_decoded", "_prefilled", "decode_slower", "prefill_faster")
+
+    def __init__(self) -> None:
+        self._prefilled = Sums()
+        self._decoded = Sums()
+        self.prefill_faster = 1.0
+        """Factor to the guessed rate of prefill, at least 1."""
+        self.decode_slower = 1.0
+        """Factor to the guessed time per token, at most 1."""
+
+    def prefilled(self, now_s: float, guessed_s: float, seconds: float) -> None:
+        """A prefill that was guessed at `guessed_s` took `seconds`."""
+        self._prefilled.add(now_s, guessed_s, seconds)
+        guessed, took = self._prefilled.sums(now_s)
+        self.prefill_faster = max(1.0, (PEERS_PRIOR_S + guessed) / (PEERS_PRIOR_S + took))
+
+    def decoded(self, now_s: float, guessed_s: float, seconds: float) -> None:
+        """A stream that was guessed at `guessed_s` took `seconds`."""
+        self._decoded.add(now_s, guessed_s, seconds)
+        guessed, took = self._decoded.sums(now_s)
+        self.decode_slower = min(1.0, (PEERS_PRIOR_S + took) / (PEERS_PRIOR_S + guessed))
+
+
+class Pace:
+    """The decode pace: how much slower streams are than expected of the batch they run in.
+
+    The batch changes while a stream runs, so expectation is kept as a running count: the tokens that a stream there
+    since the beginning would have. What a stream should have made is the difference between two readings.
+    """
+
+    __slots__ = ("_at_s", "_expected", "_peers", "_prior", "_seen", "decoding", "reading_prompts")
+
+    def __init__(self, prior: Prior, peers: Peers) -> None:
+        self._prior = prior
+        self._peers = peers
+        self._seen = Sums()
+        self._expected = self._at_s = 0.0
+        self.decoding = 0
+        self.reading_prompts = False
+
+    def reading(self, now_s: float) -> float:
+        """Tokens expected up to now; call before each change of `decoding`."""
+        if self.decoding:
+            prior = self._prior
+            step_s = prior.step_s + prior.sequence_s * self.decoding
+            if self.reading_prompts:
+                step_s += CHUNK_TOKENS / prior.work_per_s
+            self._expected += (now_s - self._at_s) / step_s
+        self._at_s = now_s
+        return self._expected
+
+    def learn(self, now_s: float, seconds: float, expected_tokens: float, tokens: int) -> None:
+        """A stream of `tokens` after the first took `seconds`, in which `expected_tokens` were expected."""
+        if tokens <= 0 or expected_tokens <= 0.0 or seconds < LEAST_SAMPLE_S:
+            return
+        share = min(1.0, LONGEST_SAMPLE_S / seconds)
+        guessed_s = tokens * seconds / expected_tokens * share
+        self._seen.add(now_s, seconds * share, guessed_s)
+        self._peers.decoded(now_s, guessed_s, seconds * share)
+
+    def crowding(self, batch: int) -> float:
+        """Share by which one sequence more makes a step longer than in a batch of `batch`."""
+        prior = self._prior
+        return prior.sequence_s / (prior.step_s + prior.sequence_s * batch)
+
+    def itl_s(self, now_s: float, batch: int) -> float:
+        """Seconds per token in a batch of `batch`."""
+        observed_s, expected_s = self._seen.sums(now_s)
+        guess = self._peers.decode_slower
+        slower = max(MOST_FASTER * guess, (PRIOR_S * guess + observed_s) / (PRIOR_S + expected_s))
+        return (self._prior.step_s + self._prior.sequence_s * batch) * slower
