@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import httpx2
 from msgspec import Struct
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from loadtest import procfs
@@ -271,7 +271,7 @@ def tables(outcome: Outcome) -> list[Table]:
     """One for each workload."""
     drawn = []
     for workload in outcome.medians:
-        table = Table(title=workload, title_justify="left", box=SIMPLE)
+        table = Table(title=workload, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for number, column in enumerate(("router", *COLUMNS.values())):
             table.add_column(column, justify="right" if number else "left", no_wrap=True)
         for row in _rows(outcome, workload):
@@ -299,4 +299,4 @@ def _rows(outcome: Outcome, workload: str) -> list[list[str]]:
 def _cell(figure: str, value: float) -> str:
     if figure == "cached_share":
         return f"{value:.0%}"
-    return f"{value:.3f}" if figure.endswith("_s") else f"{value:g}"
+    return f"{value:.2f}" if figure.endswith("_s") else f"{value:g}"
