@@ -125,7 +125,7 @@ class Speed:
             return ticket
         if not self._pending:
             self._pace.reading(now_s)
-            self._pace.reading_prompts = True
+            self._pace.reading_prompts = not self._parallel
         self._pending[ticket] = None
         self._pending_work += ticket.work
         return ticket

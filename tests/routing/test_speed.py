@@ -500,3 +500,16 @@ def test_a_full_cache_does_not_make_a_worker_look_much_faster_than_its_peers():
         at_s += 1.0
         full.finish(ticket, at_s, 10_000)
     assert full.load(at_s, 0).itl_s >= MOST_FASTER * other.load(at_s, 0).itl_s * 0.99
+
+
+def test_prompts_that_a_provider_reads_beside_do_not_count_against_its_pace():
+    hosted = Speed(parallel=True)
+    guessed = hosted.load(0.0, 1).itl_s
+    at_s = 0.0
+    for _ in range(30):
+        stream, other = hosted.start(at_s, 100.0), hosted.start(at_s, 100.0)
+        hosted.first_token(stream, at_s + 0.5)
+        at_s += 0.5 + 100 * guessed
+        hosted.finish(stream, at_s, 101)
+        hosted.finish(other, at_s)
+    assert hosted.load(at_s, 0).itl_s == pytest.approx(guessed, rel=0.05)
