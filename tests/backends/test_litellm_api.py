@@ -1,8 +1,8 @@
 """Every provider against a server that speaks its own wire format: what goes out, what comes back, how it fails."""
 
 import asyncio
-import contextlib
 import base64
+import contextlib
 import json
 import struct
 import time
