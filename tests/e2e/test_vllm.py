@@ -347,29 +347,37 @@ async def test_of_a_killed_server_no_call_is_lost_that_had_not_begun_and_no_stre
     gateway: Gateway, key: str, workers: list[Worker]
 ):
     victim, other = workers
-    long = {**GREEDY, "max_tokens": 600, "extra_body": {"ignore_eos": True}}
-    on_other = {**long, "extra_body": {"ignore_eos": True, "routing": {"only": [other.name]}}}
+    long = {**GREEDY, "max_tokens": 1000}
+
+    def wanted(*only: str) -> dict[str, Any]:
+        return {"extra_body": {"ignore_eos": True} | ({"routing": {"only": only}} if only else {})}
+
     async with async_client(gateway, key) as client:
         create = client.chat.completions.with_raw_response.create
-        answers = [asyncio.create_task(create(**long, service_tier="flex")) for _ in range(6)]
-        begun = await asyncio.gather(
-            *(create(**long, service_tier="flex", stream=True) for _ in range(3)),
-            *(create(**on_other, stream=True) for _ in range(3)),
-        )
-        assert [reply.headers["x-tidegate-endpoint"] for reply in begun] == 3 * [victim.name] + 3 * [
-            other.name
-        ]
+        answers = [asyncio.create_task(create(**long, **wanted())) for _ in range(6)]
+        names = 3 * [victim.name] + 3 * [other.name]
+        begun = await asyncio.gather(*(create(**long, **wanted(name), stream=True) for name in names))
+        assert [reply.headers["x-tidegate-endpoint"] for reply in begun] == names
         reading = [asyncio.create_task(read_to_the_end(reply.parse())) for reply in begun]
-        await until(lambda: victim.metric("vllm:num_requests_running") == 9)
+        running: list[float] = []
+
+        def all_run() -> bool:
+            running[:] = [worker.metric("vllm:num_requests_running") for worker in workers]
+            return sum(running) == 12
+
+        await until(all_run)
         victim.kill()
         async with asyncio.timeout(TIMEOUT_S):
             whole = await asyncio.gather(*answers)
             ends = await asyncio.gather(*reading)
 
     for reply in whole:
-        assert reply.parse().usage.completion_tokens == 600
+        assert reply.parse().usage.completion_tokens == 1000
         assert reply.headers["x-tidegate-endpoint"] == other.name
-        assert reply.headers["x-tidegate-attempts"] == "2"
+    lost = running[0] - 3
+    assert lost > 0
+    attempts = sorted(reply.headers["x-tidegate-attempts"] for reply in whole)
+    assert attempts == ["1"] * int(6 - lost) + ["2"] * int(lost)
     for end in ends[:3]:
         assert isinstance(end, openai.APIError)
         assert end.code == "upstream_broken"
