@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from backends.litellm_thread import LiteLLMThread
     from backends.worker import Outgoing
 
-CANCEL_AGAIN_S = 1.0
-"""Seconds after which a call that was cancelled and still goes on is cancelled again."""
 _SECRET_NAME = re.compile(r"key|secret|token|password|credential|authorization", re.IGNORECASE)
 _LEAST_SECRET = 8
 """Characters: what is shorter is a placeholder, and may well be a word in a message."""
@@ -245,10 +243,8 @@ class LiteLLMReply:
         self._task = self._thread.start(self._call(), self._done)
 
     def _cancel(self) -> None:
-        """As often as it takes: litellm and the clients below it catch a cancellation in places."""
-        if self._task is not None and not self._task.done():
+        if self._task is not None:
             self._task.cancel()
-            asyncio.get_running_loop().call_later(CANCEL_AGAIN_S, self._cancel)
 
     def _pause(self) -> None:
         if self._room is not None:
