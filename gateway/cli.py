@@ -25,7 +25,9 @@ from gateway.output import ReportFormat
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.config import AliasSection, Config, EndpointSection, ModelSection, PriceTable
+    from gateway.config import Config
+    from gateway.config_endpoint import EndpointSection, PriceTable
+    from gateway.config_model import AliasSection, ModelSection
 
 app = typer.Typer(
     name="tidegate",

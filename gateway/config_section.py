@@ -101,6 +101,11 @@ class Section(BaseModel):
         return PLAIN_WORDS.get(detail["type"], detail["msg"])
 
 
+def given_in(section: Any, key: str) -> Any:
+    """A value of a section as given, which may be a mapping, a section made in code, or nothing of the kind."""
+    return section.get(key) if isinstance(section, Mapping) else getattr(section, key, None)
+
+
 def no_boolean(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("should be a number")  # noqa: TRY004 - pydantic collects ValueErrors only

@@ -11,7 +11,8 @@ from backends.litellm_api import LiteLLMAccess
 from backends.worker import Access
 
 if TYPE_CHECKING:
-    from gateway.config import Config, EndpointSection
+    from gateway.config import Config
+    from gateway.config_endpoint import EndpointSection
 
 
 def fleet_of(config: Config) -> Fleet:

@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx2
 
 from gateway.app import application
-from gateway.config import config_reference, load
+from gateway.config import load
+from gateway.config_reference import config_reference
 from gateway.errors import ERRORS
 
 README = Path(__file__).parents[1] / "README.md"

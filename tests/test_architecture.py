@@ -33,7 +33,6 @@ BROAD_EXCEPTS = {
 }
 LONG_FILES = {
     "backends/lane.py": "pool, connection and exchange share one state machine, best read in one piece",
-    "gateway/config.py": "one tree of sections, most of it the descriptions of its keys",
 }
 LONG_FUNCTIONS = {
     "loadtest/commands.py:bench": "a command's options are its parameters",

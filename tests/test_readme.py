@@ -10,7 +10,8 @@ import typer
 from readme_tables import README, with_tables
 
 from gateway.cli import app
-from gateway.config import config_reference, load
+from gateway.config import load
+from gateway.config_reference import config_reference
 from gateway.errors import ERRORS
 from gateway.openai import PATHS, Routing
 

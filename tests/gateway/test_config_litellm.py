@@ -5,7 +5,8 @@ from typer.testing import CliRunner
 
 from backends.litellm_thread import INSTALL, is_installed
 from gateway.cli import app
-from gateway.config import Config, ConfigError, load
+from gateway.config import Config, load
+from gateway.config_file import ConfigError
 from routing.types import Price, Trust
 
 if not is_installed():
