@@ -29,15 +29,19 @@ The failures form one tree, so that the edge translates them once and the fleet 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
-    from backends.lane import Sink
     from backends.worker import Outgoing
     from routing.ejection import FailureKind
+
+
+Sink = Callable[[bytes], bool]
+"""Takes a block of a reply; True: no more for now."""
 
 
 class Reply(Protocol):
@@ -147,6 +151,9 @@ class SilenceTimeout(ReplyLate):
 class CallTimeout(ReplyLate):
     code = "call_timeout"
     ejects = None  # a long answer is no sign of a sick worker
+
+    def __init__(self) -> None:
+        super().__init__("not done within the call's time")
 
 
 class ReplyMalformed(AttemptFailed):

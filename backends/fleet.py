@@ -15,13 +15,15 @@ from msgspec import Struct
 
 from backends.base import AttemptFailed, CallRejected, Overloaded, Refused, conceal
 from backends.health import watch
+from backends.incoming import Patience
 from backends.keys import Keys
 from backends.kv_check import SentCalls
 from backends.kv_events import KvEvents, following
-from backends.lane import Lane, LaneLimits, Patience, Sweep
+from backends.lane import Lane, LaneLimits
 from backends.litellm_api import LiteLLMAccess, LiteLLMBackend
 from backends.litellm_thread import LiteLLMThread
 from backends.scrape import scraping
+from backends.sweep import Sweep
 from backends.worker import Access, HttpBackend, Outgoing, lane_to
 from routing.pool import Pool, Standing
 from routing.prefix import MOST_PIECES_HELD

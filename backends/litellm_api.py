@@ -15,24 +15,20 @@ from typing import TYPE_CHECKING, Any, Self
 from msgspec import Struct
 
 from backends.base import (
-    AttemptFailed,
-    CallRejected,
     CallTimeout,
     FirstByteTimeout,
     ReplyBroken,
-    ReplyLate,
     ReplyOversized,
-    SilenceTimeout,
     Unsupported,
 )
-from backends.lane import HIGH_WATER_BYTES, Patience
+from backends.incoming import HIGH_WATER_BYTES, Incoming, Patience
 from backends.litellm_errors import failure
 from backends.litellm_wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from backends.lane import Sink
+    from backends.base import AttemptFailed, CallRejected, ReplyLate
     from backends.litellm_thread import LiteLLMThread
     from backends.worker import Outgoing
 
@@ -80,24 +76,19 @@ class LiteLLMBackend:
         raise Unsupported(f"there is no {path} at a provider")
 
 
-class LiteLLMReply:
+class LiteLLMReply(Incoming):
     """The reply to one call, as bytes. Entered with the first of them, or with all where it is no stream."""
 
     def __init__(self, backend: LiteLLMBackend, outgoing: Outgoing) -> None:
         self._backend = backend
+        self._patience = backend.patience
         self._thread = backend.thread
         self._outgoing = outgoing
         self._loop = asyncio.get_running_loop()
         self._ends_s = min(time.monotonic() + backend.patience.total_s, outgoing.ends_s)
         self._opened = False
         # Of the gateway's loop.
-        self._blocks: list[bytes] = []
-        self._size = 0
-        self._complete = False
-        self._paused = False
-        self._error: AttemptFailed | CallRejected | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._sink: Sink | None = None
+        self._reset()
         # Of litellm's thread.
         self._task: asyncio.Task[None] | None = None
         self._room: asyncio.Event | None = None
@@ -108,12 +99,11 @@ class LiteLLMReply:
     async def __aenter__(self) -> Self:
         self._backend.connections += 1
         self._opened = True
-        patience = self._backend.patience
-        first_s = patience.first_byte_s if self._outgoing.stream else patience.total_s
+        first_s = time.monotonic() + self._patience.first_byte_s
         try:
             self._thread.soon(self._begin)
             if not self._arrived:
-                await self._wait(first_s, FirstByteTimeout)
+                await self._wait(first_s if self._outgoing.stream else self._ends_s, FirstByteTimeout)
         except BaseException:
             self.release()
             raise
@@ -125,37 +115,10 @@ class LiteLLMReply:
     async def __aexit__(self, *exc_info: object) -> None:
         self.release()
 
-    async def read(self) -> bytes:
-        """What has come since the last read, at least a byte; b"" at the end of the reply.
-
-        Raises AttemptFailed or CallRejected.
-        """
-        while not self._blocks:
-            if self._error is not None:
-                raise self._error
-            if self._complete:
-                return b""
-            await self._wait(self._backend.patience.silence_s, SilenceTimeout)
-        return self._take()
-
-    async def pour(self, sink: Sink) -> bool:
-        """Call `sink` with every block as it comes, until it says True, for enough; whether the reply is at its end."""
-        if self._blocks and sink(self._take()):
-            return False
-        self._sink = sink
-        try:
-            while self._sink is not None and not self._complete and self._error is None:
-                await self._wait(self._backend.patience.silence_s, SilenceTimeout)
-        finally:
-            enough, self._sink = self._sink is None, None
-        if self._error is not None:
-            raise self._error
-        return not enough
-
     async def read_whole(self, limit_bytes: int) -> bytes:
         """The rest of the reply.
 
-        Raises what `read` raises, and ReplyOversized beyond `limit_bytes`.
+        Raises AttemptFailed, of which ReplyOversized beyond `limit_bytes`, or CallRejected.
         """
         parts: list[bytes] = []
         left = limit_bytes
@@ -177,35 +140,25 @@ class LiteLLMReply:
         self._backend.connections -= 1
         self._sink = None
         self._blocks.clear()
-        if not self._complete:
+        if not self.complete:
             self._thread.soon(self._cancel)
 
     @property
     def _arrived(self) -> bool:
-        return bool(self._blocks) or self._complete
+        return bool(self._blocks) or self.complete
 
-    def _take(self) -> bytes:
-        block = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
-        self._blocks.clear()
-        self._size = 0
-        if self._paused:
-            self._paused = False
-            self._thread.soon(self._resume)
-        return block
+    def _resume(self) -> None:
+        self._thread.soon(self._go_on)
 
-    async def _wait(self, patience_s: float, late: type[ReplyLate]) -> None:
-        """Until something happens. Raises what is given, or CallTimeout."""
-        now_s = time.monotonic()
-        whole_call = now_s + patience_s >= self._ends_s
+    async def _wait(self, until_s: float, late: type[ReplyLate]) -> None:
+        if until_s >= self._ends_s:
+            until_s, late = self._ends_s, CallTimeout
         self._waiter = self._loop.create_future()
         try:
-            async with asyncio.timeout(min(patience_s, self._ends_s - now_s)):
+            async with asyncio.timeout(until_s - time.monotonic()):
                 await self._waiter
         except TimeoutError:
-            if whole_call:
-                raise CallTimeout("not done within the call's time") from None
-            what = "no reply within" if late is FirstByteTimeout else "nothing came for"
-            raise late(f"{what} {patience_s:g} s") from None
+            raise self._patience.failure(late) from None
         finally:
             self._waiter = None
 
@@ -215,25 +168,17 @@ class LiteLLMReply:
         self._blocks.append(block)
         self._size += len(block)
         if self._sink is not None:
-            try:
-                if self._sink(self._take()):
-                    self._sink = None
-            except AttemptFailed as failed:
-                self._error = failed
+            self._pour(self._sink)
         elif self._size > HIGH_WATER_BYTES and not self._paused:
             self._paused = True
             self._thread.soon(self._pause)
         self._wake()
 
     def _ended(self, error: AttemptFailed | CallRejected | None) -> None:
-        self._complete = True
+        self.complete = True
         if self._error is None:
             self._error = error
         self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     # In litellm's thread
 
@@ -250,7 +195,7 @@ class LiteLLMReply:
         if self._room is not None:
             self._room.clear()
 
-    def _resume(self) -> None:
+    def _go_on(self) -> None:
         if self._room is not None:
             self._room.set()
 

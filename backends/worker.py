@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from backends.base import KeyRefused, RateLimited, ReplyMalformed, ReplyOversized
+from backends.exchange import Exchange
+from backends.incoming import Patience
 from backends.keys import LONGEST_TRIES, Key, Keys
-from backends.lane import Exchange, Lane, LaneLimits, Origin, Patience
+from backends.lane import Lane, LaneLimits, Origin
 from backends.refusal import refusal
 
 if TYPE_CHECKING:

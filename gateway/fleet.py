@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backends.fleet import Fleet, FleetSettings
+from backends.incoming import Patience
 from backends.kv_events import KvSource
-from backends.lane import LaneLimits, Patience
+from backends.lane import LaneLimits
 from backends.litellm_api import LiteLLMAccess
 from backends.worker import Access
 

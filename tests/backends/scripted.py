@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Self
 
-from backends.lane import Lane, LaneLimits, Origin, Patience, Sweep
+from backends.incoming import Patience
+from backends.lane import Lane, LaneLimits, Origin
+from backends.sweep import Sweep
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 PATIENT = Patience(first_byte_s=10.0, silence_s=10.0, total_s=20.0)

@@ -7,7 +7,8 @@ from scripted import OK, Script, Server, answers, read_whole, until
 
 from backends.base import AttemptFailed, CallRejected, Overloaded, ReplyBroken, ReplyMalformed
 from backends.fleet import Fleet, FleetSettings
-from backends.lane import LaneLimits, Patience
+from backends.incoming import Patience
+from backends.lane import LaneLimits
 from backends.worker import Access, Outgoing
 from loadtest.worker import Fault, SimWorker, WorkerSpec
 from routing.types import Call, Endpoint, Tier

@@ -8,8 +8,10 @@ from scripted import Script, Server, answers, ask, until
 
 from backends.fleet import FleetSettings, Member
 from backends.health import check, watch
-from backends.lane import LaneLimits, Patience, Sweep
+from backends.incoming import Patience
+from backends.lane import LaneLimits
 from backends.rounds import JITTER
+from backends.sweep import Sweep
 from backends.worker import Access
 from routing.pool import Pool
 from routing.types import Endpoint

@@ -43,7 +43,7 @@ from backends.base import (
     SilenceTimeout,
     Unsupported,
 )
-from backends.lane import HIGH_WATER_BYTES, Patience
+from backends.incoming import HIGH_WATER_BYTES, Patience
 from backends.litellm_api import LiteLLMAccess, LiteLLMBackend
 from backends.litellm_thread import INSTALL, LiteLLMThread, is_installed
 from backends.sse import CompletionStream, Shown

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from scripted import Script, Server, answers, until
 
 from backends.fleet import Fleet, FleetSettings, Member
-from backends.lane import LaneLimits, Patience, Sweep
+from backends.incoming import Patience
+from backends.lane import LaneLimits
 from backends.scrape import FRESH_S, PAGE_BYTES, Scraped, read_page, scrape
+from backends.sweep import Sweep
 from backends.worker import Access, Outgoing
 from loadtest.worker import SimWorker, WorkerSpec
 from routing.pool import Pool

@@ -6,10 +6,12 @@ import pytest
 from scripted import OK, Script, Server, answers, read_whole
 
 from backends.base import AttemptFailed, CallRejected, Overloaded, RateLimited, ReplyMalformed, ServerFault
+from backends.incoming import Patience
 from backends.keys import Keys
 from backends.kv_events import KvSource
-from backends.lane import LaneLimits, Patience, Sweep
+from backends.lane import LaneLimits
 from backends.sse import CompletionStream, Shown
+from backends.sweep import Sweep
 from backends.usage import whole_reply
 from backends.worker import Access, HttpBackend, Outgoing, lane_to
 from loadtest.worker import SimWorker, WorkerSpec

@@ -1,23 +1,20 @@
 """How long an exchange waits, how much it holds, and how fast it lets go."""
 
 import asyncio
-import socket
 import time
 from contextlib import suppress
 from typing import Self
 
 import pytest
-from scripted import OK, PATIENT, answers, ask, exchange, head, lane_at, read_all, serving, until
+from scripted import OK, PATIENT, answers, ask, exchange, head, read_all, serving, until
 
 from backends.base import (
     CallTimeout,
-    ConnectFailed,
-    ConnectTimeout,
     FirstByteTimeout,
     ReplyLate,
     SilenceTimeout,
 )
-from backends.lane import HIGH_WATER_BYTES, Lane, Patience
+from backends.incoming import HIGH_WATER_BYTES, Patience
 
 STREAM = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 SHORT_S = 0.1
@@ -145,53 +142,6 @@ async def test_what_had_come_before_the_deadline_can_still_be_read():
                 await reply.read()
 
 
-def full_backlog() -> tuple[socket.socket, list[socket.socket]]:
-    """A listener that never accepts and whose queue is full: the next SYN is dropped."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
-    waiting = []
-    for _ in range(4):
-        client = socket.socket()
-        client.setblocking(False)
-        with suppress(BlockingIOError):
-            client.connect(listener.getsockname())
-        waiting.append(client)
-    return listener, waiting
-
-
-@pytest.mark.parametrize("ends_first", [False, True], ids=["connect_s", "ends_s"])
-async def test_a_connection_that_is_not_made_in_time_fails(ends_first):
-    listener, waiting = full_backlog()
-    await asyncio.sleep(0.05)
-    limit_s, call_s = (9.0, SHORT_S) if ends_first else (SHORT_S, 9.0)
-    try:
-        async with lane_at(listener.getsockname()[1], connect_s=limit_s) as lane:
-            with Timed() as timed, pytest.raises(CallTimeout if ends_first else ConnectTimeout):
-                async with exchange(lane, ends_s=time.monotonic() + call_s):
-                    pass
-            assert SHORT_S * 0.9 < timed.took_s < 0.6
-            assert lane.connections == 0
-    finally:
-        for sock in (listener, *waiting):
-            sock.close()
-
-
-async def test_a_refused_connection_fails_at_once():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    async with lane_at(port) as lane:
-        with pytest.raises(ConnectFailed, match="cannot connect"):
-            await ask(lane)
-        assert lane.connections == 0
-
-
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 64 + ".invalid", "a..b"])
-async def test_a_host_that_has_no_address_fails_the_attempt(host: str):
-    async with lane_at(1, host=host) as lane:
-        with pytest.raises(ConnectFailed):
-            await ask(lane)
-        assert lane.connections == 0
-
-
 async def flood(peer):
     await peer.request()
     peer.write(STREAM)
@@ -292,21 +242,6 @@ async def test_leaving_closes_the_connection_at_once(state: str):
         assert lane.connections == 0
 
 
-async def test_leaving_while_connecting_leaves_nothing_behind():
-    listener, waiting = full_backlog()
-    try:
-        async with lane_at(listener.getsockname()[1]) as lane:
-            task = asyncio.create_task(ask(lane))
-            await until(lambda: lane.connections == 1)
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-            assert lane.connections == 0
-    finally:
-        for sock in (listener, *waiting):
-            sock.close()
-
-
 async def test_draining_waits_for_the_end_of_a_reply_so_that_its_connection_lives_on():
     async def script(peer):
         while True:
@@ -330,19 +265,6 @@ async def test_draining_a_reply_without_an_end_gives_it_up_soon():
                 await reply.drain()
         assert timed.took_s < 1.0
         await until(lambda: lane.connections == 0)
-
-
-async def test_a_defect_in_one_lane_does_not_stop_the_deadlines_of_others(caplog):
-    class Broken(Lane):
-        def sweep(self, now_s: float) -> None:
-            raise ZeroDivisionError(now_s)
-
-    async with serving(silent()) as (_, lane):
-        lane_class, lane.__class__ = lane.__class__, Broken
-        await until(lambda: "sweeping the lane" in caplog.text)
-        lane.__class__ = lane_class
-        with pytest.raises(FirstByteTimeout):
-            await ask(lane, b"", Patience(SHORT_S, 9.0, 9.0))
 
 
 def test_a_request_head_ends_with_an_empty_line():

@@ -1,0 +1,299 @@
+"""One request and its reply, on a connection of a lane.
+
+    async with lane.exchange(head, body, patience) as exchange:
+        exchange.status, exchange.headers
+        block = await exchange.read()          # b"" at the end of the reply
+        whole = await exchange.read_whole(limit_bytes)
+
+Leaving the block before the reply is complete closes the connection at once; a vLLM worker takes that as an abort.
+Deadlines are plain attributes which one `Sweep` for all exchanges compares with the clock, since a timer a read would
+cost more than the read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import httptools
+
+from backends.base import (
+    AttemptFailed,
+    CallTimeout,
+    FirstByteTimeout,
+    ReplyBroken,
+    ReplyLate,
+    ReplyMalformed,
+    ReplyOversized,
+    SilenceTimeout,
+)
+from backends.incoming import HIGH_WATER_BYTES, Incoming, Patience
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from backends.lane import Connection, Lane
+
+MAX_HEAD_BYTES = 65_536
+"""Of anything that is not body, between two pieces of body: headers, trailers, 1xx replies, chunk extensions."""
+DRAIN_S = 0.5
+"""For the last bytes of a reply, after its content; a worker that takes longer loses the connection, no more."""
+
+
+class Exchange(Incoming):
+    """One request and its reply on one connection."""
+
+    __slots__ = (
+        "_begun",
+        "_beside_bytes",
+        "_body",
+        "_connection",
+        "_ends_s",
+        "_head",
+        "_head_complete",
+        "_lane",
+        "_late",
+        "_limit_bytes",
+        "_loop",
+        "_parser",
+        "_reusable",
+        "deadline_s",
+        "headers",
+        "status",
+    )
+
+    def __init__(self, lane: Lane, head: bytes, body: bytes, patience: Patience, ends_s: float) -> None:
+        self._lane = lane
+        self._head = head
+        self._body = body
+        self._patience = patience
+        self._loop = asyncio.get_running_loop()
+        self._ends_s = min(time.monotonic() + patience.total_s, ends_s)
+        self._late: type[ReplyLate] = CallTimeout
+        self.deadline_s = math.inf
+        self._connection: Connection | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._begun = False
+        self._head_complete = False
+        self._beside_bytes = 0
+        self._reusable = False
+        self._limit_bytes: int | None = None
+
+    # The caller's side
+
+    async def __aenter__(self) -> Self:
+        connection = self._lane.take_idle()
+        if connection is not None:
+            try:
+                await self._ask(connection)
+            except ReplyBroken:
+                # The worker closed an idle connection just as it was reused. Not a byte of a reply has come, so the
+                # call is not known to have been seen: ask once more on a connection that cannot be stale.
+                if self._begun:
+                    raise
+                self._reset()
+            else:
+                return self
+        await self._ask(await self._lane.connect(self._ends_s))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    async def read_whole(self, limit_bytes: int) -> bytes:
+        """The rest of the reply.
+
+        Raises ReplyBroken, ReplyMalformed, ReplyOversized beyond `limit_bytes`, SilenceTimeout or CallTimeout.
+        """
+        self._limit_bytes = limit_bytes
+        if max(self._size, int(self.headers.get(b"content-length", b"0"))) > limit_bytes:
+            self._fail(ReplyOversized(f"a reply of more than {limit_bytes} bytes"))
+        if self._paused:
+            self._paused = False
+            self._resume()
+        while not self.complete and self._error is None:
+            await self._wait(time.monotonic() + self._patience.silence_s, SilenceTimeout)
+        if self._error is not None:
+            raise self._error
+        return self._take()
+
+    async def drain(self) -> None:
+        """Wait a moment for the end of a reply that has said all it has to say, so that the connection can be reused."""
+        self._ends_s = min(self._ends_s, time.monotonic() + DRAIN_S)
+        self.deadline_s = min(self.deadline_s, self._ends_s)
+        with contextlib.suppress(AttemptFailed):
+            while not self.complete:
+                await self.read()
+
+    async def _ask(self, connection: Connection) -> None:
+        self._connection = connection
+        connection.exchange = self
+        now_s = time.monotonic()
+        until_s = now_s + self._patience.first_byte_s
+        try:
+            if now_s >= self._ends_s:
+                raise CallTimeout  # noqa: TRY301 - see below
+            transport = connection.transport
+            if len(self._body) < HIGH_WATER_BYTES:
+                transport.write(self._head + self._body)
+            else:
+                transport.writelines((self._head, self._body))
+            while not self._head_complete and self._error is None:
+                await self._wait(until_s, FirstByteTimeout)
+            if self._error is not None:
+                raise self._error  # noqa: TRY301 - a failure found here is cleaned up like one found elsewhere
+        except BaseException:
+            self.release()
+            raise
+
+    async def _wait(self, until_s: float, late: type[ReplyLate]) -> None:
+        if until_s < self._ends_s:
+            self.deadline_s, self._late = until_s, late
+        else:
+            self.deadline_s, self._late = self._ends_s, CallTimeout
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            # While the reader is busy elsewhere (a slow client) the worker's silence is not its fault.
+            self.deadline_s, self._late = self._ends_s, CallTimeout
+
+    def _resume(self) -> None:
+        if self._connection is not None:
+            self._connection.transport.resume_reading()
+
+    def release(self) -> None:
+        """Give the connection back, or close it where the reply has not come to its end."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        # The parser knows this exchange: left alone, the two would wait together for the garbage collector, and every
+        # call would find its memory cold.
+        self._parser = None
+        connection.exchange = None
+        transport = connection.transport
+        reusable = (
+            self.complete
+            and self._reusable
+            and not self._paused
+            and not transport.is_closing()
+            and transport.get_write_buffer_size() == 0
+        )
+        if reusable:
+            connection.idle_since_s = time.monotonic()
+            self._lane.give_back(connection)
+        else:
+            connection.abort()
+
+    # The connection's side
+
+    def received(self, data: bytes) -> None:
+        if self.complete:
+            self._reusable = False  # more than was asked for: out of step
+            return
+        self._begun = True
+        self._beside_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail(ReplyMalformed("the worker switched protocols"))
+        except httptools.HttpParserError as error:
+            self._reusable = False
+            if not self.complete:
+                self._fail(ReplyMalformed(f"not HTTP: {error}"))
+        if self._beside_bytes > MAX_HEAD_BYTES and not self.complete:
+            self._fail(ReplyOversized(f"more than {MAX_HEAD_BYTES} bytes of headers or the like"))
+        if self._sink is not None and self._blocks:
+            self._pour(self._sink)
+        # Whoever wants the whole reply, or has it poured, is woken once, at its end.
+        if self.complete or self._error is not None or (self._limit_bytes is None and self._sink is None):
+            self._wake()
+        else:
+            self.deadline_s = min(time.monotonic() + self._patience.silence_s, self._ends_s)
+
+    def lost(self, exc: Exception | None) -> None:
+        if self.complete or self._error is not None:
+            return
+        ends_with_connection = (
+            self._head_complete
+            and b"content-length" not in self.headers
+            and b"transfer-encoding" not in self.headers
+        )
+        if ends_with_connection and exc is None:
+            self.complete = True
+        else:
+            where = "in the middle of its reply" if self._begun else "before its reply"
+            self._error = ReplyBroken(
+                f"the worker closed the connection {where}" + (f": {exc}" if exc else "")
+            )
+        self._wake()
+
+    def expire(self) -> None:
+        self._fail(self._patience.failure(self._late))
+        self._wake()
+
+    def _fail(self, error: AttemptFailed) -> None:
+        if self._error is None:
+            self._error = error
+        self.deadline_s = math.inf
+        if self._connection is not None:
+            self._connection.abort()
+
+    # llhttp's side
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self._reusable = False  # more than was asked for: out of step
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._head_complete:  # else a trailer
+            self.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        if self.complete:
+            return
+        status = self._parser.get_status_code()
+        if status < 200:
+            self.headers.clear()  # 100 Continue and the like: the reply is still to come
+        else:
+            self.status = status
+            self._head_complete = True
+
+    def on_body(self, body: bytes) -> None:
+        if self.complete:
+            return
+        if self._limit_bytes is not None and self._blocks:
+            # One block grows: a worker may send a whole reply two bytes at a time, and each would take fifty.
+            last = self._blocks[-1]
+            grown = last if isinstance(last, bytearray) else bytearray(last)
+            grown += body
+            self._blocks[-1] = grown
+        else:
+            self._blocks.append(body)
+        self._beside_bytes = 0
+        self._size += len(body)
+        limit = self._limit_bytes
+        if limit is not None:
+            if self._size > limit:
+                self._fail(ReplyOversized(f"a reply of more than {limit} bytes"))
+        elif self._size > HIGH_WATER_BYTES and not self._paused and self._connection is not None:
+            self._paused = True
+            self._connection.transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if self._head_complete and not self.complete:
+            self.complete = True
+            # Asked now, for llhttp forgets it with the message.
+            self._reusable = self._parser.should_keep_alive()
