@@ -2,10 +2,16 @@
 
 Routing decides on a snapshot, an immutable copy taken without waiting; everything that happens to an endpoint comes
 back here through an `Attempt`, which is counted from the moment it is sent until its block is left.
+
+Endpoints come and go while calls run. Whoever knows of some (the configuration, a registry, a discovery) is a source and
+says which there should be; one that is gone gets nothing new from that moment on, and its connections are closed when
+the last of its calls has ended.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 import time
 from contextlib import AsyncExitStack
@@ -13,27 +19,34 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
-from backends.base import AttemptFailed, CallRejected, Overloaded, Refused, conceal
-from backends.health import watch
+from backends.base import AttemptFailed, CallRejected, ConnectFailed, Overloaded, Refused, conceal
 from backends.incoming import Patience
 from backends.keys import Keys
 from backends.kv_check import SentCalls
-from backends.kv_events import KvEvents, following
+from backends.kv_events import KvEvents
 from backends.lane import Lane, LaneLimits
 from backends.litellm_api import LiteLLMAccess, LiteLLMBackend
 from backends.litellm_thread import LiteLLMThread
-from backends.scrape import scraping
-from backends.sweep import Sweep
+from backends.lives import Lives
 from backends.worker import Access, HttpBackend, Outgoing, lane_to
 from routing.pool import Pool, Standing
 from routing.prefix import MOST_PIECES_HELD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import TypeAlias
 
     from backends.base import Backend, Reply
     from backends.scrape import Scraped
     from routing.types import Call, Candidate, Endpoint, Usage
+
+    Listed: TypeAlias = tuple[Endpoint, Access | LiteLLMAccess]
+
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config"
+"""The source of what stands in the configuration."""
 
 
 class FleetSettings(Struct, frozen=True):
@@ -58,6 +71,10 @@ class Member(Standing):
         litellm: LiteLLMThread | None = None,
     ) -> None:
         super().__init__(endpoint, pool, settings.lane.connections)
+        self.access = access
+        self.declared = endpoint
+        """As its source says; `endpoint` has in addition what it has said of itself."""
+        self.source = CONFIG
         self.keys = Keys(access.api_keys, endpoint.name)
         self.lane: Lane | None = None
         """None where litellm has its own connections."""
@@ -77,6 +94,20 @@ class Member(Standing):
         """What it last said of itself."""
         self.kv_events: KvEvents | None = None
         """Where it publishes them."""
+        self.left = asyncio.Event()
+        """Set when it is no member any more."""
+        self._call_ended = asyncio.Event()
+
+    async def idle(self) -> None:
+        """Wait until no call is under way there, once it has left."""
+        while self.inflight:
+            self._call_ended.clear()
+            await self._call_ended.wait()
+
+    def redeclare(self, endpoint: Endpoint) -> None:
+        """Its source says something else of it."""
+        self.declared = self.endpoint = endpoint
+        self.changed()
 
     def looked_at(self, scraped: Scraped) -> None:
         """It has said this of itself."""
@@ -105,6 +136,8 @@ class Member(Standing):
     def counted(self, outcome: str) -> None:
         """An attempt here has ended so."""
         self.attempts[outcome] = self.attempts.get(outcome, 0) + 1
+        if self.left.is_set():
+            self._call_ended.set()
 
     def unavailable(self, now_s: float) -> tuple[str | None, float | None]:
         """As for any endpoint, and for want of a key that the provider takes now."""
@@ -191,62 +224,94 @@ class Attempt:
 class Fleet:
     """The members, by model; inside its block they are watched, and after it their connections are closed."""
 
-    def __init__(
-        self,
-        endpoints: Mapping[str, Sequence[tuple[Endpoint, Access | LiteLLMAccess]]],
-        settings: FleetSettings,
-    ) -> None:
+    def __init__(self, endpoints: Mapping[str, Sequence[Listed]], settings: FleetSettings) -> None:
         self._settings = settings
         self._pools: dict[str, Pool] = {}
+        """Those of models without members any more are kept: calls may be under way in them, or wait."""
         self._members: dict[tuple[str, str], Member] = {}
         """By the names of model and endpoint."""
         self._litellm = LiteLLMThread()
-        sent = SentCalls()
-        for model, listed in endpoints.items():
-            pool = self._pools[model] = Pool(settings.prefix_pieces)
-            for endpoint, access in listed:
-                member = Member(endpoint, access, settings, pool, self._litellm)
-                self._members[model, endpoint.name] = member
-                if isinstance(access, Access) and access.kv_events is not None:
-                    member.kv_events = KvEvents(endpoint.name, access.kv_events, member, sent)
-        self._all = list(self._members.values())
+        self._sent = SentCalls()
+        self._lives = Lives(settings)
+        self.agree(CONFIG, endpoints)
 
     async def __aenter__(self) -> Self:
         self._stack = AsyncExitStack()
-        lanes = [member.lane for member in self._all if member.lane is not None]
-        await self._stack.enter_async_context(Sweep(lambda: lanes))
-        if any(member.endpoint.kind == "litellm" for member in self._all):
-            await self._stack.enter_async_context(self._litellm)
-        for lane in lanes:
-            self._stack.push_async_callback(lane.close)
-        for member in self._all:
-            if member.endpoint.kind == "worker":
-                settings = self._settings
-                watching = watch(member, settings.health_interval_s, settings.health_timeout_s)
-                await self._stack.enter_async_context(watching)
-                await self._stack.enter_async_context(
-                    scraping(member, settings.scrape_interval_s, settings.health_timeout_s)
-                )
-        published = [member.kv_events for member in self._all if member.kv_events is not None]
-        await self._stack.enter_async_context(following(published))
+        if any(member.endpoint.kind == "litellm" for member in self.members):
+            await self.load_litellm()
+        await self._stack.enter_async_context(self._lives)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self._stack.aclose()
+
+    async def load_litellm(self) -> None:
+        """Takes seconds; to be done before the first endpoint that wants it joins."""
+        if self._litellm.sdk is None:
+            await self._stack.enter_async_context(self._litellm)
+
+    def agree(self, source: str, wanted: Mapping[str, Sequence[Listed]]) -> None:
+        """From now on these, by model, are what there is of `source`: others join, change and leave as it takes.
+
+        A change of what is only said of an endpoint leaves its connections and what was learned of it as they are. A name
+        that another source has taken stays with that one.
+        """
+        listed = {
+            (model, endpoint.name): (endpoint, access)
+            for model, endpoints in wanted.items()
+            for endpoint, access in endpoints
+        }
+        for key, member in list(self._members.items()):
+            if member.source == source and (key not in listed or listed[key][1] != member.access):
+                self._leave(key)
+        for model in wanted:
+            self._pools.setdefault(model, Pool(self._settings.prefix_pieces))
+        for key, (endpoint, access) in listed.items():
+            known = self._members.get(key)
+            if known is None:
+                self._join(source, endpoint, access)
+            elif known.source != source:
+                log.warning("%s of %s is known by %s already", endpoint.name, endpoint.model, known.source)
+            elif known.declared != endpoint:
+                known.redeclare(endpoint)
+
+    def _join(self, source: str, endpoint: Endpoint, access: Access | LiteLLMAccess) -> None:
+        member = Member(endpoint, access, self._settings, self._pools[endpoint.model], self._litellm)
+        member.source = source
+        self._members[endpoint.model, endpoint.name] = member
+        if isinstance(access, Access) and access.kv_events is not None:
+            member.kv_events = KvEvents(endpoint.name, access.kv_events, member, self._sent)
+        self._lives.begin(member)
+
+    def _leave(self, key: tuple[str, str]) -> None:
+        member = self._members.pop(key)
+        self._pools[key[0]].remove(key[1])
+        member.left.set()
 
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(self._pools)
 
     @property
-    def members(self) -> Sequence[Member]:
-        return self._all
+    def members(self) -> tuple[Member, ...]:
+        return tuple(self._members.values())
+
+    def find(self, endpoint: Endpoint) -> Member | None:
+        """The member that `endpoint` was taken from, if it is still there."""
+        member = self._members.get((endpoint.model, endpoint.name))
+        if member is None or member.endpoint.url != endpoint.url:
+            return None
+        return member
 
     def member(self, endpoint: Endpoint) -> Member:
-        return self._members[endpoint.model, endpoint.name]
+        """The same. Raises ConnectFailed where it has left since the call was planned."""
+        member = self.find(endpoint)
+        if member is None:
+            raise ConnectFailed("it has just left the fleet")
+        return member
 
     def pool(self, model: str) -> Pool:
-        """What is known of a model's endpoints. Raises KeyError where there is no such model."""
+        """What is known of a model's endpoints. Raises KeyError where there has been no such model."""
         return self._pools[model]
 
     def attempt(self, candidate: Candidate, outgoing: Outgoing, call: Call) -> Attempt:
@@ -257,4 +322,4 @@ class Fleet:
     def ready(self) -> bool:
         """Whether any endpoint is known to be able to serve."""
         now_s = time.monotonic()
-        return any(member.checked and member.load(now_s).unavailable is None for member in self._all)
+        return any(member.checked and member.load(now_s).unavailable is None for member in self.members)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -22,7 +22,7 @@ from backends.kv_check import SelfCheck, SentCalls
 from backends.rounds import rounds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator
 
 log = logging.getLogger(__name__)
 
@@ -220,19 +220,3 @@ class KvEvents:
         self.held.emptied()
         self.check.forget()
         self._cache.restarted()
-
-
-@asynccontextmanager
-async def following(events: Sequence[KvEvents], judge_s: float = JUDGE_S) -> AsyncIterator[None]:
-    """Follow all of these, as long as the block runs."""
-    if not events:
-        yield
-        return
-    import zmq.asyncio  # noqa: PLC0415 - as above
-
-    context = zmq.asyncio.Context()
-    async with AsyncExitStack() as stack:
-        stack.callback(context.destroy, linger=0)
-        for each in events:
-            await stack.enter_async_context(each.running(context, judge_s))
-        yield

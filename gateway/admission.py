@@ -232,7 +232,8 @@ class Admission:
         return [endpoint for endpoint in rejected if self._is_busy(endpoint)]
 
     def _is_busy(self, endpoint: Endpoint) -> bool:
-        return not self._fleet.member(endpoint).ejection.out(time.monotonic())
+        member = self._fleet.find(endpoint)
+        return member is not None and not member.ejection.out(time.monotonic())
 
     def _make_room(self, endpoints: Collection[Endpoint]) -> None:
         """Send back the youngest flex call at any of these."""

@@ -55,6 +55,11 @@ class Standing:
         self._pool = pool
         self._reports_cached = False
 
+    def move_to(self, pool: Pool) -> None:
+        """What happens there from now on is that pool's."""
+        self._pool = pool
+        self.place = pool.claim(self)
+
     def unavailable(self, now_s: float) -> tuple[str | None, float | None]:
         """Why it gets no call now, and in how many seconds it may again; (None, None) where it gets calls."""
         if self._most_inflight is not None and self.inflight >= self._most_inflight:
@@ -178,12 +183,13 @@ class Pool:
         return place
 
     def remove(self, name: str) -> None:
-        """Forget an endpoint."""
+        """Forget an endpoint. Calls still under way there go on in a pool of its own, which nobody looks at."""
         standing = self.standings.pop(name)
         self.changed.discard(standing)
         self._seen.pop(name, None)
         self.prefixes.remove(standing.place)
         del self._names[standing.place]
+        standing.move_to(Pool(most_pieces=0))
 
     def __iter__(self) -> Iterator[Standing]:
         return iter(self.standings.values())

@@ -10,7 +10,7 @@ from scripted import until
 
 from backends.fleet import Fleet, FleetSettings
 from backends.kv_check import SentCalls
-from backends.kv_events import KvEvents, KvSource, following
+from backends.kv_events import KvEvents, KvSource
 from backends.worker import Access, Outgoing
 from loadtest.worker import SimWorker
 from routing.types import Call, Endpoint, Tier, Usage
@@ -122,9 +122,13 @@ async def followed(publisher: Publisher, *, replay: bool = True):
     index = Index()
     source = KvSource(publisher.events, publisher.replay if replay else None)
     events = KvEvents("w", source, index, SentCalls(), settle_s=0.0)
-    async with following([events], judge_s=3600.0):
-        await publisher.subscribed()
-        yield events, index
+    context = zmq_asyncio.Context()
+    try:
+        async with events.running(context, judge_s=3600.0):
+            await publisher.subscribed()
+            yield events, index
+    finally:
+        context.destroy(linger=0)
 
 
 async def holds(events: KvEvents, tokens: int | None) -> None:
@@ -251,11 +255,6 @@ async def test_events_that_do_not_match_are_said_aloud_once_and_so_is_their_retu
         await events.judge()
         assert events.check.believed
         assert caplog.text.count("match again") == 1
-
-
-async def test_nothing_is_loaded_where_there_is_nothing_to_follow():
-    async with following([]):
-        pass
 
 
 async def test_the_events_of_two_workers_that_are_mixed_up_are_found_out():

@@ -130,6 +130,23 @@ def test_an_endpoint_removed_is_gone_and_its_place_is_taken_by_the_next():
     assert {standing.endpoint.name for standing in pool} == {"b", "c"}
 
 
+def test_a_call_that_ends_at_an_endpoint_removed_is_nobody_else_s():
+    pool = pool_of("a", "b")
+    left = pool.standings["a"]
+    run = left.begin(call(), 0.0)
+    pool.remove("a")
+    pool.add(Endpoint("a", "m", "m"))
+    run.first_token(0.1)
+    run.ended(0.2, 10, cached_tokens=1000)
+    left.failed(0.3, "connect", 0.5)
+    left.resize(1)
+    assert left.inflight == 0
+    assert [(endpoint.name, load.inflight, load.unavailable) for endpoint, load in pool.snapshot(0.3)] == [
+        ("b", 0, None),
+        ("a", 0, None),
+    ]
+
+
 def test_a_hosted_endpoint_is_chosen_when_the_workers_are_late_and_left_when_they_are_back():
     pool = pool_of("worker", cost=Price(20_000, 40_000))
     pool.add(Endpoint("hosted", "m", "m", kind="openai", cost=Price(200_000, 400_000)))
