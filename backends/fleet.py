@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
-from backends.base import AttemptFailed, CallRejected, ConnectFailed, Overloaded, Refused, conceal
+from backends.base import AttemptFailed, CallRejected, ConnectFailed, LaneFull, Overloaded, Refused, conceal
 from backends.incoming import Patience
 from backends.keys import Keys
 from backends.kv_check import SentCalls
@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 
 CONFIG = "config"
 """The source of what stands in the configuration."""
+LANE_FULL_S = 0.05
+"""How long an endpoint is left alone that has fewer calls than it may have and yet no connection left: a health check has
+the last one."""
 
 
 class FleetSettings(Struct, frozen=True):
@@ -215,6 +218,8 @@ class Attempt:
                 return
             if isinstance(error, Overloaded):
                 member.cool_down(now_s, error.retry_after_s or 1.0)
+            elif isinstance(error, LaneFull):
+                member.cool_down(now_s, LANE_FULL_S)
             elif error.ejects is not None:
                 member.failed(now_s, error.ejects, random.random())  # noqa: S311 - jitter
         else:

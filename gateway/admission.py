@@ -123,8 +123,18 @@ class Admission:
                     self._make_room((best,))
         return found
 
+    def plan(self, place: Place) -> Plan:
+        """The plan for a call that has waited, or has been tried."""
+        now_s, call = time.monotonic(), place.call
+        if call.demands.max_ttft_s is not None:
+            left_s = call.demands.max_ttft_s - (now_s - place.started_s)
+            call = structs.replace(call, demands=structs.replace(call.demands, max_ttft_s=left_s))
+        return self._fleet.pool(call.model).plan(call, now_s, random.random())  # noqa: S311 - settles ties
+
     def enter(self, place: Place, *, back: bool) -> None:
-        """The call waits from now on. Raises ApiError where the queue does not take it."""
+        """The call waits from now on: where it is `back`, before the others of its tenant. Raises ApiError where the queue
+        does not take it.
+        """
         waiting, now_s = place.waiting, place.since_s
         if back:
             self.queue.put_back(waiting, now_s)
@@ -171,7 +181,7 @@ class Admission:
             )
             if place.turn.done() or tokens >= tried.get(wants, math.inf):
                 continue
-            plan = self._plan(place)
+            plan = self.plan(place)
             found = self._placed(plan, call)
             if found is not None:
                 return place, found
@@ -196,21 +206,13 @@ class Admission:
         for waiting in self.queue.expired(now_s):
             place = self._places[waiting]
             if not place.turn.done():
-                plan = hosted(self._plan(place))
+                plan = hosted(self.plan(place))
                 if plan is not None:
                     self._go(place, plan, now_s)
                 else:
                     place.refuse(self._too_late(place, now_s))
         if self._look is None:
             self._let_go()
-
-    def _plan(self, place: Place) -> Plan:
-        """The plan for a call that has waited."""
-        now_s, call = time.monotonic(), place.call
-        if call.demands.max_ttft_s is not None:
-            left_s = call.demands.max_ttft_s - (now_s - place.started_s)
-            call = structs.replace(call, demands=structs.replace(call.demands, max_ttft_s=left_s))
-        return self._fleet.pool(call.model).plan(call, now_s, random.random())  # noqa: S311 - settles ties
 
     def _placed(self, plan: Plan, call: Call) -> Plan | None:
         """The plan as the call may be sent by it, if it may."""
@@ -294,7 +296,8 @@ class Place:
             arrival.started_s + admission.patience_s(call),
         )
         self._admission = admission
-        self._first_plan = plan
+        self._plan: Plan | None = plan
+        """By which it may be sent at once."""
         self._client = client
         self._meter = meter
         self._watched = watched
@@ -325,11 +328,22 @@ class Place:
         self._task.cancel("it gives way to a call that is in more of a hurry")
         return True
 
+    def again(self, failed_at: frozenset[str]) -> bool:
+        """The call has no answer yet: whether its block is worth entering now, since somebody has room or soon will.
+
+        Those at whom it has failed are not asked again.
+        """
+        call = self.call
+        if failed_at - call.demands.ignore:
+            demands = structs.replace(call.demands, ignore=call.demands.ignore | failed_at)
+            self.call = structs.replace(call, demands=demands)
+        self._plan = self._admission.plan(self)
+        return bool(self._plan.ranked) or self._admission.worth_waiting(self._plan, self.call)
+
     async def __aenter__(self) -> Plan:
         admission, waiting = self._admission, self.waiting
-        found = None
-        if self._times_sent_back == 0:
-            found = admission.at_once(self._first_plan, self.call)
+        plan, self._plan = self._plan, None
+        found = None if plan is None else admission.at_once(plan, self.call)
         if found is None:
             found = await self._wait()
         if waiting.tier == "flex" and self._times_sent_back < MOST_TIMES_SENT_BACK:
@@ -358,7 +372,8 @@ class Place:
             raise shutting_down()
         self.since_s = time.monotonic()
         self.turn = asyncio.get_running_loop().create_future()
-        admission.enter(self, back=self._times_sent_back > 0)
+        # One that is back keeps its place; one that was sent at once and refused has none yet.
+        admission.enter(self, back=self._times_sent_back > 0 or self.waiting.charged > 0.0)
         client.queued = True
         try:
             return await self.turn

@@ -83,7 +83,11 @@ class Limits(Section):
     reply_bytes: Count = Field(67_108_864, description="Largest reply that is not a stream.")
     event_bytes: Count = Field(8_388_608, description="Largest single event of a stream.")
     connections_per_endpoint: Count = Field(1024, description="Most connections to one endpoint.")
-    attempts: Count = Field(3, le=20, description="Most endpoints of a model tried for one call.")
+    attempts: Count = Field(
+        3,
+        le=20,
+        description="Most endpoints of a model tried for one call, and most times that it waits for room and is tried again.",
+    )
     prefix_pieces: Count = Field(
         500_000,
         description="Most pieces of prompts (512 bytes each) remembered for the endpoints of one model, to find those that "

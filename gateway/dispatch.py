@@ -7,7 +7,7 @@ accident.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from backends.base import AttemptFailed, CallRejected, CallTimeout, ConnectFailed, LaneFull, Overloaded
 from backends.sse import DONE, CompletionStream, Shown
@@ -21,18 +21,45 @@ from gateway.meter import Arrival, Meter
 if TYPE_CHECKING:
     from backends.fleet import Attempt, Fleet
     from gateway.admission import Admission
-    from gateway.catalog import Catalog, Offer
+    from gateway.catalog import Catalog, Model, Offer
     from gateway.client import Client
     from gateway.journal import Journal
     from gateway.ledger import UsageRow
     from gateway.openai import Request
     from gateway.planning import Planner
     from gateway.telemetry import Telemetry
-    from routing.types import Call, Plan
+    from routing.types import Call, Endpoint, Plan
 
 _API_PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
-_NO_WORK_DONE = (ConnectFailed, LaneFull, Overloaded)
+_BUSY = (LaneFull, Overloaded)
+"""Failures of an endpoint that has no room now: the call may wait for it and ask again."""
+_NO_WORK_DONE = (ConnectFailed, *_BUSY)
 """Failures that cost the pool nothing: they do not count towards the limit on attempts."""
+
+
+class Tries:
+    """What is left to try of one model for one call."""
+
+    __slots__ = ("failed_at", "left")
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        """Attempts that may still be made and fail after some work."""
+        self.failed_at: frozenset[str] = frozenset()
+        """Names of endpoints that are not asked again, since they failed otherwise than for want of room."""
+
+    def failed(self, endpoint: Endpoint, failure: AttemptFailed) -> None:
+        if not isinstance(failure, _BUSY):
+            self.failed_at |= {endpoint.name}
+            self.left -= not isinstance(failure, _NO_WORK_DONE)
+
+
+class _Unanswered(NamedTuple):
+    """A model that a call has no answer of yet."""
+
+    model: Model
+    place: Place
+    tries: Tries
 
 
 class Answer:
@@ -106,55 +133,81 @@ class Dispatch:
     ) -> Answer:
         """The answer of the first model on offer that gives one: a second is there only where a name has fallbacks.
 
-        Raises ApiError where nobody could be asked, else CallRejected or what the last attempt failed with.
+        Where nobody has room, the call waits. Raises ApiError where nobody could be asked, else CallRejected or what the
+        last attempt failed with.
         """
-        lines, unplaced, failed, admission = client.lines, [], None, self._admission
+        lines, unanswered, failed, admission = client.lines, [], None, self._admission
         for model in offer.models:
             meter.model = model
             call = self._planner.call(request, model, offer.tier, arrival.caller.tenant)
             plan = self._planner.plan(call, request.model, arrival.call_id)
             if request.explain:
                 client.lines = lines + plan_line(plan)
-            if not plan.ranked:
-                unplaced.append((model, call, plan))
-                continue
+            tries, place = Tries(self._catalog.limits.attempts), None
+            if plan.ranked:
+                try:
+                    if admission.waiting or admission.may_be_sent_back or request.tier == "flex":
+                        place = Place(admission, plan, call, arrival, client, meter, watched=request.stream)
+                        return await self._answer_in_turn(place, tries, request, arrival, meter)
+                    return await self._first_answer(plan, call, tries, request, arrival, meter)
+                except CallTimeout:
+                    raise
+                except AttemptFailed as failure:
+                    failed = failure
+            if place is None:
+                place = Place(admission, plan, call, arrival, client, meter, watched=request.stream)
+            unanswered.append(_Unanswered(model, place, tries))
+        if failed is None:
+            decisions = self._planner.decisions(request, offer, arrival.caller.tenant)
+            error = unserved(decisions, arrival.caller.policy)
+            if error.code == "demands_not_met":
+                raise error
+        return await self._answer_later(unanswered, failed or error, request, arrival, meter)
+
+    async def _answer_later(
+        self,
+        unanswered: list[_Unanswered],
+        error: Exception,
+        request: Request,
+        arrival: Arrival,
+        meter: Meter,
+    ) -> Answer:
+        """The answer to a call that had none, since nobody had room: it waits as one does that comes a moment later, and
+        is tried again, no more often than `limits.attempts`.
+
+        Raises `error` where nobody is worth waiting for, else what it has failed with in the end.
+        """
+        for _ in range(self._catalog.limits.attempts):
+            may_wait = (
+                each for each in unanswered if each.tries.left and each.place.again(each.tries.failed_at)
+            )
+            found = next(may_wait, None)
+            if found is None:
+                break
+            meter.model, place, tries = found
             try:
-                if admission.waiting or admission.may_be_sent_back or request.tier == "flex":
-                    place = Place(admission, plan, call, arrival, client, meter, watched=request.stream)
-                    return await self._answer_in_turn(place, call, request, arrival, meter)
-                return await self._first_answer(plan, call, request, arrival, meter)
+                return await self._answer_in_turn(place, tries, request, arrival, meter)
             except CallTimeout:
                 raise
             except AttemptFailed as failure:
-                failed = failure
-        if failed is not None:
-            raise failed
-        error = unserved(
-            self._planner.decisions(request, offer, arrival.caller.tenant), arrival.caller.policy
-        )
-        for model, call, plan in unplaced:
-            if error.code != "demands_not_met" and admission.worth_waiting(plan, call):
-                meter.model = model
-                place = Place(admission, plan, call, arrival, client, meter, watched=request.stream)
-                return await self._answer_in_turn(place, call, request, arrival, meter)
+                error = failure
         raise error
 
     async def _answer_in_turn(
-        self, place: Place, call: Call, request: Request, arrival: Arrival, meter: Meter
+        self, place: Place, tries: Tries, request: Request, arrival: Arrival, meter: Meter
     ) -> Answer:
         """The first answer of a call that may have to wait for its turn, and if it is flex, to give it up again."""
         while True:
             async with place as plan:
-                return await self._first_answer(plan, call, request, arrival, meter)
+                return await self._first_answer(plan, place.call, tries, request, arrival, meter)
 
     async def _first_answer(
-        self, plan: Plan, call: Call, request: Request, arrival: Arrival, meter: Meter
+        self, plan: Plan, call: Call, tries: Tries, request: Request, arrival: Arrival, meter: Meter
     ) -> Answer:
         """The answer of the first endpoint in the plan that gives one.
 
         Raises CallRejected, or what the last attempt failed with.
         """
-        tries_left = self._catalog.limits.attempts
         last: AttemptFailed | None = None
         for candidate in plan.ranked:
             endpoint = candidate.endpoint
@@ -177,8 +230,8 @@ class Dispatch:
                 if isinstance(failure, CallTimeout):
                     raise
                 last = failure
-                tries_left -= not isinstance(failure, _NO_WORK_DONE)
-                if tries_left == 0:
+                tries.failed(endpoint, failure)
+                if tries.left == 0:
                     break
             else:
                 meter.answered(answer.stream)

@@ -173,11 +173,11 @@ async def test_an_endpoint_is_left_alone_for_as_long_as_it_asks(tmp_path: Path):
             assert of_endpoint(page, "ejections_total") == 0
 
             with pytest.raises(openai.InternalServerError) as refused:
-                await ask(client, model="alone")
+                await ask(client, model="alone", service_tier="default")  # flex would wait
             assert (refused.value.status_code, refused.value.code) == (503, "upstream_busy")
             assert refused.value.response.headers["retry-after"] == "40"
             with pytest.raises(openai.InternalServerError) as refused:
-                await ask(client, model="alone", service_tier="default")  # flex would wait
+                await ask(client, model="alone", service_tier="default")
             assert (refused.value.status_code, refused.value.code) == (503, "no_endpoint_available")
             assert 10 < int(refused.value.response.headers["retry-after"]) <= 40
             assert len(busy.requests) == 2
@@ -237,11 +237,16 @@ async def test_what_is_the_clients_own_fault_is_told_at_once_and_not_held_agains
             assert attempts(page) == {("bad", "rejected"): 4, ("bad", "ok"): 1}
 
 
+HURRIED = {"tiers": {"flex": {"max_ttft_ms": 5000}}}
+"""Flex that does not wait for as long as these endpoints ask for."""
+
+
 async def test_the_last_failure_is_told_where_all_endpoints_fail(tmp_path: Path):
     async with SimWorker(QUICK) as first, SimWorker(QUICK) as last:
         first.order(Fault(kind="reset"))
         last.order(Fault(kind="status", status=503, retry_after_s=7))
-        async with gateway(tmp_path, models=models(endpoint(first, "bad"), endpoint(last, "last"))) as gw:
+        served = models(endpoint(first, "bad"), endpoint(last, "last"))
+        async with gateway(tmp_path, models=served, **HURRIED) as gw:
             reply = await gw.http.post(
                 "/v1/chat/completions", json=ASKED, headers={"authorization": f"Bearer {gw.key}"}
             )
@@ -263,7 +268,8 @@ async def test_a_pool_whose_rate_is_limited_raises_what_sdks_back_off_on(tmp_pat
     async with SimWorker(QUICK) as first, SimWorker(QUICK) as last:
         for worker in (first, last):
             worker.order(Fault(kind="status", status=429, retry_after_s=7))
-        async with gateway(tmp_path, models=models(endpoint(first, "bad"), endpoint(last, "last"))) as gw:
+        served = models(endpoint(first, "bad"), endpoint(last, "last"))
+        async with gateway(tmp_path, models=served, **HURRIED) as gw:
             with pytest.raises(openai.RateLimitError, match="2 endpoints were tried") as limited:
                 await ask(gw.client())
             assert (limited.value.code, limited.value.type) == ("upstream_rate_limited", "rate_limit_error")
