@@ -1,0 +1,142 @@
+"""When a second attempt is to race the first: pure arithmetic on how long it has waited.
+
+An attempt is late when it has waited for longer than nine in ten calls of its model wait, measured in what was predicted
+for it: the trigger. A constant would be too long for a short prompt and too short for a long one; a predicted time alone
+would be passed by half the calls.
+
+Being late is no reason by itself. The guard asks whether another endpoint is expected to answer in at most half the time
+that the first is still expected to need, and whether those seconds are worth what it costs. Near saturation everybody is
+late and nobody would be quicker, so the guard silences hedging there by itself. Whatever else is wrong, the budget keeps
+hedges at a fixed share of the calls.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from routing.types import Candidate, Tier
+
+QUANTILE = 0.9
+"""Share of the calls that are not late."""
+
+STEP = 0.05
+"""How far one call moves the quantile at most, as a logarithm: some hundred calls move it by a factor that matters."""
+
+PRIOR_RATIO = 2.0
+"""Of observed to predicted, that nine in ten calls are expected not to exceed, before any has been seen."""
+
+LEAST_RATIO = 1.0
+MOST_RATIO = 20.0
+"""Nobody is late before its predicted time; and a night in which everybody was shall be forgotten by morning."""
+
+LEAST_WAIT_S = 0.1
+"""Nothing is late before: what a person does not notice is not worth a second attempt."""
+
+QUICKER = 0.5
+"""At most this share of what the first still needs may the other one need."""
+
+SHARE = 0.02
+"""Of the calls that may be hedged."""
+
+MOST_SAVED = 10.0
+"""Hedges that the budget holds at most: what a worker that falls silent under some dozen calls may take at once."""
+
+FIRST_SAVED = 1.0
+"""Hedges that it holds at the start."""
+
+
+class Lateness:
+    """By what factor first tokens of a model come later than predicted: the running quantile of it, in one number.
+
+    A call above the estimate raises it, one below lowers it, by steps in such a ratio that they balance where QUANTILE of
+    the calls are below.
+    """
+
+    __slots__ = ("ratio",)
+
+    _UP = math.exp(STEP * QUANTILE)
+    _DOWN = math.exp(-STEP * (1.0 - QUANTILE))
+
+    def __init__(self) -> None:
+        self.ratio = PRIOR_RATIO
+
+    def saw(self, observed_s: float, predicted_s: float) -> None:
+        """A first token has come, or another endpoint was quicker: then it would have taken this long at the least."""
+        if observed_s > self.ratio * predicted_s:
+            self.ratio = min(MOST_RATIO, self.ratio * self._UP)
+        else:
+            self.ratio = max(LEAST_RATIO, self.ratio * self._DOWN)
+
+    def late_after_s(self, predicted_s: float) -> float:
+        """How long an attempt may wait for its first token before it is late."""
+        return max(LEAST_WAIT_S, self.ratio * predicted_s)
+
+
+class Budget:
+    """Saves up SHARE of a hedge at every call, for MOST_SAVED at most, and spends one at every hedge."""
+
+    __slots__ = ("_saved",)
+
+    def __init__(self) -> None:
+        self._saved = FIRST_SAVED
+
+    def call(self) -> None:
+        """A call has begun."""
+        self._saved = min(MOST_SAVED, self._saved + SHARE)
+
+    def spend(self) -> bool:
+        """Take one hedge, if there is one."""
+        if self._saved < 1.0:
+            return False
+        self._saved -= 1.0
+        return True
+
+
+class Hedging:
+    """What hedging knows of one model's calls."""
+
+    __slots__ = ("budget", "lateness")
+
+    def __init__(self) -> None:
+        self.lateness = Lateness()
+        self.budget = Budget()
+
+
+def still_needs_s(waited_s: float, predicted_s: float) -> float:
+    """How long an attempt that has waited so long without a first token is expected to take from now on.
+
+    Up to its predicted time, the rest of it. Beyond, as long again as it has waited: what made it late is not known, may be
+    a short queue or a worker that will never answer, and of such a mixture the one thing to be said is that the longer it
+    has lasted, the longer it will last. (A Pareto tail with index 2 has exactly this mean residual life.)
+    """
+    return predicted_s - waited_s if waited_s < predicted_s else waited_s
+
+
+def quicker(waited_s: float, predicted_s: float, others: Iterable[Candidate], tier: Tier) -> Candidate | None:
+    """The guard: the first of `others`, in the order of their plan, that is worth a second attempt; None where none is.
+
+    Worth it is one that needs at most QUICKER of what the first still needs, where the tier would pay its price for the
+    seconds so saved: flex, to which time is worth nothing, is hedged only where a second attempt costs nothing.
+    """
+    needs_s = still_needs_s(waited_s, predicted_s)
+    for candidate in others:
+        expected = candidate.estimate
+        saved_s = needs_s - expected.ttft_s
+        if (
+            expected.ttft_s <= QUICKER * needs_s
+            and expected.cost_nano_usd <= saved_s * tier.waiting_nano_usd_per_s
+        ):
+            return candidate
+    return None
+
+
+def within_cap(first: Candidate, second: Candidate, most_input_pico_usd: int | None) -> bool:
+    """Whether both together stay within the call's cap on the price of input: its prompt is then read twice."""
+    if most_input_pico_usd is None:
+        return True
+    both = first.endpoint.cost.input_pico_usd + second.endpoint.cost.input_pico_usd
+    return both <= most_input_pico_usd

@@ -1,0 +1,130 @@
+"""The arithmetic of second attempts: when one is late, whether another is worth it, how many there may be."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plan_inputs import DEFAULT, TIERS
+
+from routing.hedging import (
+    FIRST_SAVED,
+    LEAST_RATIO,
+    LEAST_WAIT_S,
+    MOST_RATIO,
+    MOST_SAVED,
+    QUICKER,
+    SHARE,
+    Budget,
+    Lateness,
+    quicker,
+    still_needs_s,
+    within_cap,
+)
+from routing.types import Candidate, Endpoint, Estimate, Price
+
+SECONDS = st.floats(0, 600)
+PREDICTED = st.floats(0.001, 60)
+
+
+def candidate(ttft_s: float, cost_nano_usd: int = 0, input_pico_usd: int = 0) -> Candidate:
+    endpoint = Endpoint(name="e", model="m", served_model="m", cost=Price(input_pico_usd))
+    return Candidate(endpoint, Estimate(ttft_s, 0.02, 0.0, cost_nano_usd), 0.0, on_time=True)
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.6, 1.2])
+def test_one_call_in_ten_is_late_however_far_first_tokens_are_spread(spread: float):
+    dice, lateness, late = random.Random(7), Lateness(), 0  # noqa: S311 - no secret
+    for call in range(6000):
+        observed_s = 0.5 * dice.lognormvariate(0.0, spread)
+        if call >= 1000:
+            late += observed_s > lateness.late_after_s(0.5)
+        lateness.saw(observed_s, 0.5)
+    assert 0.08 < late / 5000 < 0.125
+
+
+def test_what_is_late_is_learned_anew_after_a_day_on_which_everybody_was():
+    lateness = Lateness()
+    for _ in range(10_000):
+        lateness.saw(1000.0, 1.0)
+    assert lateness.ratio == MOST_RATIO
+    for _ in range(1000):
+        lateness.saw(1.0, 1.0)
+    assert lateness.ratio < 2.0
+
+
+@given(st.lists(st.tuples(SECONDS, PREDICTED)), PREDICTED)
+def test_nobody_is_late_before_its_predicted_time_nor_before_anybody_would_notice(seen, predicted_s):
+    lateness = Lateness()
+    for observed_s, expected_s in seen:
+        lateness.saw(observed_s, expected_s)
+    assert LEAST_RATIO <= lateness.ratio <= MOST_RATIO
+    assert lateness.late_after_s(predicted_s) >= max(LEAST_WAIT_S, predicted_s)
+
+
+@given(PREDICTED, st.floats(0, 1))
+def test_up_to_its_predicted_time_an_attempt_needs_the_rest_of_it(predicted_s, share):
+    waited_s = share * predicted_s
+    if waited_s < predicted_s:
+        assert still_needs_s(waited_s, predicted_s) == pytest.approx(predicted_s - waited_s)
+
+
+@given(PREDICTED, SECONDS, SECONDS)
+def test_once_overdue_it_needs_the_longer_the_longer_it_has_waited(predicted_s, earlier_s, later_s):
+    earlier_s, later_s = sorted((predicted_s + earlier_s, predicted_s + later_s))
+    assert still_needs_s(earlier_s, predicted_s) <= still_needs_s(later_s, predicted_s)
+
+
+@given(
+    SECONDS, PREDICTED, st.lists(st.builds(candidate, SECONDS, st.integers(0, 10**8))), st.sampled_from(TIERS)
+)
+def test_the_other_one_needs_at_most_half_and_is_worth_its_price(waited_s, predicted_s, others, tier):
+    found = quicker(waited_s, predicted_s, others, tier)
+    needs_s = still_needs_s(waited_s, predicted_s)
+
+    def worth(other: Candidate) -> bool:
+        saved_s = needs_s - other.estimate.ttft_s
+        price = other.estimate.cost_nano_usd
+        return other.estimate.ttft_s <= QUICKER * needs_s and price <= saved_s * tier.waiting_nano_usd_per_s
+
+    assert found is next((other for other in others if worth(other)), None)
+
+
+def test_a_provider_whose_price_is_not_worth_the_seconds_is_passed_over_until_it_is():
+    dear, cheap = candidate(0.2, 2_000_000), candidate(0.4, 1000)
+    assert quicker(1.0, 0.5, [dear, cheap], DEFAULT) is cheap
+    assert quicker(1.0, 0.5, [dear], DEFAULT) is None
+    assert quicker(3.0, 0.5, [dear], DEFAULT) is dear
+
+
+def test_when_all_are_as_slow_nobody_is_quicker_until_the_wait_is_twice_theirs():
+    others = [candidate(5.0)]
+    assert quicker(9.9, 5.0, others, DEFAULT) is None
+    assert quicker(10.1, 5.0, others, DEFAULT) is others[0]
+
+
+@given(st.lists(st.booleans(), max_size=2000))
+def test_hedges_are_never_more_than_their_share_of_the_calls(steps):
+    budget, calls, hedges = Budget(), 0, 0
+    for is_call in steps:
+        if is_call:
+            calls += 1
+            budget.call()
+        else:
+            hedges += budget.spend()
+        assert hedges <= FIRST_SAVED + SHARE * calls + 1e-6
+
+
+def test_a_quiet_day_saves_up_for_some_hedges_and_no_more():
+    budget = Budget()
+    for _ in range(100_000):
+        budget.call()
+    assert sum(budget.spend() for _ in range(1000)) == MOST_SAVED
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000), st.none() | st.integers(0, 2000))
+def test_both_attempts_together_stay_within_the_cap_on_the_price_of_input(first, second, cap):
+    within = within_cap(candidate(1, 0, first), candidate(1, 0, second), cap)
+    assert within == (cap is None or first + second <= cap)
