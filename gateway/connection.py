@@ -104,6 +104,8 @@ class Connection(asyncio.Protocol):
         self.full = False
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
+        if self._ahead and self._answering is None:
+            self._go_on()
 
     # The parser's side
 
@@ -137,7 +139,7 @@ class Connection(asyncio.Protocol):
         incoming.keep_alive = incoming.chunked and parser.should_keep_alive() and not self._server.stopping
         expect = incoming.headers.get(b"expect")
         incoming.expects_continue = expect is not None and expect.lower() == b"100-continue"
-        if self._answering is None:
+        if self._answering is None and not self.full:
             self.deadline_s = time.monotonic() + self._server.request_s
             self._answer(incoming)
         else:
@@ -187,7 +189,12 @@ class Connection(asyncio.Protocol):
         answered, self._answering = self._answering, None
         if answered is None or not answered.keep_alive or self._server.stopping:
             self._close()
-        elif self._ahead:
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Answer what was sent ahead, if anything was and the client takes its replies: they would pile up here."""
+        if self._ahead and not self.full:
             request = self._ahead.popleft()
             self._answer(request)
             self.deadline_s = math.inf if request.complete else time.monotonic() + self._server.request_s
@@ -223,6 +230,7 @@ class Connection(asyncio.Protocol):
     def _close(self) -> None:
         """Close once all that has been written has gone out."""
         self.deadline_s = time.monotonic() + self._server.keep_alive_s
+        self._ahead.clear()
         self.transport.close()
 
     def cut_short(self) -> None:
@@ -270,7 +278,9 @@ class Connection(asyncio.Protocol):
     def _refuse(self) -> None:
         """Close, with an error unless another reply is due or on its way, into which it must not be written."""
         answering = self._answering
-        in_turn = answering is None or (answering is self._incoming and not answering.started)
+        in_turn = (
+            not self._ahead if answering is None else answering is self._incoming and not answering.started
+        )
         if in_turn and not self.transport.is_closing():
             limit_bytes = self._server.header_limit_bytes
             if self._field_bytes > limit_bytes:

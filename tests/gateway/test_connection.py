@@ -148,6 +148,32 @@ async def test_a_client_that_sends_far_ahead_of_its_replies_is_not_read_any_more
         await sending
 
 
+async def test_a_client_that_does_not_read_its_replies_is_answered_no_more_until_it_does():
+    full: list[bool] = []
+
+    async def app(client: Client) -> None:
+        full.append(client.full)
+        client.reply(200, b"", bytes(20_000))
+
+    async with serving(app) as site, site.connected() as (reader, writer):
+        writer.write(3000 * HELLO)  # for which there are 60 MB of replies
+        await asyncio.sleep(0.3)
+        assert [len(await reply(reader)) for _ in range(3000)] == 3000 * [20_000]
+        assert full == 3000 * [False]
+
+
+async def test_a_client_that_goes_on_not_reading_is_cut_off():
+    async def app(client: Client) -> None:
+        client.reply(200, b"", bytes(20_000))
+
+    async with serving(app, keep_alive_s=0.2, head_s=0.2) as site, site.connected() as (_, writer):
+        writer.write(3000 * HELLO)
+        while not site.server._connections:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.01)
+        while site.server._connections:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+
+
 async def test_requests_sent_ahead_are_answered_in_their_order():
     async def app(client: Client) -> None:
         await asyncio.sleep(0.01 if client.target == b"/0" else 0)
