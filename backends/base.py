@@ -30,7 +30,7 @@ The failures form one tree, so that the edge translates them once and the fleet 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,14 +100,18 @@ class AttemptFailed(Exception):
     code = "upstream_failed"
     ejects: FailureKind | None = "server_error"
     """What this failure says of the endpoint's health; None: nothing."""
+    wastes: Literal["broken", "late", "failed"] | None = "failed"
+    """As what the work counts that was done in vain; None: none was done."""
 
 
 class LaneFull(AttemptFailed):
+    wastes = None
     code = "upstream_busy"
     ejects = None
 
 
 class Unsupported(AttemptFailed):
+    wastes = None
     code = "upstream_unsupported"
     ejects = None
 
@@ -115,6 +119,7 @@ class Unsupported(AttemptFailed):
 class ConnectFailed(AttemptFailed):
     code = "upstream_connect_failed"
     ejects = "connect"
+    wastes = None
 
 
 class ConnectTimeout(ConnectFailed):
@@ -128,6 +133,7 @@ class TlsFailed(ConnectFailed):
 class ReplyBroken(AttemptFailed):
     code = "upstream_broken"
     ejects: FailureKind | None = "reset"
+    wastes = "broken"
 
 
 class StreamTruncated(ReplyBroken):
@@ -138,6 +144,7 @@ class StreamTruncated(ReplyBroken):
 class ReplyLate(AttemptFailed):
     code = "upstream_timeout"
     ejects: FailureKind | None = "timeout"
+    wastes = "late"
 
 
 class FirstByteTimeout(ReplyLate):
@@ -178,6 +185,7 @@ class Refused(AttemptFailed):
 
 class Overloaded(Refused):
     code = "upstream_busy"
+    wastes = None
     ejects = None  # it cools down for as long as it asked instead
 
 
@@ -187,11 +195,13 @@ class RateLimited(Overloaded):
 
 class CallTooLarge(Refused):
     code = "upstream_busy"
+    wastes = None
     ejects = None  # smaller calls are served
 
 
 class Misconfigured(Refused):
     code = "upstream_misconfigured"
+    wastes = None
 
 
 class KeyRefused(Misconfigured):

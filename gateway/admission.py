@@ -362,7 +362,7 @@ class Place:
         # As asyncio's own timeouts do it: where somebody else has cancelled as well, the client say, that is what counts.
         if self._task.uncancel() > self._cancelled_before or not isinstance(error, asyncio.CancelledError):
             return False
-        self._meter.failed()
+        self._meter.given_up()
         self._times_sent_back += 1
         return True
 

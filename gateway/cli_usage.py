@@ -27,6 +27,7 @@ _COLUMNS = (
     "estimated_calls",
     "charge_usd",
     "cost_usd",
+    "waste_usd",
 )
 _SPANS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -62,7 +63,9 @@ def usage(
     for total in totals:
         row = structs.asdict(total)
         row = {by.value: row.pop("name"), **row}
-        rows.append({**row, "charge_usd": usd(total.charge_nano_usd), "cost_usd": usd(total.cost_nano_usd)})
+        for amount in ("charge", "cost", "waste"):
+            row[f"{amount}_usd"] = usd(row[f"{amount}_nano_usd"])
+        rows.append(row)
     show(rows, (by.value, *_COLUMNS), as_format)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection, Engine
 
-HEAD = "0002"
+HEAD = "0003"
 """The last migration. Known here so that a database that is up to date costs one query and no Alembic."""
 
 _ADVISORY_LOCK = 0x7469_6465_6761_7465  # "tidegate": what PostgreSQL processes that migrate wait for
@@ -113,7 +113,7 @@ def _migrate(engine: Engine, version: str | None) -> None:
 def alembic_config() -> Config:
     """Alembic's settings without an alembic.ini.
 
-    For a new revision: `alembic.command.revision(alembic_config(), "what changes", rev_id="0003")`.
+    For a new revision: `alembic.command.revision(alembic_config(), "what changes", rev_id="0004")`.
     """
     from alembic.config import Config  # noqa: PLC0415  only migrations need it
 

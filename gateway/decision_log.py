@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
+from gateway.ledger import Share  # noqa: TC001 - as below
 from routing.decision import Decision  # noqa: TC001 - msgspec reads annotations at run time
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class Ended(Struct, frozen=True):
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    cost_nano_usd: int = 0
+    waste_nano_usd: int = 0
+    shares: tuple[Share, ...] = ()
+    """Where it was not one endpoint alone: who did what for it, and at what price."""
 
     @classmethod
     def of(cls, row: UsageRow) -> Self:
@@ -67,6 +72,9 @@ class Ended(Struct, frozen=True):
             prompt_tokens=row.prompt_tokens,
             cached_tokens=row.cached_tokens,
             completion_tokens=row.completion_tokens,
+            cost_nano_usd=row.cost_nano_usd,
+            waste_nano_usd=row.waste_nano_usd,
+            shares=row.shares,
         )
 
 

@@ -125,7 +125,7 @@ class Dispatch:
                         meter.settle(CallTimeout.code)
                     raise
                 if not client.started:
-                    meter.failed()
+                    meter.given_up()
                 _end(shutting_down(), client, meter)
 
     async def _answer(
@@ -223,10 +223,10 @@ class Dispatch:
             try:
                 answer = await self._ask(self._fleet.attempt(candidate, outgoing, call), request)
             except CallRejected:
-                meter.failed()
+                meter.failed(endpoint)
                 raise
             except AttemptFailed as failure:
-                meter.failed()
+                meter.failed(endpoint, failure.wastes)
                 if isinstance(failure, CallTimeout):
                     raise
                 last = failure
@@ -234,7 +234,7 @@ class Dispatch:
                 if tries.left == 0:
                     break
             else:
-                meter.answered(answer.stream)
+                meter.answered(endpoint, answer.stream)
                 if self._admission.waiting:
                     self._admission.look()
                 return answer

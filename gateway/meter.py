@@ -3,25 +3,34 @@
 The row is written before the last byte goes to the client, so that a gateway that is killed has lost no call whose end
 somebody has seen. A call that ends any other way (the client leaves, the worker dies, a deadline passes) is settled
 when the meter's block is left, from what had been counted by then.
+
+Whoever runs attempts tells the meter of each, and counts nothing:
+
+    asked(endpoint)                            an attempt begins; several may be under way
+    answered(endpoint, stream)                 the client gets its answer: the first chunk is there, or a whole reply
+    failed(endpoint, cause)                    it is over, and the client has nothing of it; cause None: no work was done
+    continued(endpoint, stream, kept, cause)   the answer that had begun goes on here
+
+Nothing is to be told when a call is cancelled: what is under way then is settled as it stands.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from msgspec import Struct
 
 from gateway.errors import ERRORS, ApiError
-from gateway.ledger import UsageRow, amount_nano_usd
+from gateway.ledger import UsageRow, amount_nano_usd, answer, waste
 from routing.types import Endpoint, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backends.sse import CompletionStream
     from gateway.auth import Key
     from gateway.catalog import Model
+    from gateway.ledger import Share, Waste
     from gateway.openai import Request
 
 CLIENT_LEFT = 499
@@ -41,19 +50,42 @@ class Arrival(Struct, frozen=True, gc=False):
     """Header lines with the client's trace context, or nothing."""
 
 
+class Counting(Protocol):
+    """A stream that knows what has been seen of it."""
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def usage(self) -> Usage | None:
+        """As the endpoint reported it."""
+        ...
+
+
+class _Piece(Struct, frozen=True):
+    """The part of an answer that one endpoint wrote before it went on elsewhere."""
+
+    endpoint: Endpoint
+    reported: Usage | None
+    kept_tokens: int
+
+
 class Meter:
     """The account of one call while it runs."""
 
     __slots__ = (
+        "_answering",
         "_arrival",
         "_asked_s",
-        "_endpoint",
+        "_earlier",
         "_first_token_s",
         "_record",
         "_request",
         "_settled",
         "_stream",
         "_upstream_s",
+        "_waiting",
+        "_wasted",
         "attempts",
         "charge_nano_usd",
         "model",
@@ -73,7 +105,7 @@ class Meter:
         self.attempts = 0
         self.tier = request.tier
         self.usage: Usage | None = None
-        """As a whole reply has it, reported or estimated; a stream knows its own."""
+        """What the client has been told, or what a whole reply is estimated to be; a stream knows its own."""
         self.status = CLIENT_LEFT
         """What the client got."""
         self.charge_nano_usd = 0
@@ -85,8 +117,13 @@ class Meter:
         self.model = model
         """The one asked last: where a name has fallbacks, it changes."""
         self._record = record
-        self._endpoint: Endpoint | None = None
-        self._stream: CompletionStream | None = None
+        self._waiting: list[Endpoint] = []
+        """Asked, and no answer yet; the first asked comes first."""
+        self._answering: Endpoint | None = None
+        self._stream: Counting | None = None
+        self._earlier: tuple[_Piece, ...] = ()
+        """Of the answer."""
+        self._wasted: tuple[Share, ...] = ()
         self._asked_s = 0.0
         self._upstream_s = 0.0
         """Spent waiting for endpoints, the queue included."""
@@ -104,20 +141,65 @@ class Meter:
     def asked(self, endpoint: Endpoint) -> None:
         """An attempt at `endpoint` begins."""
         self.attempts += 1
-        self._endpoint = endpoint
-        self._asked_s = time.monotonic()
+        if not self._waiting:
+            self._asked_s = time.monotonic()
+        self._waiting.append(endpoint)
 
-    def answered(self, stream: CompletionStream | None) -> None:
-        """It has brought a whole reply, or the first chunk of a stream."""
-        now_s = time.monotonic()
-        self._upstream_s += now_s - self._asked_s
+    def answered(self, endpoint: Endpoint, stream: Counting | None) -> None:
+        """It has brought a whole reply, or the first chunk of a stream, and the client gets that."""
+        now_s = self._waits_no_more(endpoint)
+        self._answering = endpoint
         if stream is not None:
             self._stream, self._first_token_s = stream, now_s
 
-    def failed(self) -> None:
-        """It brought nothing to the client: what it used is not the tenant's to pay."""
-        self._upstream_s += time.monotonic() - self._asked_s
-        self._endpoint = None
+    def failed(self, endpoint: Endpoint, cause: Waste | None = None, usage: Usage | None = None) -> None:
+        """An attempt is over and has brought nothing to the client: what it used is not the tenant's to pay.
+
+        `cause` says whose it is, None that there was nothing to use; `usage` where it is known, otherwise it is estimated.
+        """
+        tokens = 0
+        if endpoint is self._answering:
+            stream, self._answering, self._stream, self._first_token_s = self._stream, None, None, None
+            if stream is not None:
+                tokens, usage = stream.tokens, usage or stream.usage
+        else:
+            self._waits_no_more(endpoint)
+        if cause is not None:
+            self._wasted += (waste(endpoint, usage or self._read_by_now(tokens), cause),)
+
+    def continued(
+        self, endpoint: Endpoint, stream: Counting, kept_tokens: int, cause: Waste = "broken"
+    ) -> None:
+        """An answer that had begun goes on here, and this is the rest of it.
+
+        The client has, or will be shown, `kept_tokens` of those that the one before has written; it is for `cause` that
+        the others come again.
+        """
+        self._waits_no_more(endpoint)
+        before, written = self._answering, self._stream
+        if before is not None and written is not None:
+            if written.tokens > kept_tokens:
+                again = Usage(0, 0, written.tokens - kept_tokens, estimated=True)
+                self._wasted += (waste(before, again, cause),)
+            self._earlier += (_Piece(before, written.usage, kept_tokens),)
+        self._answering, self._stream = endpoint, stream
+
+    def given_up(self) -> None:
+        """The gateway has taken it from whoever was at it, before the client had anything."""
+        for endpoint in self._waiting[:]:
+            self.failed(endpoint, "given_up")
+
+    def _waits_no_more(self, endpoint: Endpoint) -> float:
+        now_s = time.monotonic()
+        self._waiting.remove(endpoint)
+        if not self._waiting:
+            self._upstream_s += now_s - self._asked_s
+        return now_s
+
+    def _read_by_now(self, tokens: int = 0) -> Usage:
+        """What an attempt is taken to have used that did not say so: all that there was to read."""
+        kept_tokens = sum(piece.kept_tokens for piece in self._earlier)
+        return Usage(self._request.prompt_tokens + kept_tokens, 0, tokens, estimated=True)
 
     def queued(self, seconds: float) -> None:
         """It has waited in the queue for so long."""
@@ -126,12 +208,17 @@ class Meter:
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """Where it was tried last, or is."""
-        return self._endpoint
+        """Where it is being tried or answered."""
+        if self._answering is None and self._waiting:
+            return self._waiting[0]
+        return self._answering
 
     @property
     def ttft_s(self) -> float | None:
-        return None if self._first_token_s is None else self._first_token_s - self._arrival.started_s
+        """Of streams."""
+        if self._first_token_s is None or not self._request.stream:
+            return None
+        return self._first_token_s - self._arrival.started_s
 
     @property
     def overhead_s(self) -> float:
@@ -143,10 +230,18 @@ class Meter:
         if self._settled:
             return
         self._settled = True
-        usage, endpoint, request, ttft_s = self._counted(), self._endpoint, self._request, self.ttft_s
+        usage, endpoint, request, ttft_s = self._counted(), self.endpoint, self._request, self.ttft_s
         arrival, caller = self._arrival, self._arrival.caller
         duration_s = time.monotonic() - arrival.started_s
         self.charge_nano_usd = amount_nano_usd(self.model.price, usage)
+        if self._earlier or self._wasted or len(self._waiting) > (self._answering is None):
+            shares = self._shares(usage)
+            cost_nano_usd = sum(share.cost_nano_usd for share in shares)
+            waste_nano_usd = sum(share.waste_nano_usd for share in shares)
+            endpoint = self._earlier[0].endpoint if self._earlier else endpoint
+        else:
+            shares, waste_nano_usd = (), 0
+            cost_nano_usd = 0 if endpoint is None else amount_nano_usd(endpoint.cost, usage)
         self._record(
             UsageRow(
                 call_id=arrival.call_id,
@@ -169,20 +264,66 @@ class Meter:
                 ttft_ms=None if ttft_s is None else int(ttft_s * 1e6) / 1000,
                 duration_ms=int(duration_s * 1e6) / 1000,
                 charge_nano_usd=self.charge_nano_usd,
-                cost_nano_usd=0 if endpoint is None else amount_nano_usd(endpoint.cost, usage),
+                cost_nano_usd=cost_nano_usd,
+                waste_nano_usd=waste_nano_usd,
+                shares=shares,
             )
         )
 
     def _counted(self) -> Usage:
         """What the endpoint reported, or else what was counted here. Nothing was used where no endpoint is at work."""
         stream = self._stream
-        reported = self.usage if stream is None else stream.usage
-        if reported is not None and not reported.estimated:
-            return reported
-        if self._endpoint is None:
+        told = self.usage
+        if told is None and stream is not None:
+            told = stream.usage if not self._earlier else self._told_in_pieces(stream)
+        if told is not None and not told.estimated:
+            return told
+        if self.endpoint is None and not self._earlier:
             return Usage()
-        seen = stream.tokens if stream is not None else reported.completion_tokens if reported else 0
+        seen = stream.tokens if stream is not None else told.completion_tokens if told else 0
+        seen += sum(piece.kept_tokens for piece in self._earlier)
         return Usage(self._request.prompt_tokens, 0, seen, estimated=True)
+
+    def _told_in_pieces(self, last: Counting) -> Usage | None:
+        """The usage of an answer of several pieces: the prompt of the first, and what all of them wrote."""
+        if last.usage is None:
+            return None
+        kept_tokens = sum(piece.kept_tokens for piece in self._earlier)
+        # The last one was given what had been written as a part of its prompt.
+        own_prompt = Usage(max(0, last.usage.prompt_tokens - kept_tokens))
+        first = self._earlier[0].reported or own_prompt
+        return Usage(first.prompt_tokens, first.cached_tokens, kept_tokens + last.usage.completion_tokens)
+
+    def _shares(self, usage: Usage) -> tuple[Share, ...]:
+        """The work of all who were asked, `usage` being what the client received."""
+        shares = self._of_answer(usage)
+        beside = self._waiting if self._answering is not None else self._waiting[1:]
+        cause: Waste = "read_again" if self._earlier or self._answering is not None else "hedge_lost"
+        shares += [waste(endpoint, self._read_by_now(), cause) for endpoint in beside]
+        return (*shares, *self._wasted)
+
+    def _of_answer(self, usage: Usage) -> list[Share]:
+        """Of each endpoint that wrote a piece of the answer. Together they are what the client received, and is charged."""
+        serving, stream = self.endpoint, self._stream
+        reported = None if stream is None else stream.usage
+        last = [] if serving is None else [_Piece(serving, reported, usage.completion_tokens)]
+        shares: list[Share] = []
+        read = Usage(usage.prompt_tokens, usage.cached_tokens, estimated=usage.estimated)
+        charged_nano_usd = written = 0
+        for piece in (*self._earlier, *last):
+            if shares:
+                again = piece.reported or Usage(usage.prompt_tokens + written, estimated=True)
+                again = Usage(again.prompt_tokens, again.cached_tokens, estimated=again.estimated)
+                shares.append(waste(piece.endpoint, again, "read_again"))
+                read = Usage(estimated=usage.estimated)
+            tokens = min(piece.kept_tokens, usage.completion_tokens - written)
+            written += tokens
+            so_far = Usage(usage.prompt_tokens, usage.cached_tokens, written)
+            charge_nano_usd = amount_nano_usd(self.model.price, so_far) - charged_nano_usd
+            charged_nano_usd += charge_nano_usd
+            wrote = Usage(read.prompt_tokens, read.cached_tokens, tokens, usage.estimated)
+            shares.append(answer(piece.endpoint, wrote, charge_nano_usd))
+        return shares
 
 
 def _outcome(error: BaseException | None) -> str:

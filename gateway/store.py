@@ -28,13 +28,13 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from gateway.database import StoreAway, StoreError, bring_up_to_date, engine_for, reason
 from gateway.policy import TENANT_NAME, Policy
-from gateway.tables import KEYS, META, TENANTS, USAGE
+from gateway.tables import KEYS, META, SHARES, TENANTS, USAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any, Self
 
-    from sqlalchemy import Connection, Engine, Row, Table
+    from sqlalchemy import ColumnElement, Connection, Engine, FromClause, Row, Table
     from sqlalchemy.dialects import postgresql
 
     from gateway.ledger import UsageRow
@@ -44,9 +44,10 @@ MASTER = "master"
 
 Grouping = Literal["tenant", "model", "endpoint", "key"]
 
+_NO_ERRORS = ("ok", "client_left")
 _LEAST_ID_PREFIX = len("key_") + 4
 _ROWS_AT_ONCE = 200
-"""In one INSERT: 21 parameters each, of which SQLite takes 32,766."""
+"""In one INSERT: 22 parameters each, of which SQLite takes 32,766."""
 
 
 class RowsRefused(StoreError):
@@ -103,6 +104,7 @@ class UsageTotal(Struct, frozen=True):
     """Calls whose tokens the gateway counted itself."""
     charge_nano_usd: int
     cost_nano_usd: int
+    waste_nano_usd: int
 
 
 def digest_of(secret: bytes, key_secret: bytes) -> bytes:
@@ -117,7 +119,8 @@ class Store:
         self._engine = engine
         # SQLite gives the write lock to whoever asks at BEGIN and makes others wait; asking later fails at once instead.
         self._writer = engine.execution_options(sqlite_begin="IMMEDIATE")
-        self._record_sql, self._positional = _record_statement(engine)
+        self._record_sql, self._positional = _record_statement(engine, USAGE)
+        self._record_shares_sql, _ = _record_statement(engine, SHARES)
         self._record_many_sql = _for_many(self._record_sql)
 
     @classmethod
@@ -215,17 +218,18 @@ class Store:
             return 0
         try:
             with self._writer.begin() as connection:
+                self._record_shares(connection, rows)
                 if not self._positional:
                     by_name = [structs.asdict(row) for row in rows]
                     return connection.exec_driver_sql(self._record_sql, by_name).rowcount
                 whole = len(rows) - len(rows) % _ROWS_AT_ONCE
                 new = 0
                 for start in range(0, whole, _ROWS_AT_ONCE):
-                    some = map(structs.astuple, rows[start : start + _ROWS_AT_ONCE])
+                    some = map(_columns, rows[start : start + _ROWS_AT_ONCE])
                     flat = tuple(chain.from_iterable(some))
                     new += connection.exec_driver_sql(self._record_many_sql, flat).rowcount
                 if whole < len(rows):
-                    rest = [structs.astuple(row) for row in rows[whole:]]
+                    rest = [_columns(row) for row in rows[whole:]]
                     new += connection.exec_driver_sql(self._record_sql, rest).rowcount
                 return new
         except (DataError, IntegrityError, OverflowError, ValueError) as failure:
@@ -233,21 +237,51 @@ class Store:
         except SQLAlchemyError as failure:
             raise StoreAway(reason(failure)) from failure
 
+    def _record_shares(self, connection: Connection, rows: Sequence[UsageRow]) -> None:
+        """In the transaction of their rows, so that a call's shares count once as well."""
+        found = [
+            (row.call_id, number, *structs.astuple(share))
+            for row in rows
+            if row.shares
+            for number, share in enumerate(row.shares)
+        ]
+        if found and not self._positional:
+            names = SHARES.columns.keys()
+            by_name = [dict(zip(names, each, strict=True)) for each in found]
+            connection.exec_driver_sql(self._record_shares_sql, by_name)
+        elif found:
+            connection.exec_driver_sql(self._record_shares_sql, found)
+
     def usage(self, by: Grouping, since_ms: int, until_ms: int) -> list[UsageTotal]:
-        """Totals of the calls that began at or after `since_ms` and before `until_ms`, the largest charge first."""
-        name = USAGE.c.key_id if by == "key" else USAGE.c[by]
-        total = {
-            "calls": func.count(),
-            "errors": func.sum(case((USAGE.c.outcome.in_(("ok", "client_left")), 0), else_=1)),
-            "prompt_tokens": func.sum(USAGE.c.prompt_tokens),
-            "cached_tokens": func.sum(USAGE.c.cached_tokens),
-            "completion_tokens": func.sum(USAGE.c.completion_tokens),
-            "estimated_calls": func.sum(case((USAGE.c.estimated, 1), else_=0)),
-            "charge_nano_usd": func.sum(USAGE.c.charge_nano_usd),
-            "cost_nano_usd": func.sum(USAGE.c.cost_nano_usd),
+        """Totals of the calls that began at or after `since_ms` and before `until_ms`, the largest charge first.
+
+        By endpoint, a call counts at each that has worked for it, there with its share.
+        """
+        source: FromClause = USAGE
+        columns: dict[str, ColumnElement[Any]] = dict(USAGE.c.items())
+        if by == "endpoint":
+            source = USAGE.outerjoin(SHARES, SHARES.c.call_id == USAGE.c.call_id)
+            for field in SHARES.c.keys() & columns.keys():
+                columns[field] = func.coalesce(SHARES.c[field], USAGE.c[field])
+        failed = case((USAGE.c.outcome.in_(_NO_ERRORS), None), else_=USAGE.c.call_id)
+        estimated = case((columns["estimated"], USAGE.c.call_id), else_=None)
+        name = columns["key_id" if by == "key" else by]
+        total: dict[str, ColumnElement[Any]] = {
+            "calls": _number(USAGE.c.call_id, by),
+            "errors": _number(failed, by),
+            **{
+                field: func.sum(columns[field])
+                for field in ("prompt_tokens", "cached_tokens", "completion_tokens")
+            },
+            "estimated_calls": _number(estimated, by),
+            **{
+                field: func.sum(columns[field])
+                for field in ("charge_nano_usd", "cost_nano_usd", "waste_nano_usd")
+            },
         }
         query = (
             select(name.label("name"), *(column.label(label) for label, column in total.items()))
+            .select_from(source)
             .where(USAGE.c.time_ms >= since_ms, USAGE.c.time_ms < until_ms)
             .group_by(name)
             .order_by(total["charge_nano_usd"].desc(), name)
@@ -255,6 +289,16 @@ class Store:
         with _reading(self._engine) as connection:
             # PostgreSQL's sums of bigint are numeric, hence int().
             return [UsageTotal(row[0], *map(int, row[1:])) for row in connection.execute(query)]
+
+
+def _number(calls: ColumnElement[Any], by: Grouping) -> ColumnElement[int]:
+    """How many calls these are; by endpoint, one may have several shares."""
+    return func.count(calls.distinct() if by == "endpoint" else calls)
+
+
+def _columns(row: UsageRow) -> tuple[Any, ...]:
+    """All but its shares, which have a table of their own."""
+    return structs.astuple(row)[:-1]
 
 
 @contextmanager
@@ -298,13 +342,13 @@ def _insert(engine: Engine, table: Table) -> sqlite.Insert | postgresql.Insert:
     return postgresql.insert(table)
 
 
-def _record_statement(engine: Engine) -> tuple[str, bool]:
-    """The INSERT of usage rows as the driver takes it, and whether its parameters go by position.
+def _record_statement(engine: Engine, table: Table) -> tuple[str, bool]:
+    """The INSERT of rows of `table` as the driver takes it, and whether its parameters go by position.
 
     Compiled once and given rows as they are: a batch then costs little of the interpreter's time, which the event
     loop is waiting for meanwhile.
     """
-    compiled = _insert(engine, USAGE).on_conflict_do_nothing().compile(dialect=engine.dialect)
+    compiled = _insert(engine, table).on_conflict_do_nothing().compile(dialect=engine.dialect)
     return str(compiled), bool(compiled.positional)
 
 

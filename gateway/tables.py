@@ -77,5 +77,23 @@ USAGE = Table(
     Column("duration_ms", Double, nullable=False),
     Column("charge_nano_usd", BigInteger, nullable=False),
     Column("cost_nano_usd", BigInteger, nullable=False),
+    Column("waste_nano_usd", BigInteger, nullable=False, server_default="0"),
     Index("usage_time_ms", "time_ms"),
+)
+
+SHARES = Table(
+    "usage_shares",  # of calls where it was not one endpoint alone; see gateway.ledger
+    METADATA,
+    Column("call_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),  # from 0
+    Column("endpoint", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("estimated", Boolean, nullable=False),
+    Column("charge_nano_usd", BigInteger, nullable=False),
+    Column("cost_nano_usd", BigInteger, nullable=False),
+    Column("waste_nano_usd", BigInteger, nullable=False),
 )

@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from gateway.ledger import PAID_BY_GATEWAY
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.admission import Admission
     from gateway.decision_log import DecisionLog
     from gateway.journal import Journal
-    from gateway.ledger import UsageRow
+    from gateway.ledger import Share, UsageRow
 
 TTFT_BUCKETS_S = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60)
 DURATION_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
@@ -97,6 +99,8 @@ class Telemetry(Collector):
         """Requests that ended before they were a call, by error code."""
         self._models: dict[str, ModelTally] = {}
         self._calls: Counter[tuple[str, str, str]] = Counter()
+        self._wasted_tokens: Counter[tuple[str, str, str]] = Counter()
+        self._wasted_nano_usd: Counter[tuple[str, str, str]] = Counter()
 
     def ended(self, row: UsageRow) -> None:
         """Count a call that has ended."""
@@ -105,6 +109,15 @@ class Telemetry(Collector):
         if tally is None:
             tally = self._models[row.model] = ModelTally()
         tally.add(row)
+        for share in row.shares:
+            if share.purpose != "answer":
+                self._wasted(share)
+
+    def _wasted(self, share: Share) -> None:
+        cause, bears = share.purpose, "gateway" if share.purpose in PAID_BY_GATEWAY else "node"
+        self._wasted_tokens[share.model, cause, "prompt"] += share.prompt_tokens
+        self._wasted_tokens[share.model, cause, "completion"] += share.completion_tokens
+        self._wasted_nano_usd[share.model, cause, bears] += share.waste_nano_usd
 
     def page(self) -> bytes:
         """All of it in Prometheus' text format."""
@@ -164,6 +177,18 @@ class Telemetry(Collector):
             "Calls whose tokens the gateway counted because the endpoint did not report them.",
             ["model"],
             {(model,): tally.estimated_calls for model, tally in models},
+        )
+        yield _counter(
+            "tidegate_waste_tokens_total",
+            "Tokens read and written that reached no client, by cause: prompt, completion.",
+            ["model", "cause", "kind"],
+            self._wasted_tokens,
+        )
+        yield _counter(
+            "tidegate_waste_nano_usd_total",
+            "Nano-USD that they were worth, and who bears them: gateway (the endpoint is paid), node (it is not).",
+            ["model", "cause", "borne_by"],
+            self._wasted_nano_usd,
         )
         yield ttft
         yield duration

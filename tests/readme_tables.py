@@ -19,6 +19,7 @@ from gateway.app import application
 from gateway.config import load
 from gateway.config_reference import config_reference
 from gateway.errors import ERRORS
+from gateway.ledger import PAID_BY_GATEWAY, WASTE
 
 README = Path(__file__).parents[1] / "README.md"
 CONFIG = """
@@ -62,7 +63,16 @@ async def _metrics_page() -> str:
                 return (await client.get("/metrics")).raise_for_status().text
 
 
-TABLES = {"config": config_reference, "errors": errors, "metrics": metrics}
+def waste() -> str:
+    lines = ["| Waste | Borne by | What it is |", "|---|---|---|"]
+    lines += [
+        f"| `{cause}` | {'gateway' if cause in PAID_BY_GATEWAY else 'node'} | {meaning} |"
+        for cause, meaning in WASTE.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"config": config_reference, "errors": errors, "metrics": metrics, "waste": waste}
 
 
 def with_tables(readme: str) -> str:

@@ -109,6 +109,8 @@ async def test_a_row_says_all_there_is_to_say_of_a_call(tmp_path: Path):
         "outcome": "ok",
         "attempts": 1,
         "estimated": False,
+        "waste_nano_usd": 0,
+        "shares": (),
     }
     for row, usage, apart in (
         (whole, whole_told, {"request_id": "spring", "tier": "flex", "stream": False}),
@@ -247,7 +249,13 @@ async def test_refused_requests_make_no_row(tmp_path: Path):
         assert worker.stats.requests_received == 1
 
 
-SUMMED = ("prompt_tokens", "cached_tokens", "completion_tokens", "charge_nano_usd", "cost_nano_usd")
+AMOUNTS = ("charge", "cost", "waste")
+SUMMED = (
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    *(f"{amount}_nano_usd" for amount in AMOUNTS),
+)
 
 
 async def test_the_command_line_sums_up_the_rows_of_a_span_of_time(tmp_path: Path):
@@ -269,7 +277,7 @@ async def test_the_command_line_sums_up_the_rows_of_a_span_of_time(tmp_path: Pat
         ):
             shown = command(tmp_path, "usage", "--by", by, *span)
             for line in shown:
-                line.update({name: Decimal(line[name]) for name in ("charge_usd", "cost_usd")})
+                line.update({f"{amount}_usd": Decimal(line[f"{amount}_usd"]) for amount in AMOUNTS})
             assert {line[by]: line for line in shown} == sums(counted, by)
 
 
@@ -298,7 +306,7 @@ def sums(rows: list[UsageRow], by: str) -> dict[str, dict[str, Any]]:
         for field in SUMMED:
             line[field] += getattr(row, field)
     for line in lines.values():
-        for amount in ("charge", "cost"):
+        for amount in AMOUNTS:
             line[f"{amount}_usd"] = Decimal(line[f"{amount}_nano_usd"]).scaleb(-9)
     return lines
 

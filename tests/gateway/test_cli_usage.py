@@ -93,8 +93,10 @@ def test_as_json_money_is_given_as_integers_and_as_exact_decimals(config: Path):
             "estimated_calls": 0,
             "charge_nano_usd": 2_000_000_010,
             "cost_nano_usd": 50,
+            "waste_nano_usd": 0,
             "charge_usd": "2.00000001",
             "cost_usd": "0.00000005",
+            "waste_usd": "0.00",
         },
         {
             "tenant": "acme",
@@ -106,8 +108,10 @@ def test_as_json_money_is_given_as_integers_and_as_exact_decimals(config: Path):
             "estimated_calls": 0,
             "charge_nano_usd": 1_000_000_005,
             "cost_nano_usd": 25,
+            "waste_nano_usd": 0,
             "charge_usd": "1.000000005",
             "cost_usd": "0.000000025",
+            "waste_usd": "0.00",
         },
     ]
 
@@ -129,7 +133,7 @@ def test_usage_is_grouped_by_what_is_asked_for(config: Path, by: str, names: lis
 def test_a_table_in_a_pipe_is_plain_text_with_exact_money(config: Path):
     lines = usage(config, "--from", "1h").stdout.splitlines()
     assert lines[0].split()[:2] == ["tenant", "calls"]
-    assert lines[1].split() == ["zeta", "2", "0", "20", "0", "10", "0", "2.00000001", "0.00000005"]
+    assert lines[1].split() == ["zeta", "2", "0", "20", "0", "10", "0", "2.00000001", "0.00000005", "0.00"]
 
 
 def test_a_table_on_a_terminal_has_every_value_in_it(config: Path):

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from usage_rows import Collected, a_row
+from usage_rows import Collected, a_row, a_share
 
 from gateway.journal import Journal
 from gateway.mover import Mover, moving
@@ -33,7 +33,9 @@ sys.path.insert(0, sys.argv[3])
 from gateway.journal import Journal
 from gateway.mover import moving
 from gateway.store import Store
-from usage_rows import a_row
+from usage_rows import a_row, a_share
+
+SHARES = a_share("w1", "late"), a_share("w2", "answer")
 
 async def main():
     journal = Journal.open(Path(sys.argv[1]), segment_bytes=20_000)
@@ -42,7 +44,7 @@ async def main():
             number = 0
             while True:
                 call_id = f"{os.getpid()}-{number}"
-                journal.append(a_row(call_id))
+                journal.append(a_row(call_id, shares=SHARES))
                 os.write(1, call_id.encode() + b"\\n")
                 number += 1
                 if number % 10 == 0:
@@ -73,6 +75,14 @@ def stored_call_ids(url: str) -> set[str]:
     rows = connection.execute("SELECT call_id FROM usage").fetchall()
     connection.close()
     return {row[0] for row in rows}
+
+
+def stored_shares(url: str) -> list[int]:
+    """How many each call has, of those that have any."""
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    rows = connection.execute("SELECT count(*) FROM usage_shares GROUP BY call_id").fetchall()
+    connection.close()
+    return [row[0] for row in rows]
 
 
 def lines(*call_ids: str) -> bytes:
@@ -137,6 +147,7 @@ def test_killed_while_rows_are_moved_none_is_lost_and_none_counts_twice(
     assert calls == len(stored_call_ids(url))
     assert printed <= stored_call_ids(url)
     assert calls <= len(printed) + 6  # a child may die between the append and the print
+    assert stored_shares(url) == [2] * calls
     assert half_moved
     assert list(folder.iterdir()) == []
 
@@ -200,6 +211,31 @@ def test_lines_that_are_no_rows_are_set_aside_and_hold_up_no_others(garbage: lis
         assert mover.corrupt_lines == len(garbage)
         aside = Path(folder) / "1-dead.corrupt"
         assert (aside.read_bytes() if aside.exists() else b"") == b"".join(line + b"\n" for line in garbage)
+
+
+OLD_LINE = (
+    b'{"call_id":"old","time_ms":1700000000000,"request_id":"r","tenant":"acme","key_id":"key_1","model":"llama",'
+    b'"endpoint":"w1","tier":"default","api":"chat","stream":true,"status":200,"outcome":"ok","attempts":1,'
+    b'"prompt_tokens":10,"cached_tokens":4,"completion_tokens":20,"estimated":false,"ttft_ms":12.5,'
+    b'"duration_ms":99.25,"charge_nano_usd":3,"cost_nano_usd":2}\n'
+)
+
+
+def test_a_segment_from_before_there_were_shares_is_read_and_written_still(folder: Path):
+    folder.mkdir()
+    (folder / "1-dead.journal").write_bytes(OLD_LINE)
+    collected = Collected()
+    moved(folder, collected)
+    assert collected.rows == [a_row("old")]
+    assert lines("old") == OLD_LINE  # a call of one endpoint alone takes no byte more
+
+
+def test_shares_come_through_the_journal_as_they_were(folder: Path):
+    row = a_row("1", waste_nano_usd=2, shares=(a_share("w1", "late"), a_share("w2", "answer")))
+    journal, collected = Journal.open(folder), Collected()
+    journal.append(row)
+    Mover(journal, collected).move()
+    assert collected.rows == [row]
 
 
 def test_a_line_longer_than_a_read_is_read_whole(folder: Path):

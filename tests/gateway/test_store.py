@@ -6,19 +6,22 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import create_engine
+from msgspec import structs
+from sqlalchemy import column, create_engine, insert, table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
-from usage_rows import a_row
+from usage_rows import a_row, a_share
 
 from gateway.database import HEAD, SchemaTooNew, StoreAway, StoreError, alembic_config
-from gateway.ledger import UsageRow
+from gateway.ledger import Share, UsageRow
 from gateway.policy import Policy
 from gateway.store import BadTenantName, KeyNotFound, RowsRefused, Store, digest_of
-from gateway.tables import METADATA, USAGE
+from gateway.tables import METADATA, SHARES, USAGE
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+OLD_COLUMNS = set(UsageRow.__struct_fields__) - {"waste_nano_usd", "shares"}
 
 
 @pytest.fixture
@@ -50,12 +53,12 @@ def test_the_head_in_the_code_is_the_last_migration():
 
 
 def test_every_field_of_a_usage_row_has_its_column_in_the_same_order():
-    assert tuple(USAGE.columns.keys()) == UsageRow.__struct_fields__
+    assert (*USAGE.columns.keys(), "shares") == UsageRow.__struct_fields__
 
 
 def test_the_tables_can_be_made_in_postgresql():
-    for table in METADATA.sorted_tables:
-        assert str(CreateTable(table).compile(dialect=postgresql.dialect()))
+    for each in METADATA.sorted_tables:
+        assert str(CreateTable(each).compile(dialect=postgresql.dialect()))
 
 
 @pytest.mark.usefixtures("store")
@@ -253,6 +256,78 @@ def test_a_batch_with_a_row_that_no_database_can_hold_is_refused_whole(store: St
     with pytest.raises(RowsRefused):
         store.record([a_row("1"), a_row("2", charge_nano_usd=2**63)])
     assert store.usage("tenant", 0, 2**62) == []
+
+
+RESUMED = a_row(
+    "resumed",
+    cost_nano_usd=7,
+    waste_nano_usd=11,
+    charge_nano_usd=3,
+    shares=(
+        a_share("w1", "answer", charge_nano_usd=2, cost_nano_usd=1, prompt_tokens=10, completion_tokens=5),
+        a_share("w2", "read_again", charge_nano_usd=0, cost_nano_usd=4, waste_nano_usd=4, prompt_tokens=15),
+        a_share("w2", "answer", charge_nano_usd=1, cost_nano_usd=2, prompt_tokens=0, completion_tokens=15),
+        a_share("w3", "late", charge_nano_usd=0, cost_nano_usd=0, waste_nano_usd=7, estimated=True),
+    ),
+)
+
+
+def test_by_endpoint_a_call_counts_at_each_that_has_worked_for_it(store: Store):
+    failed = a_row(
+        "failed",
+        endpoint="",
+        outcome="upstream_error",
+        shares=(a_share("w3", "failed", charge_nano_usd=0, cost_nano_usd=0, waste_nano_usd=9),),
+        waste_nano_usd=9,
+        charge_nano_usd=0,
+        cost_nano_usd=0,
+    )
+    store.record([RESUMED, failed, a_row("plain")])
+    by_endpoint = {total.name: total for total in store.usage("endpoint", 0, 2**62)}
+    assert by_endpoint.keys() == {"w1", "w2", "w3"}
+    calls = {name: (total.calls, total.errors, total.estimated_calls) for name, total in by_endpoint.items()}
+    assert calls == {"w1": (2, 0, 0), "w2": (1, 0, 0), "w3": (2, 1, 1)}
+    assert by_endpoint["w2"].prompt_tokens == 15
+    assert by_endpoint["w1"].completion_tokens == 20 + 5
+    (all_of_them,) = store.usage("tenant", 0, 2**62)
+    for amount in ("charge_nano_usd", "cost_nano_usd", "waste_nano_usd"):
+        assert sum(getattr(total, amount) for total in by_endpoint.values()) == getattr(all_of_them, amount)
+    assert (all_of_them.calls, all_of_them.errors, all_of_them.waste_nano_usd) == (3, 1, 20)
+    assert [by_endpoint[name].waste_nano_usd for name in ("w1", "w2", "w3")] == [0, 4, 16]
+
+
+def test_a_calls_shares_are_kept_once_however_often_it_is_recorded(store: Store, url: str):
+    for _ in range(2):
+        store.record([RESUMED, a_row("plain")])
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        rows = connection.execute(SHARES.select().order_by(SHARES.c.number)).all()
+    engine.dispose()
+    assert [(row[0], row[1], Share(*row[2:])) for row in rows] == [
+        ("resumed", number, share) for number, share in enumerate(RESUMED.shares)
+    ]
+
+
+def test_shares_that_no_database_can_hold_take_their_row_with_them(store: Store):
+    with pytest.raises(RowsRefused):
+        store.record([a_row("1"), a_row("2", shares=(a_share("w1", "late", waste_nano_usd=2**63),))])
+    assert store.usage("endpoint", 0, 2**62) == []
+
+
+def test_a_database_from_before_there_were_shares_is_brought_up_to_date(url: str):
+    from alembic import command  # noqa: PLC0415  slow to import
+
+    engine = create_engine(url)
+    config = alembic_config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        row = {name: value for name, value in structs.asdict(a_row("old")).items() if name in OLD_COLUMNS}
+        connection.execute(insert(table("usage", *map(column, row))), row)
+    engine.dispose()
+    with Store.open(url) as store:
+        (total,) = store.usage("endpoint", 0, 2**62)
+        assert (total.name, total.calls, total.cost_nano_usd, total.waste_nano_usd) == ("w1", 1, 2, 0)
 
 
 def test_usage_is_summed_by_what_is_asked_for_over_a_half_open_span(store: Store):

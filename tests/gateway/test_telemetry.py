@@ -11,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from usage_rows import a_row
+from usage_rows import a_row, a_share
 
 from backends.fleet import Fleet, FleetSettings
 from backends.worker import Access
 from gateway.errors import ERRORS
 from gateway.journal import Journal
+from gateway.ledger import WASTE
 from gateway.telemetry import (
     DURATION_BUCKETS_S,
     OVERHEAD_BUCKETS_S,
@@ -60,6 +61,18 @@ ROWS = st.lists(
         duration_ms=SECONDS.map(lambda seconds: seconds * 1000),
         charge_nano_usd=TOKENS,
         cost_nano_usd=TOKENS,
+        shares=st.lists(
+            st.builds(
+                a_share,
+                SENT,
+                st.sampled_from(["answer", *WASTE]),
+                model=st.sampled_from(MODELS),
+                prompt_tokens=TOKENS,
+                completion_tokens=TOKENS,
+                waste_nano_usd=TOKENS,
+            ),
+            max_size=3,
+        ).map(tuple),
     ),
     max_size=12,
 )
@@ -108,6 +121,12 @@ def test_the_page_adds_up_to_the_rows(rows: list[UsageRow]):
     assert found["tidegate_money_nano_usd_total"] == sums(
         rows, "model", charge="charge_nano_usd", cost="cost_nano_usd"
     )
+    shares = [share for row in rows for share in row.shares if share.purpose != "answer"]
+    assert sum(found["tidegate_waste_nano_usd_total"].values()) == sum(s.waste_nano_usd for s in shares)
+    for labels, tokens in found["tidegate_waste_tokens_total"].items():
+        of = dict(labels)
+        mine = [s for s in shares if (s.model, s.purpose) == (of["model"], of["cause"])]
+        assert tokens == sum(getattr(share, f"{of['kind']}_tokens") for share in mine)
     estimated = dict.fromkeys(sums(rows, "model"), 0) | sums((r for r in rows if r.estimated), "model")
     assert found["tidegate_calls_estimated_total"] == estimated
     assert found["tidegate_call_seconds_count"] == sums(rows, "model")
@@ -120,7 +139,13 @@ def test_the_page_adds_up_to_the_rows(rows: list[UsageRow]):
 def test_nothing_that_a_client_sends_becomes_a_label(rows: list[UsageRow]):
     page = filled(rows).page()
     assert b"SENT" not in page
-    allowed = {"model": {*MODELS}, "tier": {*TIERS}, "outcome": {*OUTCOMES}}
+    allowed = {
+        "model": {*MODELS},
+        "tier": {*TIERS},
+        "outcome": {*OUTCOMES},
+        "cause": {*WASTE},
+        "borne_by": {"gateway", "node"},
+    }
     for name, samples in read(page).items():
         for label, value in (pair for labels in samples for pair in labels):
             assert label in {"le", "kind"} or value in allowed[label], f"{name}: {label}"

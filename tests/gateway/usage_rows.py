@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from gateway.ledger import UsageRow
+from gateway.ledger import Share, UsageRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,3 +52,19 @@ def a_row(call_id: str, **changes: object) -> UsageRow:
         cost_nano_usd=2,
     )
     return structs.replace(row, **changes)
+
+
+def a_share(endpoint: str, purpose: str, **changes: object) -> Share:
+    share = Share(
+        endpoint=endpoint,
+        model="llama",
+        purpose=purpose,
+        prompt_tokens=10,
+        cached_tokens=4,
+        completion_tokens=20,
+        estimated=False,
+        charge_nano_usd=3,
+        cost_nano_usd=2,
+        waste_nano_usd=0,
+    )
+    return structs.replace(share, **changes)
