@@ -14,10 +14,11 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from backends.base import AttemptFailed, CallRejected, ConnectFailed, LaneFull, Overloaded, Refused, conceal
 from backends.incoming import Patience
@@ -37,13 +38,18 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from backends.base import Backend, Reply
+    from backends.probe import Probed, ProbeOutcome
     from backends.scrape import Scraped
+    from routing.ejection import Ejection
     from routing.types import Call, Candidate, Endpoint, Usage
 
     Listed: TypeAlias = tuple[Endpoint, Access | LiteLLMAccess]
 
 
 log = logging.getLogger(__name__)
+
+MOST_RECORDS = 10_000
+"""Of endpoints that have left."""
 
 CONFIG = "config"
 """The source of what stands in the configuration."""
@@ -58,6 +64,8 @@ class FleetSettings(Struct, frozen=True):
     health_interval_s: float = 5.0
     health_timeout_s: float = 2.0
     scrape_interval_s: float = 5.0
+    probe_answer_s: float = 30.0
+    """For the completion that a worker is probed by: its first may take long."""
     prefix_pieces: int = MOST_PIECES_HELD
     """Remembered of the prompts sent to the endpoints of one model, in all."""
 
@@ -77,6 +85,7 @@ class Member(Standing):
         self.access = access
         self.declared = endpoint
         """As its source says; `endpoint` has in addition what it has said of itself."""
+        self._own_context_tokens: int | None = None
         self.source = CONFIG
         self.keys = Keys(access.api_keys, endpoint.name)
         self.lane: Lane | None = None
@@ -97,6 +106,8 @@ class Member(Standing):
         """What it last said of itself."""
         self.kv_events: KvEvents | None = None
         """Where it publishes them."""
+        self.probes: Counter[ProbeOutcome] = Counter()
+        """Ended so far, by outcome."""
         self.left = asyncio.Event()
         """Set when it is no member any more."""
         self._call_ended = asyncio.Event()
@@ -109,7 +120,26 @@ class Member(Standing):
 
     def redeclare(self, endpoint: Endpoint) -> None:
         """Its source says something else of it."""
-        self.declared = self.endpoint = endpoint
+        self.declared = endpoint
+        self._describe()
+
+    def probed(self, found: Probed, now_s: float, roll: float) -> float:
+        """A probe has found this; in how many seconds it is to be probed again where it failed."""
+        self.probes[found.outcome] += 1
+        failure = None if found.outcome == "ok" else found.detail
+        pause_s = self.ejection.probed(now_s, failure, roll)
+        if failure is None:
+            self._own_context_tokens = found.context_tokens
+            self._describe()
+            self.ramp_up(now_s)
+        self.changed()
+        return pause_s
+
+    def _describe(self) -> None:
+        """As its source says, and where that says nothing, as itself does."""
+        self.endpoint = self.declared
+        if self.declared.context_tokens is None and self._own_context_tokens:
+            self.endpoint = structs.replace(self.declared, context_tokens=self._own_context_tokens)
         self.changed()
 
     def looked_at(self, scraped: Scraped) -> None:
@@ -235,6 +265,8 @@ class Fleet:
         """Those of models without members any more are kept: calls may be under way in them, or wait."""
         self._members: dict[tuple[str, str], Member] = {}
         """By the names of model and endpoint."""
+        self._records: dict[tuple[str, str], Ejection] = {}
+        """How those stood that have left, should they be back: who comes and goes is kept out for longer each time."""
         self._litellm = LiteLLMThread()
         self._sent = SentCalls()
         self._lives = Lives(settings)
@@ -286,12 +318,20 @@ class Fleet:
         self._members[endpoint.model, endpoint.name] = member
         if isinstance(access, Access) and access.kv_events is not None:
             member.kv_events = KvEvents(endpoint.name, access.kv_events, member, self._sent)
+        if self._lives.running and endpoint.kind == "worker":
+            # Those there from the start are taken as they are: a gateway that is started anew under load must not turn all
+            # calls away until it has probed.
+            member.ejection = self._records.pop((endpoint.model, endpoint.name), member.ejection)
+            member.ejection.join(time.monotonic())
         self._lives.begin(member)
 
     def _leave(self, key: tuple[str, str]) -> None:
         member = self._members.pop(key)
         self._pools[key[0]].remove(key[1])
         member.left.set()
+        self._records[key] = member.ejection
+        if len(self._records) > MOST_RECORDS:
+            del self._records[next(iter(self._records))]
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ worker as well; what a check adds is that a worker which nobody calls is seen to
 
 from __future__ import annotations
 
+import random
 import time
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,10 @@ async def check(member: Member, timeout_s: float, next_check_s: float) -> None:
             member.restarted()
     else:
         ok, detail = status == 200, f"/health answered {status}"
-    member.ejection.health(time.monotonic(), ok, "" if ok else detail, next_check_s)
+    was_out = member.ejection.unhealthy
+    now_s, roll = time.monotonic(), random.random()  # noqa: S311 - jitter
+    member.ejection.health(now_s, ok, "" if ok else detail, next_check_s, roll)
     member.checked = True
+    if ok and was_out:
+        member.ramp_up(now_s)
     member.changed()

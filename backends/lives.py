@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from backends.health import watch
 from backends.kv_events import JUDGE_S
+from backends.probe import probing
 from backends.scrape import scraping
 from backends.sweep import Sweep
 
@@ -32,6 +33,11 @@ class Lives:
         self._tasks: dict[Member, asyncio.Task[None]] | None = None
         self._lanes: dict[Lane, None] = {}
         self._kv_context: Any = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the block is entered, so that a life begins at once."""
+        return self._tasks is not None
 
     def begin(self, member: Member) -> None:
         """It has joined."""
@@ -82,6 +88,10 @@ class Lives:
             timeout_s = settings.health_timeout_s
             await watching.enter_async_context(watch(member, settings.health_interval_s, timeout_s))
             await watching.enter_async_context(scraping(member, settings.scrape_interval_s, timeout_s))
+        if member.ejection.on_probation:
+            await watching.enter_async_context(
+                probing(member, settings.health_timeout_s, settings.probe_answer_s)
+            )
         if member.kv_events is not None:
             await watching.enter_async_context(member.kv_events.running(self._kv(), JUDGE_S))
 

@@ -112,6 +112,9 @@ class Health(Section):
     scrape_interval_s: Seconds = Field(
         5, description="Between two looks at a worker's `/metrics`, with jitter."
     )
+    probe_timeout_s: Seconds = Field(
+        30, description="For the token that a worker which joins has to make before it gets calls."
+    )
 
 
 class DecisionLogSection(Section):

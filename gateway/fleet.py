@@ -28,6 +28,7 @@ def fleet_of(config: Config) -> Fleet:
         health_interval_s=float(config.health.interval_s),
         health_timeout_s=float(config.health.timeout_s),
         scrape_interval_s=float(config.health.scrape_interval_s),
+        probe_answer_s=float(config.health.probe_timeout_s),
     )
     endpoints = {
         name: list(zip(config.endpoints_of(name), map(_access, section.endpoints), strict=True))

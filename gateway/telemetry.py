@@ -252,9 +252,19 @@ class FleetCollector(Collector):
                     keys.add_metric([*names, state], count)
         yield from (available, inflight, connections, speed, ejections, checks, attempts, keys)
         yield GaugeMetricFamily("tidegate_calls_running", "Calls under way.", value=self._running())
-        yield from chain(
-            self._of_scrapes(now_s), self._of_kv_events(), self._of_journal(), self._of_decisions()
+        yield from chain(self._of_probes(), self._of_scrapes(now_s), self._of_kv_events())
+        yield from chain(self._of_journal(), self._of_decisions())
+
+    def _of_probes(self) -> Iterable[Metric]:
+        probes = CounterMetricFamily(
+            "tidegate_probes_total",
+            "Probes of workers that join, by outcome: ok, unreachable, no_models, model_missing or no_answer.",
+            labels=["model", "endpoint", "outcome"],
         )
+        for member in self._fleet.members:
+            for outcome, count in member.probes.items():
+                probes.add_metric([member.endpoint.model, member.endpoint.name, outcome], count)
+        yield probes
 
     def _of_decisions(self) -> Iterable[Metric]:
         decisions = self._decisions

@@ -3,6 +3,9 @@
 Calls themselves are the best probe of an endpoint, so failures of calls take it out (passive ejection) and time brings
 it back, later each time it fails again. An active health check can take it out as well, but its success is no promise:
 a worker may answer /health while every completion fails. One object for each endpoint; clock and dice are arguments.
+
+One that joins is on probation first: it gets calls once a probe has succeeded, and then one failure takes it out. One
+that goes and comes back again and again is kept out for longer each time.
 """
 
 from __future__ import annotations
@@ -34,6 +37,13 @@ QUIET_S = 300.0
 SUCCESSES_TO_FORGET = 10
 """Successes in a row that make past ejections forgotten as well."""
 
+FALLS_TO_FLAP = 2
+"""How often it has to go, each time within QUIET_S of the last, to be kept out when it is back."""
+
+LONGEST_PROBE_PAUSE_S = 10.0
+"""Seconds, before jitter, between two probes of one that is on probation: a server that still loads its model is soon found
+to be ready, and a probe costs next to nothing."""
+
 NEXT_CHECK_S = 5.0
 """Seconds to the next active check, where the caller does not say."""
 
@@ -45,24 +55,34 @@ _EJECTED: dict[FailureKind, str] = {
 }
 
 
+_FLAPS = "kept out: it comes and goes"
+
+
 class Ejection:
     """The health of one endpoint as learned from calls and checks.
 
     Serving, until failures eject it for a while; then half open: calls are sent, one failure ejects it for twice as
-    long, one success closes it. Beside that it may be cooling down (it asked for a pause) or unhealthy (its check
-    failed); it is available when none of the three holds.
+    long, one success closes it. Beside that it may be cooling down (it asked for a pause), unhealthy (its check failed)
+    or on probation (it has joined, and no probe has succeeded yet); it is available when none of the four holds.
     """
 
     __slots__ = (
+        "_back_s",
         "_check_reason",
         "_cool_until_s",
         "_doublings",
         "_ejected_by",
         "_ejected_until_s",
         "_failures",
+        "_falls",
+        "_flaps",
         "_half_open",
         "_last_failure_s",
+        "_last_fall_s",
         "_next_check_s",
+        "_next_probe_s",
+        "_probation",
+        "_probes",
         "_successes",
         "cool_downs",
         "ejections",
@@ -78,8 +98,15 @@ class Ejection:
         self._half_open = False
         self._ejected_by: FailureKind = "connect"
         self._ejected_until_s = self._cool_until_s = self._last_failure_s = float("-inf")
+        self._falls = 0
+        """Times that it went, each soon after the one before."""
+        self._flaps = False
+        """Whether it is for these that it is ejected."""
+        self._last_fall_s = self._back_s = float("-inf")
+        self._probation: str | None = None
+        self._probes = 0
         self._check_reason: str | None = None
-        self._next_check_s = 0.0
+        self._next_check_s = self._next_probe_s = 0.0
         self.ejections = 0
         """So far, for metrics; likewise the next two."""
         self.cool_downs = 0
@@ -90,7 +117,7 @@ class Ejection:
         if now_s < self._ejected_until_s:
             # Calls sent before the ejection fail after it, as one event: they neither extend nor double it.
             return
-        if now_s - max(self._last_failure_s, self._ejected_until_s) >= QUIET_S:
+        if now_s - max(self._last_failure_s, self._ejected_until_s, self._back_s) >= QUIET_S:
             self._doublings = self._failures = 0
             self._half_open = False
         self._last_failure_s = now_s
@@ -115,15 +142,49 @@ class Ejection:
         self.cool_downs += 1
         self._cool_until_s = max(self._cool_until_s, now_s + min(max(seconds, 0.0), LONGEST_EJECTION_S))
 
-    def health(self, now_s: float, ok: bool, detail: str = "", next_check_s: float = NEXT_CHECK_S) -> None:  # noqa: FBT001 - the outcome of a check is the one thing this is told
+    def join(self, now_s: float) -> None:
+        """It joins, perhaps again: no calls before a probe has succeeded."""
+        self._probation, self._probes, self._next_probe_s = "it is being probed", 0, now_s
+        self._check_reason = None
+
+    def probed(self, now_s: float, failure: str | None, roll: float) -> float:
+        """A probe ended, with this failure or none; in how many seconds the next is due if it failed."""
+        if failure is None:
+            self._probation = None
+            self._returned(now_s, roll)
+            return 0.0
+        pause_s = _jittered(min(LONGEST_PROBE_PAUSE_S, FIRST_EJECTION_S * 2.0**self._probes), roll)
+        self._probes = min(self._probes + 1, 10)
+        self._probation, self._next_probe_s = f"probe failed: {failure}", now_s + pause_s
+        return pause_s
+
+    def fell(self, now_s: float) -> None:
+        """It has gone without a word: its check fails, or its lease was not renewed."""
+        if now_s - self._last_fall_s >= QUIET_S:
+            self._falls = 0
+        self._falls = min(self._falls + 1, 10)
+        self._last_fall_s = now_s
+
+    def health(
+        self,
+        now_s: float,
+        ok: bool,  # noqa: FBT001 - the outcome of a check is the one thing this is told
+        detail: str = "",
+        next_check_s: float = NEXT_CHECK_S,
+        roll: float = 0.5,
+    ) -> None:
         """An active check ended; the next comes in `next_check_s`."""
         self._next_check_s = now_s + next_check_s
         if not ok:
             self.failed_checks += 1
+            if self._check_reason is None and self._probation is None:
+                self.fell(now_s)
             self._check_reason = f"health check failed: {detail}" if detail else "health check failed"
             return
-        self._check_reason = None
-        if self._ejected_by == "connect":
+        if self._check_reason is not None:
+            self._check_reason = None
+            self._returned(now_s, roll)
+        if self._ejected_by == "connect" and not self._flaps:
             # Somebody is there again, which is all that a refused connection had put in doubt.
             self._ejected_until_s = min(self._ejected_until_s, now_s)
 
@@ -134,21 +195,52 @@ class Ejection:
         if now_s < self._cool_until_s:
             reason, wait_s = "asked for a pause", self._cool_until_s - now_s
         if now_s < self._ejected_until_s:
-            reason = _EJECTED[self._ejected_by]
+            reason = _FLAPS if self._flaps else _EJECTED[self._ejected_by]
             wait_s = max(wait_s, self._ejected_until_s - now_s)
         if self._check_reason is not None:
             reason = self._check_reason
             wait_s = max(wait_s, self._next_check_s - now_s)
+        if self._probation is not None:
+            reason = self._probation
+            wait_s = max(wait_s, self._next_probe_s - now_s)
         return (None, None) if reason is None else (reason, wait_s)
 
     def out(self, now_s: float) -> bool:
         """Whether it has failed, calls or checks, rather than only asked for a pause."""
-        return now_s < self._ejected_until_s or self._check_reason is not None
+        return now_s < self._ejected_until_s or self._check_reason is not None or self._probation is not None
+
+    @property
+    def unhealthy(self) -> bool:
+        """Whether its last check failed."""
+        return self._check_reason is not None
+
+    @property
+    def on_probation(self) -> bool:
+        """Whether it has joined and no probe has succeeded yet."""
+        return self._probation is not None
+
+    def _returned(self, now_s: float, roll: float) -> None:
+        """It is there, and one failure is enough to doubt it. Having gone once is no reason to wait, having done so again is."""
+        self._half_open = True
+        self._back_s = now_s
+        if self._falls < FALLS_TO_FLAP or now_s - self._last_fall_s >= QUIET_S:
+            return
+        seconds = _pause_s(self._falls - FALLS_TO_FLAP + 1)
+        self._ejected_until_s = max(self._ejected_until_s, now_s + _jittered(seconds, roll))
+        self._flaps = True
 
     def _eject(self, now_s: float, kind: FailureKind, roll: float) -> None:
-        seconds = min(LONGEST_EJECTION_S, FIRST_EJECTION_S * 2.0**self._doublings)
-        self._ejected_until_s = now_s + seconds * (1.0 - JITTER + 2.0 * JITTER * roll)
+        self._ejected_until_s = now_s + _jittered(_pause_s(self._doublings), roll)
         self._ejected_by = kind
+        self._flaps = False
         self._doublings = min(self._doublings + 1, 10)
         self._half_open = True
         self.ejections += 1
+
+
+def _pause_s(doublings: int) -> float:
+    return min(LONGEST_EJECTION_S, FIRST_EJECTION_S * 2.0**doublings)
+
+
+def _jittered(seconds: float, roll: float) -> float:
+    return seconds * (1.0 - JITTER + 2.0 * JITTER * roll)

@@ -17,6 +17,7 @@ from routing.gpu import kv_tokens_for
 from routing.pace import Peers
 from routing.pipeline import plan
 from routing.prefix import MOST_PIECES_HELD, PIECE_TOKENS, PrefixIndex
+from routing.ramp import Ramp
 from routing.speed import Speed
 from routing.types import Load
 
@@ -32,6 +33,9 @@ LOAD_HOLDS_S = 0.005
 
 BUSY_RETRY_S = 1.0
 """When to come back to an endpoint that has as many calls as it may have."""
+
+RAMP_RETRY_S = 0.2
+"""The same where it is to have more calls soon."""
 
 OUTPUT_WEIGHT = 0.02
 """Of the newest call in the running mean of output tokens: about the last fifty calls count."""
@@ -53,6 +57,7 @@ class Standing:
         self.speed = Speed(endpoint.gpu, None if hosted else pool.peers, parallel=hosted)
         self._most_inflight = most_inflight
         self._pool = pool
+        self._ramp: Ramp | None = None
         self._reports_cached = False
 
     def move_to(self, pool: Pool) -> None:
@@ -65,7 +70,24 @@ class Standing:
         if self._most_inflight is not None and self.inflight >= self._most_inflight:
             reason, wait_s = self.ejection.state(now_s)
             return (reason, wait_s) if reason else (f"busy with {self.inflight} calls", BUSY_RETRY_S)
+        if self._ramp is not None:
+            return self._while_ramping(self._ramp, now_s)
         return self.ejection.state(now_s)
+
+    def _while_ramping(self, ramp: Ramp, now_s: float) -> tuple[str | None, float | None]:
+        most = ramp.most(now_s)
+        if most is None:
+            self._ramp = None
+        reason, wait_s = self.ejection.state(now_s)
+        if reason is None and most is not None and self.inflight >= most:
+            return f"is new, and gets {most} calls at a time for now", RAMP_RETRY_S
+        return reason, wait_s
+
+    def ramp_up(self, now_s: float) -> None:
+        """It gets calls from now on: a few at first, where others are there for the rest."""
+        if self._pool.has_others(self, now_s):
+            self._ramp = Ramp(now_s)
+        self.changed()
 
     def load(self, now_s: float) -> Load:
         """Its load now."""
@@ -90,6 +112,8 @@ class Standing:
     def succeeded(self, now_s: float) -> None:
         """A call was answered there."""
         self.ejection.succeeded(now_s)
+        if self._ramp is not None:
+            self._ramp.answered()
 
     def failed(self, now_s: float, kind: FailureKind, roll: float) -> None:
         """A call failed there; `roll`, uniform in [0, 1), is the jitter of how long it is left alone."""
@@ -190,6 +214,10 @@ class Pool:
         self.prefixes.remove(standing.place)
         del self._names[standing.place]
         standing.move_to(Pool(most_pieces=0))
+
+    def has_others(self, standing: Standing, now_s: float) -> bool:
+        """Whether anybody else gets calls."""
+        return any(each is not standing and each.unavailable(now_s)[0] is None for each in self)
 
     def __iter__(self) -> Iterator[Standing]:
         return iter(self.standings.values())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from msgspec import structs
-from scripted import OK, Server, answers, until
+from scripted import OK, Server, until
 from test_fleet import CALL, SETTINGS, STREAM, outgoing
 
 from backends.base import ConnectFailed
@@ -39,18 +39,29 @@ def lives() -> list[str]:
     return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("life of")]
 
 
-async def begins_and_goes_on(peer):
+def reply(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+async def serves(peer):
+    """What a probe asks for, and to calls a stream that goes on."""
     while True:
         body = await peer.request()
-        if body:
+        head = peer.requests[-1][0]
+        if b"GET /v1/models " in head:
+            await peer.send(reply(b'{"data":[{"id":"sim","max_model_len":4096}]}'))
+        elif b"POST /v1/completions " in head:
+            await peer.send(reply(b'{"choices":[{}]}'))
+        elif body:
             await peer.send(STREAM, b"5\r\ndata:\r\n")
             await peer.lost()
             return
-        await peer.send(OK)
+        else:
+            await peer.send(OK)
 
 
 async def test_who_joins_is_watched_and_planned_with_and_who_leaves_is_neither():
-    async with Server(answers(OK)) as server, empty_fleet() as fleet:
+    async with Server(serves) as server, empty_fleet() as fleet:
         fleet.agree(CONFIG, {"m": [listed(f"http://127.0.0.1:{server.port}")]})
         assert names(fleet) == ["w"]
         await until(lambda: fleet.ready, LIMIT_S)
@@ -64,7 +75,7 @@ async def test_who_joins_is_watched_and_planned_with_and_who_leaves_is_neither()
 
 
 async def test_a_stream_that_runs_when_its_worker_leaves_finishes_and_then_the_connections_are_closed():
-    async with Server(begins_and_goes_on) as server, empty_fleet() as fleet:
+    async with Server(serves) as server, empty_fleet() as fleet:
         fleet.agree(CONFIG, {"m": [listed(f"http://127.0.0.1:{server.port}")]})
         (member,) = fleet.members
         async with member.attempt(outgoing(stream=True), CALL) as attempt:
@@ -75,14 +86,14 @@ async def test_a_stream_that_runs_when_its_worker_leaves_finishes_and_then_the_c
             await asyncio.sleep(0.1)
             assert member.lane.connections >= 1
             assert lives() == ["life of w"]
-            peer = next(peer for peer in server.peers if any(body for _, body in peer.requests))
+            peer = next(peer for peer in server.peers if any(b"/chat/" in head for head, _ in peer.requests))
             await peer.send(b"6\r\n high\n\r\n")
             assert await attempt.reply.read() == b" high\n"
         await until(lambda: member.lane.connections == 0 and lives() == [], LIMIT_S)
 
 
 async def test_what_is_only_said_of_an_endpoint_changes_without_a_new_connection():
-    async with Server(answers(OK)) as server, empty_fleet() as fleet:
+    async with Server(serves) as server, empty_fleet() as fleet:
         endpoint, access = listed(f"http://127.0.0.1:{server.port}")
         fleet.agree(CONFIG, {"m": [(endpoint, access)]})
         (member,) = fleet.members
@@ -94,7 +105,7 @@ async def test_what_is_only_said_of_an_endpoint_changes_without_a_new_connection
 
 
 async def test_another_way_to_an_endpoint_makes_it_another_one():
-    async with Server(begins_and_goes_on) as old, Server(answers(OK)) as new, empty_fleet() as fleet:
+    async with Server(serves) as old, Server(serves) as new, empty_fleet() as fleet:
         fleet.agree(CONFIG, {"m": [listed(f"http://127.0.0.1:{old.port}")]})
         (before,) = fleet.members
         async with before.attempt(outgoing(stream=True), CALL) as attempt:
@@ -109,7 +120,7 @@ async def test_another_way_to_an_endpoint_makes_it_another_one():
 
 
 async def test_a_source_speaks_for_its_own_endpoints_only(caplog: pytest.LogCaptureFixture):
-    async with Server(answers(OK)) as server, empty_fleet() as fleet:
+    async with Server(serves) as server, empty_fleet() as fleet:
         url = f"http://127.0.0.1:{server.port}"
         fleet.agree(CONFIG, {"m": [listed(url, "a")]})
         fleet.agree("registered", {"m": [listed(url, "b"), listed("http://127.0.0.1:9", "a")]})
@@ -122,7 +133,7 @@ async def test_a_source_speaks_for_its_own_endpoints_only(caplog: pytest.LogCapt
 
 async def test_a_thousand_joins_and_leaves_leave_no_task_and_no_descriptor():
     pytest.importorskip("zmq")
-    async with Server(answers(OK)) as server, empty_fleet() as fleet:
+    async with Server(serves) as server, empty_fleet() as fleet:
         url = f"http://127.0.0.1:{server.port}"
         access = Access(url, kv_events=KvSource("tcp://127.0.0.1:9"))
         before: tuple[int, int] | None = None
@@ -130,8 +141,8 @@ async def test_a_thousand_joins_and_leaves_leave_no_task_and_no_descriptor():
             wanted = [(Endpoint(f"w{turn}-{n}", "m", "sim", url=url), access) for n in range(20)]
             fleet.agree(CONFIG, {"m": wanted})
             await asyncio.sleep(0.005)
-            async with fleet.members[0].attempt(outgoing(), CALL) as attempt:
-                await attempt.reply.read_whole(100)
+            async with fleet.members[0].attempt(outgoing(stream=True), CALL) as attempt:
+                await attempt.reply.read()
             fleet.agree(CONFIG, {})
             await until(lambda: lives() == [], LIMIT_S)
             if before is None:

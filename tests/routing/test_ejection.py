@@ -203,3 +203,72 @@ def test_successes_with_a_failure_between_them_are_no_streak():
     ejection.succeeded(12.0)
     ejection.failed(13.0, "connect", MIDDLE)
     assert ejected_s(ejection, 13.0) == pytest.approx(2.0)
+
+
+def test_one_that_joins_gets_no_call_until_a_probe_has_succeeded():
+    ejection = Ejection()
+    ejection.join(5.0)
+    assert ejection.state(5.0) == ("it is being probed", 0.0)
+    assert ejection.out(5.0)
+    assert ejection.on_probation
+    assert ejection.probed(6.0, "it does not serve sim", MIDDLE) == pytest.approx(1.0)
+    assert ejection.state(6.5) == ("probe failed: it does not serve sim", pytest.approx(0.5))
+    ejection.health(6.6, ok=True)
+    assert ejection.state(100.0)[0] == "probe failed: it does not serve sim"
+    assert ejection.probed(7.0, None, MIDDLE) == 0.0
+    assert ejection.state(7.0) == (None, None)
+    assert not ejection.out(7.0)
+
+
+def test_probes_that_fail_come_less_often_but_often_enough():
+    ejection = Ejection()
+    ejection.join(0.0)
+    assert [ejection.probed(0.0, "no", MIDDLE) for _ in range(6)] == pytest.approx([1, 2, 4, 8, 10, 10])
+
+
+def test_the_first_failure_of_one_that_has_just_joined_ejects_it():
+    ejection = Ejection()
+    ejection.join(0.0)
+    ejection.probed(0.0, None, MIDDLE)
+    ejection.failed(1.0, "server_error", MIDDLE)
+    assert ejected_s(ejection, 1.0) == pytest.approx(1.0)
+
+
+def test_one_that_comes_and_goes_is_kept_out_for_longer_each_time():
+    ejection, now_s, kept_out_s = Ejection(), 0.0, []
+    for _ in range(9):
+        ejection.health(now_s, ok=False)
+        ejection.health(now_s + 1.0, ok=True)
+        reason, wait_s = ejection.state(now_s + 1.0)
+        kept_out_s.append(wait_s)
+        assert reason in (None, "kept out: it comes and goes")
+        now_s += 70.0
+    assert kept_out_s == pytest.approx([None, 2, 4, 8, 16, 32, 60, 60, 60])
+
+
+def test_that_a_flapping_one_can_be_reached_does_not_bring_it_back():
+    ejection = Ejection()
+    for now_s in (0.0, 10.0):
+        ejection.failed(now_s, "connect", MIDDLE)
+        ejection.health(now_s + 1.0, ok=False)
+        ejection.health(now_s + 2.0, ok=True)
+    ejection.health(12.5, ok=True)
+    assert ejection.state(12.5) == ("kept out: it comes and goes", pytest.approx(1.5))
+    assert ejection.state(14.1) == (None, None)
+
+
+def test_having_gone_long_ago_is_forgotten():
+    ejection = Ejection()
+    for now_s in (0.0, 400.0, 800.0):
+        ejection.health(now_s, ok=False)
+        ejection.health(now_s + 1.0, ok=True)
+        assert ejection.state(now_s + 1.0) == (None, None)
+
+
+def test_a_lease_that_is_lost_counts_as_having_gone():
+    ejection = Ejection()
+    for now_s in (0.0, 30.0):
+        ejection.fell(now_s)
+        ejection.join(now_s + 5.0)
+        ejection.probed(now_s + 6.0, None, MIDDLE)
+    assert ejection.state(36.0) == ("kept out: it comes and goes", pytest.approx(2.0))
