@@ -177,7 +177,8 @@ class Client:
     def _head(self, status: int, lines: bytes, framing: bytes) -> bytes:
         self.started = True
         close = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        return b"".join((STATUS_LINES[status], self._connection.date_line, lines, self.lines, framing, close))
+        line = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status  # an endpoint's own may be any
+        return b"".join((line, self._connection.date_line, lines, self.lines, framing, close))
 
     def _send(self, block: bytes) -> None:
         if not self.gone:

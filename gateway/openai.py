@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct, structs
 
+from backends.usage import MOST_TOKENS
 from gateway.errors import ApiError
 from routing.types import NO_DEMANDS, Capability, Demands, TierName, Trust
 
@@ -268,9 +269,10 @@ def _completion(request: Request, typed: _Completions) -> None:
 
 
 def _whole(count: float, param: str) -> int:
+    """As a number to plan with; the endpoint gets the client's own, and says what it thinks of it."""
     if isinstance(count, float) and not count.is_integer():
         raise ApiError("invalid_type", f"{param}: expected `int | null`, got `float`", param=param)
-    return int(count)
+    return min(int(count), MOST_TOKENS)
 
 
 def _tokens(text: bytes | Raw) -> int:

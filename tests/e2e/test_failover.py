@@ -237,6 +237,15 @@ async def test_what_is_the_clients_own_fault_is_told_at_once_and_not_held_agains
             assert attempts(page) == {("bad", "rejected"): 4, ("bad", "ok"): 1}
 
 
+@pytest.mark.parametrize("mode", ["whole", "stream"])
+async def test_a_status_that_no_standard_knows_is_told_as_it_is(tmp_path: Path, mode: str):
+    odd = whole(b'{"error":{"message":"Too many hops."}}', b"463 Odd")
+    async with failing(odd) as endpoint, gateway(tmp_path, models=models(endpoint)) as gw:
+        with pytest.raises(openai.APIStatusError, match="Too many hops") as refused:
+            await ask(gw.client(), stream=mode == "stream")
+        assert (refused.value.status_code, refused.value.code) == (463, "invalid_request")
+
+
 HURRIED = {"tiers": {"flex": {"max_ttft_ms": 5000}}}
 """Flex that does not wait for as long as these endpoints ask for."""
 

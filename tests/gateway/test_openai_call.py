@@ -5,27 +5,41 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from request_bodies import LEAST, refused, request
 
 from gateway.openai import MEDIA_TOKENS, Api, parse
+from routing.decision import Decision
+from routing.misses import shortfalls
 from routing.pipeline import plan
 from routing.types import Call, Demands, Endpoint, Load, Price, Tier, Trust
 
 patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-NUMBERS_OF_A_CLIENT = [0, -1, 10**400, -(10**400)]
+NUMBERS_OF_A_CLIENT = [0, -1, 10**400, -(10**400), 1e308]
 
 
 @pytest.mark.parametrize("max_tokens", NUMBERS_OF_A_CLIENT)
-def test_no_max_tokens_breaks_the_arithmetic_of_a_plan(max_tokens: int):
+def test_no_max_tokens_breaks_the_arithmetic_of_a_plan(max_tokens: float):
     read = request(max_tokens=max_tokens)
     priced = Endpoint("e", "m", "m", cost=Price(5, 5))
     call = Call("m", Tier("default", 5.0, 1000.0), read.prompt_tokens, read.max_tokens)
     (candidate,) = plan(call, [(priced, Load())], 0.5).ranked
     assert candidate.estimate.cost_nano_usd >= 0
+
+
+@pytest.mark.parametrize("max_tokens", NUMBERS_OF_A_CLIENT)
+def test_nor_that_of_what_does_not_fit_a_context_nor_what_is_written_of_it(max_tokens: float):
+    read = request(max_tokens=max_tokens)
+    small = Endpoint("e", "m", "m", context_tokens=1)
+    call = Call("m", Tier("default", 5.0, 1000.0), 10, read.max_tokens)
+    decision = Decision(call, ((small, Load()),), 0.5, 256.0, {})
+    (shortfall,) = shortfalls(decision)
+    assert "do not fit its context of 1" in shortfall.reasons[0]
+    assert msgspec.json.decode(msgspec.json.encode(decision), type=Decision) == decision
 
 
 @pytest.mark.parametrize(
