@@ -1,4 +1,4 @@
-"""Everything here runs on the event loop that serves; and how a test reads a configuration."""
+"""Everything here runs on the event loop that serves; and what many tests need: a configuration, a database."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import uvloop
 
 from gateway.config import load
 from gateway.config_file import ConfigError
+from gateway.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,3 +45,16 @@ def problems(read: Read):
         return dict(caught.value.problems)
 
     return problems
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Of a database that is not there yet."""
+    return f"sqlite:///{tmp_path}/tidegate.db"
+
+
+@pytest.fixture
+def store(url: str):
+    """That database, open."""
+    with Store.open(url) as store:
+        yield store

@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/tidegate.db"
-
-
-@pytest.fixture
-def store(url: str):
-    with Store.open(url) as store:
-        yield store
-
-
 @asynccontextmanager
 async def following(keyring: Keyring, store: Store, every_s: float = 0.05):
     task = asyncio.create_task(follow(keyring, store, every_s))

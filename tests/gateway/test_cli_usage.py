@@ -16,9 +16,9 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
+from usage_rows import a_row
 
 from gateway.cli_usage import app, span
-from gateway.ledger import UsageRow
 from gateway.output import usd
 from gateway.store import Store
 
@@ -45,26 +45,13 @@ def config(tmp_path: Path) -> Path:
     with Store.open(f"sqlite:///{tmp_path}/tidegate.db") as store:
         store.record(
             [
-                UsageRow(
-                    call_id=f"{tenant}-{number}",
+                a_row(
+                    f"{tenant}-{number}",
                     time_ms=now_ms - 1000,
-                    request_id="r",
                     tenant=tenant,
                     key_id=f"key_{tenant}",
-                    model="llama",
-                    endpoint="w1",
-                    tier="default",
-                    api="chat",
-                    stream=False,
-                    status=200,
-                    outcome="ok",
-                    attempts=1,
-                    prompt_tokens=10,
                     cached_tokens=0,
                     completion_tokens=5,
-                    estimated=False,
-                    ttft_ms=None,
-                    duration_ms=1.0,
                     charge_nano_usd=1_000_000_005,
                     cost_nano_usd=25,
                 )

@@ -59,17 +59,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "journal"
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/tidegate.db"
-
-
-@pytest.fixture
-def store(url: str):
-    with Store.open(url) as store:
-        yield store
-
-
 def stored_call_ids(url: str) -> set[str]:
     connection = sqlite3.connect(url.removeprefix("sqlite:///"))
     rows = connection.execute("SELECT call_id FROM usage").fetchall()

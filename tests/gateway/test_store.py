@@ -24,17 +24,6 @@ if TYPE_CHECKING:
 OLD_COLUMNS = set(UsageRow.__struct_fields__) - {"waste_nano_usd", "shares"}
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/tidegate.db"
-
-
-@pytest.fixture
-def store(url: str):
-    with Store.open(url) as store:
-        yield store
-
-
 @pytest.mark.usefixtures("store")
 def test_the_migrations_make_the_tables_that_the_queries_are_built_from(url: str):
     from alembic.autogenerate import compare_metadata  # noqa: PLC0415  slow to import
