@@ -26,6 +26,7 @@ from gateway.ledger import UsageRow
 from gateway.policy import Policy
 from gateway.server import Server
 from gateway.store import Store
+from loadtest.worker import WorkerSpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -36,6 +37,14 @@ LIMIT_S = 60
 TENANT = "harbour"
 PRICE = {"input": 1, "output": 2, "cached_input": 0.5}
 """USD per million tokens: a prompt token is charged 1000 nano-USD, a completion token 2000."""
+HELLO: dict[str, Any] = {
+    "model": "llama",
+    "messages": [{"role": "user", "content": "High water?"}],
+    "max_tokens": 5,
+}
+"""A chat."""
+INSTANT = WorkerSpec(decode_s_per_token=0)
+"""A simulated worker that takes no time to answer."""
 
 
 def endpoint(worker: Any, name: str = "worker-1", **more: object) -> dict[str, object]:

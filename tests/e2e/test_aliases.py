@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 import pytest_asyncio
-from pool import Gateway, endpoint, gateway
+from pool import INSTANT, Gateway, endpoint, gateway
 
-from loadtest.worker import Fault, SimWorker, WorkerSpec
+from loadtest.worker import Fault, SimWorker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-INSTANT = WorkerSpec(decode_s_per_token=0)
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "High water?"}], "max_tokens": 5}
 SMART = {"priority": "big", "default": "middle", "flex": "small", "fallbacks": ["small"]}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI, OpenAI
-from pool import LIMIT_S, Gateway, gateway
+from pool import HELLO, LIMIT_S, Gateway, gateway
 
 from loadtest.worker import SimWorker, WorkerSpec
 
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 INSTANT = WorkerSpec(decode_s_per_token=0, embeddings=True)
-HELLO: dict[str, Any] = {
-    "model": "llama",
-    "messages": [{"role": "user", "content": "High water?"}],
-    "max_tokens": 5,
-}
 TIDE = {
     "type": "function",
     "function": {

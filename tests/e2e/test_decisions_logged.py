@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from pool import PRICE, Gateway, endpoint, gateway
+from pool import INSTANT, PRICE, Gateway, endpoint, gateway
 
 from gateway.decision_log import Line
-from loadtest.worker import SimWorker, WorkerSpec
+from loadtest.worker import SimWorker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     import httpx2
 
-INSTANT = WorkerSpec(decode_s_per_token=0)
 MASTER = "sk-master-0123456789"
 PROVIDER_KEY = "sk-provider-0123456789"
 PROMPT = "When is high water at the harbour of Oban?"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 import pytest_asyncio
-from pool import PRICE, TENANT, Gateway, endpoint, gateway, until
+from pool import HELLO, INSTANT, PRICE, TENANT, Gateway, endpoint, gateway, until
 
-from loadtest.worker import Fault, SimWorker, WorkerSpec
+from loadtest.worker import Fault, SimWorker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-INSTANT = WorkerSpec(decode_s_per_token=0)
-HELLO: dict[str, Any] = {
-    "model": "llama",
-    "messages": [{"role": "user", "content": "High water?"}],
-    "max_tokens": 5,
-}
 CHAT = "/v1/chat/completions"
 PAGE = "https://chat.example.com"
 

@@ -9,22 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
-from pool import PRICE, Gateway, endpoint, gateway
+from pool import HELLO, INSTANT, PRICE, Gateway, endpoint, gateway
 
-from loadtest.worker import SimWorker, WorkerSpec
+from loadtest.worker import SimWorker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-INSTANT = WorkerSpec(decode_s_per_token=0)
-HELLO: dict[str, Any] = {
-    "model": "llama",
-    "messages": [{"role": "user", "content": "High water?"}],
-    "max_tokens": 5,
-}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
