@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct, structs
 
-from backends.base import AttemptFailed, CallRejected, ConnectFailed, LaneFull, Overloaded, Refused, conceal
+from backends.base import (
+    AttemptFailed,
+    CallRejected,
+    ConnectFailed,
+    LaneFull,
+    Overloaded,
+    Refused,
+    Unsupported,
+    conceal,
+)
 from backends.incoming import Patience
 from backends.keys import Keys
 from backends.kv_check import SentCalls
@@ -56,6 +65,9 @@ CONFIG = "config"
 LANE_FULL_S = 0.05
 """How long an endpoint is left alone that has fewer calls than it may have and yet no connection left: a health check has
 the last one."""
+
+_NOT_READ = (LaneFull, Unsupported, ConnectFailed, Refused, CallRejected)
+"""Where an attempt ends so before its first token, the endpoint has not begun to read the prompt."""
 
 
 class FleetSettings(Struct, frozen=True):
@@ -238,6 +250,7 @@ class Attempt:
         member, now_s = self.member, time.monotonic()
         if error is not None:
             conceal(member.keys.secrets, error)
+            self._run.unanswered(now_s, refused=isinstance(error, _NOT_READ))
         self._run.ended(now_s, self.completion_tokens, self._reported_cached)
         if error is None:
             member.counted("ok")

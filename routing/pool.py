@@ -22,7 +22,7 @@ from routing.speed import Speed
 from routing.types import Load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from routing.ejection import FailureKind
     from routing.speed import Ticket
@@ -107,7 +107,7 @@ class Standing:
         ticket = self.speed.start(now_s, prefill_work(call.prompt_tokens, cached_tokens), watched=watched)
         if call.pieces:
             self._pool.prefixes.place(self.place, call.pieces)
-        return Run(self, ticket, cached_tokens)
+        return Run(self, ticket, cached_tokens, call.pieces)
 
     def succeeded(self, now_s: float) -> None:
         """A call was answered there."""
@@ -139,6 +139,10 @@ class Standing:
         """Its cache holds at most so many tokens now."""
         self._pool.prefixes.trim(self.place, kv_tokens)
 
+    def take_back(self, pieces: Sequence[int], share_read: float) -> None:
+        """Of a prompt sent there only this share was read, beyond what it held before."""
+        self._pool.prefixes.take_back(self.place, pieces, share_read)
+
     def found_cached(self, expected_tokens: int, reported_tokens: int) -> None:
         """It says how many tokens of a prompt were in its cache. Some never do, and say 0 to everything."""
         self._reports_cached = self._reports_cached or reported_tokens > 0
@@ -149,16 +153,27 @@ class Standing:
 class Run:
     """One call at one endpoint. It has to be ended, whatever happens."""
 
-    __slots__ = ("_cached_tokens", "_standing", "_ticket")
+    __slots__ = ("_cached_tokens", "_pieces", "_standing", "_ticket")
 
-    def __init__(self, standing: Standing, ticket: Ticket, cached_tokens: int) -> None:
+    def __init__(
+        self, standing: Standing, ticket: Ticket, cached_tokens: int, pieces: Sequence[int] = ()
+    ) -> None:
         self._standing = standing
         self._ticket = ticket
         self._cached_tokens = cached_tokens
+        self._pieces = pieces
 
     def first_token(self, now_s: float) -> None:
         self._standing.speed.first_token(self._ticket, now_s)
         self._standing.changed()
+
+    def unanswered(self, now_s: float, *, refused: bool = False) -> None:
+        """It ends without a whole answer: of its prompt the endpoint has in its cache what it had before and what it has
+        read since, which is nothing where it `refused` the call. To be said before `ended`.
+        """
+        if self._pieces and self._ticket.first_s is None:
+            share = 0.0 if refused else self._standing.speed.share_read(self._ticket, now_s)
+            self._standing.take_back(self._pieces, share)
 
     def ended(self, now_s: float, completion_tokens: int = 0, cached_tokens: int | None = None) -> None:
         """It is over, with so many tokens received; `cached_tokens` as the endpoint reported them, or None."""

@@ -8,7 +8,8 @@ the second of a burst of siblings then follows the first, or does not, by what t
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
@@ -35,6 +36,9 @@ CAPACITY_RISES = 1.02
 LEAST_CAPACITY = 16
 """Pieces. Below it an endpoint would not even be known to hold what it is working on."""
 
+RECENT = 32
+"""Prompts sent to an endpoint last of which any can be taken back."""
+
 
 def pieces_of(prompt: bytes, salt: bytes = b"") -> tuple[int, ...]:
     """The names of the prompt's prefixes, shortest first, one for each whole piece.
@@ -58,6 +62,8 @@ class PrefixIndex:
         """For each prefix, a bit for every place that holds it."""
         self._held: dict[int, OrderedDict[int, None]] = {}
         """For each place the prefixes it holds, least recently used first."""
+        self._recent: dict[int, deque[tuple[Sequence[int], int]]] = {}
+        """For each place the prompts sent there last, and how many pieces of each it held before."""
         self._limits: dict[int, int] = {}
         """For each place the pieces that it has room for, as declared or scraped."""
         self._capacity: dict[int, float] = {}
@@ -73,6 +79,7 @@ class PrefixIndex:
     def add(self, place: int, kv_tokens: int) -> None:
         """An endpoint, with room for so many tokens in its cache."""
         self._held[place] = OrderedDict()
+        self._recent[place] = deque(maxlen=RECENT)
         self._all |= 1 << place
         self._share = self._most_pieces // len(self._held)
         self.resize(place, kv_tokens)
@@ -82,7 +89,7 @@ class PrefixIndex:
     def remove(self, place: int) -> None:
         self.forget(place)
         self._all &= ~(1 << place)
-        del self._held[place], self._limits[place], self._capacity[place]
+        del self._held[place], self._recent[place], self._limits[place], self._capacity[place]
         self._share = self._most_pieces // max(1, len(self._held))
 
     def resize(self, place: int, kv_tokens: int) -> None:
@@ -96,6 +103,7 @@ class PrefixIndex:
         for piece in self._held[place]:
             self._drop(piece, place)
         self._held[place].clear()
+        self._recent[place].clear()
 
     def trim(self, place: int, kv_tokens: int) -> None:
         """It is known to hold so many tokens at most, now."""
@@ -122,6 +130,7 @@ class PrefixIndex:
     def place(self, place: int, pieces: Sequence[int]) -> None:
         """A prompt of these pieces has been sent there."""
         held, holders, bit = self._held[place], self._holders, 1 << place
+        before = len(held)
         # The longest prefixes first, so that they are the first to be forgotten: without what stands before it, a piece
         # is of no use.
         for piece in reversed(pieces):
@@ -130,8 +139,29 @@ class PrefixIndex:
             else:
                 held[piece] = None
                 holders[piece] = holders.get(piece, 0) | bit
+        self._recent[place].append((pieces, len(pieces) - (len(held) - before)))
         if len(held) > self._capacity[place] or len(held) > self._share:
             self._evict(place)
+
+    def take_back(self, place: int, pieces: Sequence[int], share_read: float) -> None:
+        """Of a prompt sent there, the very `pieces` that were placed, only a share was read, beyond what was held before.
+
+        What has been sent there since counts as held as before. Where that is too long ago to be told, so does all.
+        """
+        recent = self._recent[place]
+        at = next((at for at in reversed(range(len(recent))) if recent[at][0] is pieces), None)
+        if at is None:
+            return
+        before = recent[at][1]
+        kept = before + int(share_read * (len(pieces) - before))
+        for others, _ in islice(recent, at + 1, None):
+            kept = max(kept, _shared(pieces, others))
+        del recent[at]
+        held = self._held[place]
+        for piece in pieces[kept:]:
+            if piece in held:
+                del held[piece]
+                self._drop(piece, place)
 
     def correct(self, place: int, expected_tokens: int, reported_tokens: int) -> None:
         """It found so many tokens of a prompt in its cache where so many were expected: learn how much it has room for."""
@@ -163,3 +193,15 @@ def _note(found: dict[int, int], places: int, count: int) -> None:
         bit = places & -places
         found[bit.bit_length() - 1] = count
         places ^= bit
+
+
+def _shared(pieces: Sequence[int], others: Sequence[int]) -> int:
+    """How many pieces two prompts have in common: as each is named with all before it, one search by halves tells."""
+    low, high = 0, min(len(pieces), len(others))
+    while low < high:
+        middle = (low + high) // 2
+        if pieces[middle] == others[middle]:
+            low = middle + 1
+        else:
+            high = middle
+    return low

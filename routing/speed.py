@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from itertools import takewhile
 
 from msgspec import Struct
 
@@ -169,6 +170,23 @@ class Speed:
         expected_tokens = self._pace.reading(now_s) - ticket.mark
         self._pace.decoding -= 1
         self._pace.learn(now_s, now_s - ticket.first_s, expected_tokens, completion_tokens - 1)
+
+    def share_read(self, ticket: Ticket, now_s: float) -> float:
+        """Share of its prompt, 0 to 1, that should have been read by now where its first token has not come: those before
+        it were read first. Of what is not watched, all that is left could be its own.
+        """
+        now_s = max(now_s, self._now_s)
+        if ticket.ended or ticket.first_s is not None or ticket.work <= 0.0:
+            return 1.0
+        rate = self._work_per_s(now_s)
+        if not ticket.watched:
+            return max(0.0, 1.0 - self._hidden_left(now_s, rate) / ticket.work)
+        done = rate * self._serving_s(ticket, now_s)
+        if not self._parallel:
+            before = list(takewhile(lambda each: each is not ticket, self._pending))
+            if before:
+                done = rate * self._serving_s(before[0], now_s) - sum(each.work for each in before)
+        return min(1.0, max(0.0, done / ticket.work))
 
     def load(
         self,

@@ -79,6 +79,7 @@ class Tidegate:
             run.ended(now_s, flight.call.output_tokens, flight.cached_tokens)
             self._pool.wrote("", flight.call.output_tokens)
             return
+        run.unanswered(now_s)
         run.ended(now_s)
         # No dice: the jitter keeps replicas apart, which a simulation of one need not.
         standing.failed(now_s, _KINDS[failure], 0.5)

@@ -7,10 +7,11 @@ import json
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import openai
 import pytest
-from pool import PRICE, endpoint, gateway
+from pool import PRICE, endpoint, gateway, until
 
-from loadtest.worker import SimWorker, WorkerSpec
+from loadtest.worker import Fault, SimWorker, WorkerSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,3 +120,30 @@ async def test_a_provider_is_sent_no_salt_of_ours(tmp_path: Path):
         async with gateway(tmp_path, models=section) as gw:
             await ask(gw.client(), [{"role": "user", "content": SYSTEM}])
             assert b"cache_salt" not in fleet[0].requests[-1].body
+
+
+async def test_a_worker_that_refused_a_prompt_does_not_count_as_having_it(tmp_path: Path):
+    messages = [{"role": "user", "content": SYSTEM}]
+    async with workers(2) as fleet, gateway(tmp_path, *fleet, auth={"master_key": "sk-master"}) as gw:
+
+        async def cached_tokens() -> list[int]:
+            """At those who take calls now."""
+            question = {"model": "llama", "messages": messages}
+            admin = {"authorization": "Bearer sk-master"}
+            plan = (await gw.http.post("/admin/explain", json=question, headers=admin)).json()
+            return [each["cached_tokens"] for each in plan["candidates"]]
+
+        for worker in fleet:
+            worker.order(Fault(kind="status", status=503, retry_after_s=4))  # longer than a call waits
+        with pytest.raises(openai.InternalServerError, match="2 endpoints were tried"):
+            await ask(gw.client(), messages)
+
+        async def back() -> bool:
+            return len(await cached_tokens()) == 2
+
+        await until(back)
+        assert await cached_tokens() == [0, 0]
+        for worker in fleet:
+            worker.order()
+        await ask(gw.client(), messages)
+        assert sorted(bool(tokens) for tokens in await cached_tokens()) == [False, True]

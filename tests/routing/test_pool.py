@@ -74,6 +74,52 @@ def test_one_that_only_answered_with_an_error_still_holds_its_cache():
     assert pool.cached_tokens(call()) != {}
 
 
+def test_a_call_that_was_refused_leaves_what_was_held_before():
+    pool = pool_of("a")
+    serve(pool, call(PROMPT[:4096]), 0.0)
+    _, run = send(pool, call(), 10.0)
+    assert pool.cached_tokens(call()) == {"a": len(PROMPT) // 4}
+    run.unanswered(10.1, refused=True)
+    run.ended(10.1)
+    assert pool.cached_tokens(call()) == {"a": 1024}
+
+
+@pytest.mark.parametrize("how", ["stream", "whole"])
+def test_of_a_call_that_is_taken_back_before_its_first_token_what_should_have_been_read_is_held(how: str):
+    asked = call(PROMPT * 8)
+    held = []
+    for share in (0.0, 0.5, 1.5):
+        pool = pool_of("a")
+        takes_s = pool.plan(asked, 0.0, 0.5).ranked[0].estimate.ttft_s
+        run = pool.standings["a"].begin(asked, 0.0, watched=how == "stream")
+        run.unanswered(share * takes_s)
+        held.append(pool.cached_tokens(asked).get("a", 0))
+        run.ended(share * takes_s)
+    assert held[0] == 0
+    assert held[1] == pytest.approx(asked.prompt_tokens / 2, rel=0.05)
+    assert held[2] == asked.prompt_tokens
+
+
+def test_of_a_call_that_still_waited_behind_another_nothing_is_held():
+    pool = pool_of("a")
+    first, second = call(PROMPT * 4), call(b"another" + PROMPT * 4)
+    takes_s = pool.plan(first, 0.0, 0.5).ranked[0].estimate.ttft_s
+    pool.standings["a"].begin(first, 0.0)
+    run = pool.standings["a"].begin(second, 0.0)
+    run.unanswered(0.9 * takes_s)
+    assert pool.cached_tokens(second) == {}
+    assert pool.cached_tokens(first) == {"a": first.prompt_tokens}
+
+
+def test_a_stream_that_breaks_after_its_first_token_leaves_its_prompt():
+    pool = pool_of("a")
+    _, run = send(pool, call(), 0.0)
+    run.first_token(0.1)
+    run.unanswered(0.2)
+    run.ended(0.2, 1)
+    assert pool.cached_tokens(call()) == {"a": len(PROMPT) // 4}
+
+
 def test_what_an_endpoint_reports_corrects_how_much_it_is_thought_to_hold():
     pool = pool_of("a", gpu="t4")
     asked = call(PROMPT * 16)

@@ -3,7 +3,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from routing.prefix import LEAST_CAPACITY, MOST_PIECES, PIECE_BYTES, PIECE_TOKENS, PrefixIndex, pieces_of
+from routing.prefix import (
+    LEAST_CAPACITY,
+    MOST_PIECES,
+    PIECE_BYTES,
+    PIECE_TOKENS,
+    RECENT,
+    PrefixIndex,
+    pieces_of,
+)
 
 ROOM = 1000 * PIECE_TOKENS
 
@@ -126,6 +134,37 @@ def test_a_place_without_room_is_still_known_to_hold_a_little(kv_tokens: int):
     assert index.held(pieces_of(text(LEAST_CAPACITY + 4))) == {0: LEAST_CAPACITY}
 
 
+def test_of_a_prompt_read_in_part_that_part_is_held_beyond_what_was_before():
+    index = index_of(1)
+    whole = pieces_of(text(12))
+    index.place(0, whole[:4])
+    index.place(0, whole)
+    index.take_back(0, whole, 0.5)
+    assert index.held(whole) == {0: 8}
+    index.take_back(0, whole, 0.0)  # a second time changes nothing
+    assert index.held(whole) == {0: 8}
+
+
+def test_a_prompt_sent_so_long_ago_that_nobody_knows_what_was_held_before_is_left_as_it_is():
+    index = index_of(1)
+    whole = pieces_of(text(4))
+    index.place(0, whole)
+    for seed in range(1, RECENT + 1):
+        index.place(0, pieces_of(text(1, seed=seed)))
+    index.take_back(0, whole, 0.0)
+    assert index.held(whole) == {0: 4}
+
+
+def test_nothing_is_taken_back_of_a_place_that_was_restarted_since():
+    index = index_of(1)
+    whole = pieces_of(text(4))
+    index.place(0, whole)
+    index.forget(0)
+    index.place(0, pieces_of(text(4)))
+    index.take_back(0, whole, 0.0)
+    assert index.held(whole) == {0: 4}
+
+
 PLACES = st.integers(0, 3)
 PROMPTS = st.lists(st.sampled_from("abc"), min_size=1, max_size=6).map("".join)
 
@@ -133,6 +172,32 @@ PROMPTS = st.lists(st.sampled_from("abc"), min_size=1, max_size=6).map("".join)
 def names(prompt: str) -> tuple[int, ...]:
     """Pieces of a toy prompt: its prefixes, as numbers."""
     return tuple(hash(prompt[: end + 1]) & (2**64 - 1) for end in range(len(prompt)))
+
+
+@given(
+    st.lists(PROMPTS, max_size=5), PROMPTS, st.lists(PROMPTS, max_size=5), st.floats(0, 1, allow_nan=False)
+)
+def test_taking_a_prompt_back_takes_nothing_of_those_sent_before_or_since(
+    before: list[str], prompt: str, since: list[str], share_read: float
+):
+    index, without, sent = index_of(1), index_of(1), names(prompt)
+    for each in before:
+        index.place(0, names(each))
+        without.place(0, names(each))
+    index.place(0, sent)
+    for each in since:
+        index.place(0, names(each))
+        without.place(0, names(each))
+    most = index.held(sent)[0]
+    index.take_back(0, sent, share_read)
+    for each in (*before, *since):
+        assert index.held(names(each)) == {0: len(each)}
+    left = index.held(sent).get(0, 0)
+    assert without.held(sent).get(0, 0) <= left <= most
+    if share_read == 0.0:
+        assert index.held(sent) == without.held(sent)
+    if share_read == 1.0:
+        assert left == most
 
 
 class AgainstPlainSets(RuleBasedStateMachine):
@@ -147,6 +212,12 @@ class AgainstPlainSets(RuleBasedStateMachine):
     def send(self, place: int, prompt: str):
         self.index.place(place, names(prompt))
         self.sets[place].update(names(prompt))
+
+    @rule(place=PLACES, prompt=PROMPTS)
+    def send_in_vain(self, place: int, prompt: str):
+        sent = names(prompt)
+        self.index.place(place, sent)
+        self.index.take_back(place, sent, 0.0)
 
     @rule(place=PLACES)
     def restart(self, place: int):
