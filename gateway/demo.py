@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -37,6 +39,7 @@ Stream = TypeVar("Stream", asyncio.StreamReader, asyncio.StreamWriter)
 
 MODEL = "llama-3.1-8b"
 HOST = "127.0.0.1"
+CALL = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Why are there tides?"}]})
 READY_WITHIN_S = 30
 STOP_WITHIN_S = 5
 
@@ -62,6 +65,13 @@ class Worker(NamedTuple):
     plan: WorkerPlan
     url: str
     process: Process
+
+
+class Keys(NamedTuple):
+    tenant: str
+    """For calls."""
+    master: str
+    """For administration."""
 
 
 def run(port: int, nodes: int) -> int:
@@ -93,13 +103,15 @@ async def _story(folder: Path, port: int, nodes: int, processes: list[Process]) 
     urls = await asyncio.gather(*map(_url_when_ready, plans, processes))
     workers = [Worker(*each) for each in zip(plans, urls, processes, strict=True)]
     path = folder / "tidegate.yaml"
-    path.write_text(yaml.safe_dump(_config(folder, port, workers), sort_keys=False), encoding="utf-8")
+    master_key = f"tg-master-{secrets.token_urlsafe(16)}"
+    written = yaml.safe_dump(_config(folder, port, master_key, workers), sort_keys=False)
+    path.write_text(written, encoding="utf-8")
     config = load(path, os.environ)
     with Store.open(config.database.get_secret_value()) as store:
-        key = store.create_key(tenant="demo", name="demo").secret
+        keys = Keys(store.create_key(tenant="demo", name="demo").secret, master_key)
     watching = [asyncio.create_task(_watch(worker)) for worker in workers]
     try:
-        return await app.serve(config, on_ready=partial(_announce, path, port, key, workers))
+        return await app.serve(config, on_ready=partial(_announce, path, port, keys, workers))
     finally:
         for watch in watching:
             watch.cancel()  # from here on the workers are meant to end
@@ -172,7 +184,7 @@ def _pipe(stream: Stream | None) -> Stream:
     return stream
 
 
-def _config(folder: Path, port: int, workers: Sequence[Worker]) -> dict[str, Any]:
+def _config(folder: Path, port: int, master_key: str, workers: Sequence[Worker]) -> dict[str, Any]:
     endpoints = [
         {
             "worker": worker.url,
@@ -183,15 +195,16 @@ def _config(folder: Path, port: int, workers: Sequence[Worker]) -> dict[str, Any
     ]
     return {
         "listen": {"host": HOST, "port": port},
+        "auth": {"master_key": master_key},
         "database": f"sqlite:///{folder}/tidegate.db",
         "journal": {"folder": f"{folder}/journal"},
         "models": {MODEL: {"price": {"input": 0.05, "output": 0.10}, "endpoints": endpoints}},
     }
 
 
-def _announce(path: Path, port: int, key: str, workers: Sequence[Worker]) -> None:
+def _announce(path: Path, port: int, keys: Keys, workers: Sequence[Worker]) -> None:
     """Lines to be pasted stand alone, unwrapped and without a frame."""
-    base_url = f"http://{HOST}:{port}/v1"
+    base_url, key, command = f"http://{HOST}:{port}/v1", keys.tenant, _own_command()
     console = Console()
     _say(console, f"Tidegate is serving {MODEL} from {len(workers)} simulated workers:")
     for plan, url, _ in workers:
@@ -206,8 +219,11 @@ def _announce(path: Path, port: int, key: str, workers: Sequence[Worker]) -> Non
     _say(console, _curl_line(base_url, key), "cyan")
     _say(console, "\nWith Python (pip install openai):\n")
     _say(console, _python_snippet(base_url, key), "cyan")
-    _say(console, "\nWhat was used, from another terminal:\n")
-    _say(console, f"tidegate usage --by endpoint --config {shlex.quote(str(path))}", "cyan")
+    _say(console, "\nFrom another terminal, where that call would go now, and why:\n")
+    ask = f"{command} explain - --url {base_url} --key {keys.master}"
+    _say(console, f"echo {shlex.quote(CALL)} | {ask}", "cyan")
+    _say(console, "\nAnd what was used:\n")
+    _say(console, f"{command} usage --by endpoint --config {shlex.quote(str(path))}", "cyan")
     _say(console, "\nCtrl-C stops all of it.")
     sys.stdout.flush()
 
@@ -216,10 +232,18 @@ def _say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(text, style), soft_wrap=True)
 
 
+def _own_command() -> str:
+    """As it can be called from anywhere: an environment that is not activated has none on the path."""
+    own = Path(sys.argv[0])
+    if own.name != "tidegate":
+        return f"{shlex.quote(sys.executable)} -m gateway"
+    found = shutil.which("tidegate")
+    return "tidegate" if found is not None and own.samefile(found) else shlex.quote(str(own.absolute()))
+
+
 def _curl_line(base_url: str, key: str) -> str:
-    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Why are there tides?"}]})
     headers = f"-H 'Authorization: Bearer {key}' -H 'Content-Type: application/json'"
-    return f"curl -sS {base_url}/chat/completions {headers} -d {shlex.quote(body)}"
+    return f"curl -sS {base_url}/chat/completions {headers} -d {shlex.quote(CALL)}"
 
 
 def _python_snippet(base_url: str, key: str) -> str:

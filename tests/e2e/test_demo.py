@@ -111,9 +111,11 @@ async def test_what_the_demo_prints_works_when_pasted_and_sigterm_leaves_nothing
             assert reply["model"] == "llama-3.1-8b"
         answer = await output_of(sys.executable, "-", stdin=pasted(printed, "from"))
         assert answer.strip()
-        usage = pasted(printed, "tidegate").split()[1:]
+        plan = await output_of("bash", "-c", pasted(printed, "echo"))
+        assert all(f"worker-{number}" in plan for number in (1, 2, 3))
+        usage = pasted(printed, sys.executable)
         async with asyncio.timeout(TIMEOUT_S):  # rows reach the database in batches
-            while "worker-" not in await output_of(sys.executable, "-m", "gateway", *usage):
+            while "worker-" not in await output_of("bash", "-c", usage):
                 pass
 
         demo.process.send_signal(signal.SIGTERM)
