@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from gateway.errors import ApiError
+from gateway.openai import PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,6 +109,13 @@ async def _shown(_request: Request, error: Any) -> Response:
     return Response(error.body(), error.status, {k.decode(): v.decode() for k, v in error.headers()})
 
 
+def _meant(path: str) -> str:
+    """What an SDK asks for whose base URL lacks its /v1, or has it twice."""
+    known = (*(path.decode() for path in PATHS), "/v1/models")
+    found = [each for each in (f"/v1{path}", path.removeprefix("/v1")) if each in known]
+    return f"; did you mean {found[0]}? A base URL ends with /v1, once" if found else ""
+
+
 async def _shown_http(request: Request, error: Any) -> Response:
     path = request.url.path[:200]
     if error.status_code == 405:
@@ -118,5 +126,5 @@ async def _shown_http(request: Request, error: Any) -> Response:
             headers=[(b"allow", allow.encode())],
         )
     else:
-        failure = ApiError("unknown_url", f"there is no {request.method} {path}")
+        failure = ApiError("unknown_url", f"there is no {request.method} {path}{_meant(path)}")
     return await _shown(request, failure)

@@ -180,10 +180,11 @@ class Store:
 
     def revoke_key(self, id_or_prefix: str, tenant: str | None = None) -> KeyRecord:
         """Revoke the key with this id, or whose id alone starts so. Once revoked it stays so from the first time."""
-        found = KEYS.c.id.startswith(id_or_prefix, autoescape=True)
         if len(id_or_prefix) < _LEAST_ID_PREFIX:
-            found = KEYS.c.id == id_or_prefix
-        query = select(KEYS).where(found)
+            raise KeyNotFound(
+                f"{id_or_prefix!r} is too little of a key's id: at least {_LEAST_ID_PREFIX} characters"
+            )
+        query = select(KEYS).where(KEYS.c.id.startswith(id_or_prefix, autoescape=True))
         if tenant is not None:
             query = query.where(KEYS.c.tenant == tenant)
         with _writing(self._writer) as connection:

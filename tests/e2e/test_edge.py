@@ -136,6 +136,15 @@ async def test_an_api_that_there_is_not_raises_not_found(gw: Gateway):
     with pytest.raises(openai.NotFoundError, match=r"there is no POST /v1/responses") as raised:
         await gw.client().responses.create(model="llama", input="High water?")
     assert raised.value.code == "unknown_url"
+
+
+@pytest.mark.parametrize("base", ["", "/v1/v1"])
+async def test_whose_base_url_lacks_its_v1_or_has_it_twice_is_told(gw: Gateway, base: str):
+    client = gw.client().with_options(base_url=gw.url + base)
+    with pytest.raises(openai.NotFoundError, match=r"did you mean /v1/chat/completions\?"):
+        await client.chat.completions.create(**HELLO)
+    with pytest.raises(openai.NotFoundError, match=r"did you mean /v1/models\?"):
+        await client.models.list()
     with pytest.raises(openai.NotFoundError) as raised:
         await gw.client().embeddings.create(model="llama", input="a")  # the worker's own: its model has none
     assert (raised.value.body["message"], raised.value.code) == ("Not Found", "invalid_request")

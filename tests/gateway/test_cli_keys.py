@@ -92,6 +92,13 @@ def test_revoking_what_is_not_there_fails_with_one_line(config: Path):
     assert result.stderr == "no keys have an id starting with 'key_0123456789'\n"
 
 
+def test_a_key_is_not_revoked_by_what_any_key_may_begin_with(config: Path):
+    created(config, "--tenant", "acme")
+    result = keys(config, "revoke", "key_")
+    assert result.exit_code == 1
+    assert result.stderr == "'key_' is too little of a key's id: at least 8 characters\n"
+
+
 def test_a_bad_name_of_a_tenant_fails_with_one_line(config: Path):
     result = keys(config, "create", "--tenant", "a b")
     assert result.exit_code == 1
