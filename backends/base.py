@@ -9,7 +9,8 @@ The failures form one tree, so that the edge translates them once and the fleet 
     │   ├── ConnectTimeout
     │   └── TlsFailed               certificate or handshake
     ├── ReplyBroken                 the connection ended before the reply did
-    │   └── StreamTruncated         the stream ended without a finish_reason on every choice
+    │   ├── StreamTruncated         the stream ended without a finish_reason on every choice
+    │   └── EndpointLeaves          it has to leave, and the call was taken from it before it did
     ├── ReplyLate
     │   ├── FirstByteTimeout        nothing came
     │   ├── SilenceTimeout          it began, then fell silent
@@ -139,6 +140,10 @@ class ReplyBroken(AttemptFailed):
 class StreamTruncated(ReplyBroken):
     code = "upstream_truncated"
     ejects = "server_error"
+
+
+class EndpointLeaves(ReplyBroken):
+    ejects = None  # it has said so
 
 
 class ReplyLate(AttemptFailed):

@@ -23,6 +23,7 @@ import httptools
 from backends.base import (
     AttemptFailed,
     CallTimeout,
+    EndpointLeaves,
     FirstByteTimeout,
     ReplyBroken,
     ReplyLate,
@@ -45,6 +46,9 @@ DRAIN_S = 0.5
 
 class Exchange(Incoming):
     """One request and its reply on one connection."""
+
+    is_call = False
+    """Whether it is more than a look at how the endpoint is."""
 
     __slots__ = (
         "_begun",
@@ -95,6 +99,8 @@ class Exchange(Incoming):
         if connection is not None:
             try:
                 await self._ask(connection)
+            except EndpointLeaves:
+                raise
             except ReplyBroken:
                 # The worker closed an idle connection just as it was reused. Not a byte of a reply has come, so the
                 # call is not known to have been seen: ask once more on a connection that cannot be stale.
@@ -241,7 +247,11 @@ class Exchange(Incoming):
         self._wake()
 
     def expire(self) -> None:
-        self._fail(self._patience.failure(self._late))
+        self.break_off(self._patience.failure(self._late))
+
+    def break_off(self, failure: AttemptFailed) -> None:
+        """End it so, from outside."""
+        self._fail(failure)
         self._wake()
 
     def _fail(self, error: AttemptFailed) -> None:

@@ -30,6 +30,7 @@ from backends.base import (
     Unsupported,
     conceal,
 )
+from backends.departure import Departure
 from backends.incoming import Patience
 from backends.keys import Keys
 from backends.kv_check import SentCalls
@@ -123,6 +124,7 @@ class Member(Standing):
         self.left = asyncio.Event()
         """Set when it is no member any more."""
         self._call_ended = asyncio.Event()
+        self.departure = Departure(self)
 
     async def idle(self) -> None:
         """Wait until no call is under way there, once it has left."""

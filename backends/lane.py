@@ -20,6 +20,7 @@ from backends.base import CallTimeout, ConnectFailed, ConnectTimeout, LaneFull, 
 from backends.exchange import Exchange
 
 if TYPE_CHECKING:
+    from backends.base import AttemptFailed
     from backends.incoming import Patience
 
 
@@ -65,6 +66,12 @@ class Lane:
             connection.abort()
         # A transport closes its socket in the next turn of the loop.
         await asyncio.sleep(0)
+
+    def break_off(self, failure: AttemptFailed) -> None:
+        """End the calls under way so."""
+        for connection in list(self._connections):
+            if connection.exchange is not None and connection.exchange.is_call:
+                connection.exchange.break_off(failure)
 
     def sweep(self, now_s: float) -> None:
         """Fail the exchanges whose deadline has passed and close the connections that have idled too long."""

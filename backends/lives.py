@@ -73,6 +73,7 @@ class Lives:
 
     async def _live(self, member: Member) -> None:
         async with AsyncExitStack() as stack:
+            stack.callback(member.departure.forget)
             if member.lane is not None:
                 self._lanes[member.lane] = None
                 stack.callback(self._lanes.pop, member.lane)

@@ -123,6 +123,8 @@ class Opening(Exchange):
     Where it is our key that the endpoint refuses, it is asked again with another one.
     """
 
+    is_call = True
+
     __slots__ = ("_keys", "_start", "_stream")
 
     def __init__(self, lane: Lane, start: bytes, outgoing: Outgoing, patience: Patience, keys: Keys) -> None:

@@ -235,7 +235,7 @@ class Admission:
 
     def _is_busy(self, endpoint: Endpoint) -> bool:
         member = self._fleet.find(endpoint)
-        return member is not None and not member.ejection.out(time.monotonic())
+        return member is not None and not member.out(time.monotonic())
 
     def _make_room(self, endpoints: Collection[Endpoint]) -> None:
         """Send back the youngest flex call at any of these."""

@@ -22,5 +22,15 @@ class Decision(Struct, frozen=True):
     cached_tokens: dict[str, int] = {}
     """Of the prompt, expected in the prefix cache of each endpoint, by name."""
 
+    departures: dict[str, float] = {}
+    """In how many seconds endpoints leave that have said so, by name."""
+
     def plan(self) -> Plan:
-        return plan(self.call, self.snapshot, self.roll, self.expected_output_tokens, self.cached_tokens)
+        return plan(
+            self.call,
+            self.snapshot,
+            self.roll,
+            self.expected_output_tokens,
+            self.cached_tokens,
+            self.departures,
+        )

@@ -22,6 +22,11 @@ LEAST_SHARE_OF_PROMPT = 0.5
 long word after another comes to half of it; the worker, which tokenizes, refuses what truly does not fit."""
 
 
+DEPARTURE_MARGIN = 2.0
+"""Times as long as expected that a call must have left at an endpoint that has said when it leaves: half of all calls write
+more than the mean."""
+
+
 def context(call: Call, endpoint: Endpoint) -> str | None:
     """Prompt and output must fit the context. The prompt is an estimate, so only a clear excess is refused."""
     if endpoint.context_tokens is None:
@@ -90,6 +95,13 @@ def named(call: Call, endpoint: Endpoint) -> str | None:
     if demands.only and endpoint.name not in demands.only:
         return f"the call allows only {', '.join(sorted(demands.only))}"
     return None
+
+
+def departure(expected_s: float, left_s: float) -> str | None:
+    """One that has said when it leaves gets what is expected to be done well before. No policy, since it takes an estimate."""
+    if expected_s * DEPARTURE_MARGIN <= left_s:
+        return None
+    return f"leaves in {max(0.0, left_s):.3g} s, and the call is expected to take {expected_s:.3g} s"
 
 
 def filters_for(call: Call) -> tuple[tuple[str, Reject], ...]:

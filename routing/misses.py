@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, structs
 
 from routing.estimate import ask, estimates
-from routing.filters import filters_for
+from routing.filters import departure, filters_for
 from routing.pipeline import missed
 from routing.types import Demands, Estimate
 
@@ -47,7 +47,8 @@ def shortfalls(decision: Decision) -> list[Shortfall]:
     at_rest = [(endpoint, idle(load)) for endpoint, load in snapshot]
     now, best = estimates(asked, snapshot, cached), estimates(asked, at_rest, cached)
     found = [
-        _shortfall(call, endpoint, load, Estimate(*now_figures), Estimate(*best_figures))
+        _leaving(decision, endpoint, asked.output_tokens, Estimate(*now_figures))
+        or _shortfall(call, endpoint, load, Estimate(*now_figures), Estimate(*best_figures))
         for (endpoint, load), now_figures, best_figures in zip(snapshot, now, best, strict=True)
     ]
     return sorted(found, key=_distance)
@@ -90,6 +91,15 @@ def _shortfall(call: Call, endpoint: Endpoint, load: Load, now: Estimate, best: 
         max((each for _, each in slow), default=0.0),
         max(BUSY_WAIT_S, now.ttft_s - most_s),
     )
+
+
+def _leaving(decision: Decision, endpoint: Endpoint, output_tokens: float, now: Estimate) -> Shortfall | None:
+    """That it will not be there long enough, where it would serve the call otherwise. Others may come in its place."""
+    left_s = decision.departures.get(endpoint.name)
+    if left_s is None or any(_lasting(decision.call, endpoint)):
+        return None
+    reason = departure(now.ttft_s + output_tokens * now.itl_s, left_s)
+    return None if reason is None else Shortfall(endpoint, (reason,), retry_after_s=UNKNOWN_WAIT_S)
 
 
 def _lasting(call: Call, endpoint: Endpoint) -> Iterator[tuple[str, float]]:

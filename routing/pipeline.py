@@ -10,7 +10,7 @@ from heapq import nlargest
 from typing import TYPE_CHECKING
 
 from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, ask, estimates
-from routing.filters import context, filters_for
+from routing.filters import context, departure, filters_for
 from routing.objective import rank
 from routing.types import NO_DEMANDS, Endpoint, Estimate, Load, Plan, Rejection
 
@@ -30,6 +30,8 @@ BEST_HOLDERS = 4
 
 _Member = tuple[Endpoint, Load]
 
+NO_DEPARTURES: Mapping[str, float] = {}
+
 
 def plan(
     call: Call,
@@ -37,16 +39,20 @@ def plan(
     roll: float,
     expected_output_tokens: float = MEAN_OUTPUT_TOKENS,
     cached_tokens: Mapping[str, int] = NOTHING_CACHED,
+    departures: Mapping[str, float] = NO_DEPARTURES,
 ) -> Plan:
     """The plan for `call` over `snapshot`, the endpoints of its model. Each is ranked, rejected or, beyond LOOK_AT of
     them, passed over; exactly one of these.
 
     `roll`, uniform in [0, 1), settles exact ties and which are passed over; `expected_output_tokens` is the running
     mean of the model's calls; `cached_tokens`, by the name of the endpoint, are how many of the prompt it is expected to
-    have in its prefix cache. Nobody is passed over where those looked at leave the call unserved or late.
+    have in its prefix cache; `departures` in how many seconds those leave that have said so. Nobody is passed over where those looked at leave the call unserved or late.
     """
     asked = ask(call, expected_output_tokens)
     serving, rejected = _filtered(call, snapshot)
+    if departures:
+        serving, leaving = _staying(asked, serving, cached_tokens, departures)
+        rejected += leaving
     if len(serving) > LOOK_AT:
         drawn, passed_over = _drawn(serving, roll, cached_tokens)
         ranked, misses = _ranked(call, asked, drawn, roll, cached_tokens)
@@ -83,6 +89,28 @@ def _filtered(call: Call, snapshot: Sequence[_Member]) -> tuple[Sequence[_Member
             else:
                 rejected.append(Rejection(endpoint, "availability", load.unavailable, load.retry_after_s))
     return serving, rejected
+
+
+def _staying(
+    asked: Ask,
+    serving: Sequence[_Member],
+    cached_tokens: Mapping[str, int],
+    departures: Mapping[str, float],
+) -> tuple[list[_Member], list[Rejection]]:
+    """Those that will be there until the call is done, and the others."""
+    staying: list[_Member] = []
+    leaving: list[Rejection] = []
+    for member in serving:
+        left_s = departures.get(member[0].name)
+        reason = None
+        if left_s is not None:
+            ttft_s, itl_s, _, _ = estimates(asked, (member,), cached_tokens)[0]
+            reason = departure(ttft_s + asked.output_tokens * itl_s, left_s)
+        if reason is None:
+            staying.append(member)
+        else:
+            leaving.append(Rejection(member[0], "departure", reason))
+    return staying, leaving
 
 
 def _drawn(

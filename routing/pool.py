@@ -15,7 +15,7 @@ from routing.ejection import Ejection
 from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, prefill_work
 from routing.gpu import kv_tokens_for
 from routing.pace import Peers
-from routing.pipeline import plan
+from routing.pipeline import NO_DEPARTURES, plan
 from routing.prefix import MOST_PIECES_HELD, PIECE_TOKENS, PrefixIndex
 from routing.ramp import Ramp
 from routing.speed import Speed
@@ -58,6 +58,8 @@ class Standing:
         self._most_inflight = most_inflight
         self._pool = pool
         self._ramp: Ramp | None = None
+        self.draining = False
+        """Whether it finishes what it has and gets nothing new."""
         self._reports_cached = False
 
     def move_to(self, pool: Pool) -> None:
@@ -65,8 +67,28 @@ class Standing:
         self._pool = pool
         self.place = pool.claim(self)
 
+    @property
+    def departs_s(self) -> float | None:
+        """When it leaves, where it has said so."""
+        return self._pool.leaving.get(self.endpoint.name)
+
+    def depart(self, at_s: float | None, *, draining: bool = False) -> None:
+        """It leaves then, or after all not; `draining` where it is to get no more calls until then."""
+        self.draining = draining
+        if at_s is None:
+            self._pool.leaving.pop(self.endpoint.name, None)
+        else:
+            self._pool.leaving[self.endpoint.name] = at_s
+        self.changed()
+
+    def out(self, now_s: float) -> bool:
+        """Whether it is not just busy, or pausing, but gone for now: failed, not probed yet, draining."""
+        return self.draining or self.ejection.out(now_s)
+
     def unavailable(self, now_s: float) -> tuple[str | None, float | None]:
         """Why it gets no call now, and in how many seconds it may again; (None, None) where it gets calls."""
+        if self.draining:
+            return "is draining", None
         if self._most_inflight is not None and self.inflight >= self._most_inflight:
             reason, wait_s = self.ejection.state(now_s)
             return (reason, wait_s) if reason else (f"busy with {self.inflight} calls", BUSY_RETRY_S)
@@ -196,6 +218,8 @@ class Pool:
         self.prefixes = PrefixIndex(most_pieces)
         self.changed: set[Standing] = set()
         """Those at which something has happened since they were last seen."""
+        self.leaving: dict[str, float] = {}
+        """When those leave that have said so, by the name of the endpoint."""
         self._seen: dict[str, tuple[Endpoint, Load]] = {}
         self._all_seen_until_s = float("-inf")
         self._names: dict[int, str] = {}
@@ -225,6 +249,7 @@ class Pool:
         """Forget an endpoint. Calls still under way there go on in a pool of its own, which nobody looks at."""
         standing = self.standings.pop(name)
         self.changed.discard(standing)
+        self.leaving.pop(name, None)
         self._seen.pop(name, None)
         self.prefixes.remove(standing.place)
         del self._names[standing.place]
@@ -271,10 +296,18 @@ class Pool:
     def plan(self, call: Call, now_s: float, roll: float) -> Plan:
         """The plan for `call` now; `roll`, uniform in [0, 1), settles ties."""
         output_tokens = self.output_tokens(call.tenant)
-        return plan(call, self.snapshot(now_s), roll, output_tokens, self.cached_tokens(call))
+        cached_tokens = self.cached_tokens(call)
+        return plan(call, self.snapshot(now_s), roll, output_tokens, cached_tokens, self.departures(now_s))
 
     def decision(self, call: Call, now_s: float, roll: float) -> Decision:
         """All that `plan` would look at, without the names of the prompt's pieces: whoever guesses it could check the guess."""
         bare = structs.replace(call, pieces=())
         output_tokens = self.output_tokens(call.tenant)
-        return Decision(bare, self.snapshot(now_s), roll, output_tokens, dict(self.cached_tokens(call)))
+        cached_tokens, departures = dict(self.cached_tokens(call)), dict(self.departures(now_s))
+        return Decision(bare, self.snapshot(now_s), roll, output_tokens, cached_tokens, departures)
+
+    def departures(self, now_s: float) -> Mapping[str, float]:
+        """In how many seconds those leave that have said so, by name."""
+        if not self.leaving:
+            return NO_DEPARTURES
+        return {name: departs_s - now_s for name, departs_s in self.leaving.items()}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from msgspec import structs
-from scripted import OK, Server, until
+from scripted import OK, Server, answers, until
 from test_fleet import CALL, SETTINGS, STREAM, outgoing
 
-from backends.base import ConnectFailed
+from backends.base import ConnectFailed, EndpointLeaves
 from backends.fleet import CONFIG, Fleet
 from backends.kv_events import KvSource
 from backends.worker import Access
@@ -117,6 +117,70 @@ async def test_another_way_to_an_endpoint_makes_it_another_one():
             assert [load.inflight for _, load in fleet.pool("m").snapshot(time.monotonic())] == [0]
         assert names(fleet) == ["w"]
         await until(lambda: lives() == ["life of w"], LIMIT_S)
+
+
+async def test_a_draining_worker_gets_nothing_new_and_loses_its_calls_shortly_before_it_has_to_go():
+    async with Server(serves) as server, empty_fleet() as fleet:
+        fleet.agree(CONFIG, {"m": [listed(f"http://127.0.0.1:{server.port}")]})
+        (member,) = fleet.members
+        await until(lambda: fleet.ready, LIMIT_S)
+        async with member.attempt(outgoing(stream=True), CALL) as attempt:
+            assert await attempt.reply.read() == b"data:"
+            member.departure.announce(3600.0, draining=True)
+            assert fleet.pool("m").snapshot(time.monotonic())[0][1].unavailable == "is draining"
+            assert not fleet.ready
+            assert member.out(time.monotonic())
+            began_s = time.monotonic()
+            member.departure.announce(1.0, draining=True)
+            with pytest.raises(EndpointLeaves):
+                await attempt.reply.read()
+            assert time.monotonic() - began_s >= 0.7
+        assert member.ejection.ejections == 0
+        assert member.inflight == 0
+        member.departure.cancel()
+        assert fleet.ready
+
+
+async def test_a_call_that_is_taken_from_a_worker_is_not_sent_there_again_by_itself():
+    async with Server(answers(reply(b"ok"))) as server, empty_fleet() as fleet:
+        fleet.agree(
+            CONFIG, {"m": [(Endpoint("w", "m", "m", "openai"), Access(f"http://127.0.0.1:{server.port}"))]}
+        )
+        (member,) = fleet.members
+        async with member.attempt(outgoing(), CALL) as attempt:
+            await attempt.reply.read_whole(100)
+        server._scripts = ()
+        peer = server.peers[0]
+        asked = len(peer.requests)
+
+        async def hang(_: object) -> None:
+            await asyncio.Event().wait()
+
+        peer.send = hang
+        entering = asyncio.create_task(member.attempt(outgoing(), CALL).__aenter__())
+        await until(lambda: len(peer.requests) == asked + 1, LIMIT_S)
+        member.departure.break_off()
+        with pytest.raises(EndpointLeaves):
+            await entering
+        assert len(server.peers) == 1
+
+
+async def test_one_that_has_said_when_it_leaves_gets_what_is_done_before():
+    async with Server(serves) as server, empty_fleet() as fleet:
+        fleet.agree(CONFIG, {"m": [listed(f"http://127.0.0.1:{server.port}")]})
+        (member,) = fleet.members
+        await until(lambda: fleet.ready, LIMIT_S)
+        pool, long = fleet.pool("m"), CALL
+        for _ in range(500):
+            pool.wrote("", 100_000)
+        member.departure.announce(60.0, draining=False)
+        now_s = time.monotonic()
+        assert len(pool.plan(structs.replace(CALL, max_tokens=10), now_s, 0.5).ranked) == 1
+        (rejection,) = pool.plan(long, now_s, 0.5).rejected
+        assert rejection.filter == "departure"
+        assert rejection.reason.startswith("leaves in 60 s, and the call is expected to take ")
+        member.departure.cancel()
+        assert len(pool.plan(long, now_s, 0.5).ranked) == 1
 
 
 async def test_a_source_speaks_for_its_own_endpoints_only(caplog: pytest.LogCaptureFixture):

@@ -64,6 +64,7 @@ DECISIONS = built(
     snapshot=st.integers(0, len(NAMES)).flatmap(lambda n: st.tuples(*map(member, NAMES[:n]))),
     roll=st.floats(0, 1, exclude_max=True),
     cached_tokens=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 10**5)),
+    departures=st.dictionaries(st.sampled_from(NAMES), st.floats(-10, 1e3)),
 )
 
 

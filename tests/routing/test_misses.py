@@ -149,3 +149,13 @@ def test_what_is_free_or_nothing_is_asked_for_breaks_no_arithmetic():
     (told,) = found(asking(max_input_pico_usd=0, max_output_pico_usd=0), (named("b", cost=Price(1, 0)), FAST))
     assert told.excess == math.inf
     assert found(CALL) == []
+
+
+def test_one_that_leaves_too_soon_may_have_others_in_its_place():
+    decision = Decision(CALL, ((A, FAST),), 0.0, departures={"a": 2.0})
+    (told,) = shortfalls(decision)
+    assert told.reasons == ("leaves in 2 s, and the call is expected to take 2.88 s",)
+    assert told.retry_after_s == UNKNOWN_WAIT_S
+    assert decision.plan().rejected[0].filter == "departure"
+    (told,) = shortfalls(structs.replace(decision, departures={"a": 60.0}))
+    assert told.reasons == ()
