@@ -39,6 +39,7 @@ from backends.lane import Lane, LaneLimits
 from backends.litellm_api import LiteLLMAccess, LiteLLMBackend
 from backends.litellm_thread import LiteLLMThread
 from backends.lives import Lives
+from backends.scrape import FRESH_S
 from backends.worker import Access, HttpBackend, Outgoing, lane_to
 from routing.pool import Pool, Standing
 from routing.prefix import MOST_PIECES_HELD
@@ -159,6 +160,10 @@ class Member(Standing):
     def looked_at(self, scraped: Scraped) -> None:
         """It has said this of itself."""
         before, self.scraped = self.scraped, scraped
+        running = min(scraped.foreign_running, scraped.running)
+        if scraped.foreign_running or (before is not None and before.foreign_running):
+            waiting = scraped.foreign_running - running
+            self.shared_with(running, waiting, scraped.at_s, scraped.at_s + FRESH_S)
         if scraped.kv_tokens is not None and (before is None or before.kv_tokens != scraped.kv_tokens):
             self.resize(scraped.kv_tokens)
         if before is not None and scraped.restarted_since(before):
@@ -168,11 +173,6 @@ class Member(Standing):
     def finds_cached(self) -> bool:
         """Whether it is known to have found prompts in its prefix cache."""
         return self.scraped is not None and self.scraped.hit_tokens > 0
-
-    def foreign_running(self, now_s: float) -> int:
-        """Calls there that did not come from here, as far as is known."""
-        scraped = self.scraped
-        return scraped.foreign_running if scraped is not None and scraped.fresh(now_s) else 0
 
     def attempt(self, outgoing: Outgoing, call: Call, cached_tokens: int = 0) -> Attempt:
         """An attempt at `call` here, where so many tokens of its prompt are expected in the cache."""

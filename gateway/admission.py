@@ -24,7 +24,7 @@ from msgspec import structs
 from gateway.errors import ApiError, shutting_down
 from gateway.telemetry import Distribution
 from routing.queue import ORDER, Queue, QueueLimits, Waiting, serving_work
-from routing.spare import SPARE_WAIT_S, hosted, spare, wait_s, with_others
+from routing.spare import SPARE_WAIT_S, hosted, spare, wait_s
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -221,12 +221,8 @@ class Admission:
         return spare(plan, self._loads(call.model), self._busy(plan))
 
     def _loads(self, model: str) -> dict[str, Load]:
-        """By the name of the endpoint, and with the calls that others have there, as far as it tells."""
-        now_s, loads = time.monotonic(), {}
-        for endpoint, load in self._fleet.pool(model).snapshot(now_s):
-            others = self._fleet.member(endpoint).foreign_running(now_s)
-            loads[endpoint.name] = load if others == 0 else with_others(load, others)
-        return loads
+        """By the name of the endpoint."""
+        return {endpoint.name: load for endpoint, load in self._fleet.pool(model).snapshot(time.monotonic())}
 
     def _busy(self, plan: Plan) -> list[Endpoint]:
         """Those who cannot take the call now, but soon will."""

@@ -93,10 +93,11 @@ class Pace:
     """The decode pace: how much slower streams are than expected of the batch they run in.
 
     The batch changes while a stream runs, so expectation is kept as a running count: the tokens that a stream there
-    since the beginning would have. What a stream should have made is the difference between two readings.
+    since the beginning would have. What a stream should have made is the difference between two readings. Calls that others
+    have there are in the batch as well, so that what they take is not put down to the endpoint.
     """
 
-    __slots__ = ("_at_s", "_expected", "_peers", "_prior", "_seen", "decoding", "reading_prompts")
+    __slots__ = ("_at_s", "_expected", "_peers", "_prior", "_seen", "decoding", "others", "reading_prompts")
 
     def __init__(self, prior: Prior, peers: Peers) -> None:
         self._prior = prior
@@ -104,13 +105,14 @@ class Pace:
         self._seen = Sums()
         self._expected = self._at_s = 0.0
         self.decoding = 0
+        self.others = 0
         self.reading_prompts = False
 
     def reading(self, now_s: float) -> float:
-        """Tokens expected up to now; call before each change of `decoding`."""
+        """Tokens expected up to now; call before each change of `decoding` or `others`."""
         if self.decoding:
             prior = self._prior
-            step_s = prior.step_s + prior.sequence_s * self.decoding
+            step_s = prior.step_s + prior.sequence_s * (self.decoding + self.others)
             if self.reading_prompts:
                 step_s += CHUNK_TOKENS / prior.work_per_s
             self._expected += (now_s - self._at_s) / step_s

@@ -6,6 +6,7 @@ gateway and a simulation drive the very same one: `plan`, then `begin` at the en
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -61,6 +62,7 @@ class Standing:
         self.draining = False
         """Whether it finishes what it has and gets nothing new."""
         self._reports_cached = False
+        self._shared_until_s = math.inf
 
     def move_to(self, pool: Pool) -> None:
         """What happens there from now on is that pool's."""
@@ -113,6 +115,8 @@ class Standing:
 
     def load(self, now_s: float) -> Load:
         """Its load now."""
+        if now_s >= self._shared_until_s:
+            self.shared_with(0, 0, now_s, math.inf)
         return self.speed.load(now_s, self.inflight, *self.unavailable(now_s))
 
     def changed(self) -> None:
@@ -147,6 +151,12 @@ class Standing:
     def cool_down(self, now_s: float, seconds: float) -> None:
         """It asked for a pause."""
         self.ejection.cool_down(now_s, seconds)
+        self.changed()
+
+    def shared_with(self, running: int, waiting: int, now_s: float, until_s: float) -> None:
+        """It says that so many calls of others run and wait there, which is believed until then."""
+        self.speed.shared_with(running, waiting, now_s)
+        self._shared_until_s = until_s
         self.changed()
 
     def restarted(self) -> None:

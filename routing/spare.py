@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec import structs
-
 from routing.types import Plan
 
 if TYPE_CHECKING:
@@ -38,11 +36,6 @@ def is_spare(endpoint: Endpoint, load: Load) -> bool:
     # First tokens that are due and have not come: whatever holds them up would hold up this call's as well.
     overdue = load.inflight > load.decoding and load.pending_work == 0.0
     return load.inflight < SPARE_CALLS and wait_s(load) <= SPARE_WAIT_S and not overdue
-
-
-def with_others(load: Load, calls: int) -> Load:
-    """The load with so many calls more, past their first token, that came from elsewhere."""
-    return structs.replace(load, inflight=load.inflight + calls, decoding=load.decoding + calls)
 
 
 def spare(plan: Plan, loads: Mapping[str, Load], busy: Iterable[Endpoint] = ()) -> Plan | None:

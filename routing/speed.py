@@ -31,6 +31,9 @@ _PER_S_OF_SUM = math.log(2.0) / ARRIVALS_HALF_LIFE_S
 MOST_BUSY = 1.0
 """Of its time: more than all of it no endpoint can be asked for and keep up."""
 
+MOST_OTHERS = 256
+"""Calls of others that are believed to run at an endpoint at most: vLLM runs so many at a time unless told otherwise."""
+
 BASE_PRIOR_S = 0.02
 """Seconds to the first token of an empty prompt before any is seen: a network nearby and a step of the scheduler."""
 
@@ -79,6 +82,7 @@ class Speed:
         "_hidden_at_s",
         "_hidden_work",
         "_now_s",
+        "_others_waiting",
         "_pace",
         "_parallel",
         "_peers",
@@ -107,6 +111,7 @@ class Speed:
         """Tickets under way that are not watched."""
         self._hidden_work = self._hidden_at_s = 0.0
         """What is expected to be left of their prefill, and when that was reckoned."""
+        self._others_waiting = 0
         self._served_until_s = float("-inf")
         """Up to when the endpoint's time is accounted for: work that comes out next has been done since."""
         self._now_s = float("-inf")
@@ -171,6 +176,12 @@ class Speed:
         self._pace.decoding -= 1
         self._pace.learn(now_s, now_s - ticket.first_s, expected_tokens, completion_tokens - 1)
 
+    def shared_with(self, running: int, waiting: int, now_s: float) -> None:
+        """So many calls that others have sent run and wait there from now on."""
+        self._pace.reading(self._forward(now_s))
+        self._pace.others = min(running, MOST_OTHERS)
+        self._others_waiting = min(waiting, MOST_OTHERS)
+
     def share_read(self, ticket: Ticket, now_s: float) -> float:
         """Share of its prompt, 0 to 1, that should have been read by now where its first token has not come: those before
         it were read first. Of what is not watched, all that is left could be its own.
@@ -209,6 +220,8 @@ class Speed:
             return Load(
                 inflight, 0.0, rate, self._base_s, itl_s, 0, 0.0, 0.0, 0.0, unavailable, retry_after_s
             )
+        others = self._pace.others
+        inflight += others
         batch = inflight + 1
         itl_s = self._pace.itl_s(now_s, batch)
         sent_work, sent = self._sent.sums(now_s)
@@ -216,12 +229,12 @@ class Speed:
         if busy > MOST_BUSY:
             busy = MOST_BUSY
         return Load(
-            inflight,
+            inflight + self._others_waiting,
             pending,
             rate,
             self._base_s,
             itl_s,
-            self._pace.decoding,
+            self._pace.decoding + others,
             self._pace.crowding(batch),
             sent * _PER_S_OF_SUM,
             busy,

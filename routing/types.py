@@ -107,7 +107,7 @@ class Load(Struct, frozen=True, gc=False):
     """What the gateway knows of an endpoint at one moment."""
 
     inflight: int = 0
-    """Calls sent there that have not ended."""
+    """Calls there that have not ended, those of others included as far as it tells."""
     pending_work: float = 0.0
     """Token-equivalents of prefill sent there whose first token has not come."""
     work_per_s: float = 1.0

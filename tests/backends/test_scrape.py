@@ -125,8 +125,19 @@ async def test_a_look_at_a_worker_is_noted():
         assert server.peers[0].requests[0][0].startswith(b"GET /metrics HTTP/1.1\r\n")
         assert member.scraped.kv_tokens == 24_000
         now_s = time.monotonic()
-        assert member.foreign_running(now_s) == 10
-        assert member.foreign_running(now_s + FRESH_S) == 0
+        alone = member.load(now_s + FRESH_S)
+        assert (alone.inflight, alone.decoding) == (0, 0)
+
+
+async def test_calls_of_others_are_load_as_long_as_the_look_at_them_is_fresh():
+    async with member_at(answers(reply(200, TWO_ENGINES))) as (_, member):
+        before = member.load(time.monotonic())
+        await scrape(member, 5.0)
+        now_s = time.monotonic()
+        shared = member.load(now_s)
+        assert (shared.inflight, shared.decoding) == (10, 5)  # the other five wait
+        assert shared.itl_s > before.itl_s
+        assert member.load(now_s + FRESH_S) == before
 
 
 async def hangs(peer):
@@ -171,11 +182,11 @@ async def test_calls_of_ours_are_no_load_by_others_and_calls_of_others_are():
     async with SimWorker(spec) as worker, fleet_at(worker.url) as ours, fleet_at(worker.url) as other:
         outgoing = Outgoing("/chat/completions", endless, "rid", stream=True, ends_s=time.monotonic() + 60.0)
         async with ours.attempt(outgoing, CALL):
-            await until(lambda: other.foreign_running(time.monotonic()) == 1, 30.0)
+            await until(lambda: other.load(time.monotonic()).decoding == 1, 30.0)
             await until(lambda: ours.scraped is not None and ours.scraped.running == 1, 30.0)
-            assert ours.foreign_running(time.monotonic()) == 0
+            assert ours.load(time.monotonic()).inflight == 1
             assert ours.scraped.kv_tokens == 16_000
-        await until(lambda: other.foreign_running(time.monotonic()) == 0, 30.0)
+        await until(lambda: other.load(time.monotonic()).inflight == 0, 30.0)
 
 
 async def test_a_fleet_looks_at_workers_and_at_no_provider():

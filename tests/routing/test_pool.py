@@ -164,6 +164,20 @@ def test_a_snapshot_shows_at_once_what_has_happened_and_after_a_moment_what_time
     ]
 
 
+def test_a_call_goes_where_nobody_elses_calls_are_and_only_as_long_as_they_are_known_to_be_there():
+    pool = pool_of("a", "b")
+    alike = {each.endpoint.name: each.estimate for each in pool.plan(call(), 0.0, 0.0).ranked}
+    assert alike["a"] == alike["b"]
+    pool.standings["a"].shared_with(40, 0, 0.0, 60.0)
+    for roll in (0.0, 0.9):
+        first, second = pool.plan(call(), 0.0, roll).ranked
+        assert (first.endpoint.name, first.estimate) == ("b", alike["b"])
+        assert second.estimate.itl_s > first.estimate.itl_s
+        assert second.estimate.imposed_s > first.estimate.imposed_s
+    again = pool.plan(call(), 60.0, 0.0).ranked
+    assert again[0].estimate == again[1].estimate
+
+
 def test_an_endpoint_removed_is_gone_and_its_place_is_taken_by_the_next():
     pool = pool_of("a", "b")
     place = pool.standings["a"].place

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from routing.pipeline import plan
-from routing.spare import SPARE_CALLS, SPARE_WAIT_S, hosted, is_spare, spare, wait_s, with_others
+from routing.spare import SPARE_CALLS, SPARE_WAIT_S, hosted, is_spare, spare, wait_s
 from routing.types import Call, Endpoint, Load, Price, Tier
 
 FLEX = Tier("flex", 600.0, 0.0)
@@ -40,11 +40,6 @@ def test_a_worker_has_capacity_to_spare_where_one_call_more_delays_nobody(load, 
 
 def test_a_worker_whose_first_tokens_are_overdue_has_none():
     assert not is_spare(WORKER, Load(inflight=3, decoding=2, pending_work=0.0, work_per_s=1000.0))
-
-
-def test_calls_that_came_from_elsewhere_count():
-    assert is_spare(WORKER, with_others(IDLE, SPARE_CALLS - 1))
-    assert not is_spare(WORKER, with_others(IDLE, SPARE_CALLS))
 
 
 def test_a_provider_always_has_capacity_to_spare():

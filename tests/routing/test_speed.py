@@ -7,7 +7,7 @@ from msgspec import structs
 
 from routing.gpu import GPUS, UNKNOWN_GPU, kv_tokens_for, prior_for
 from routing.pace import CHUNK_TOKENS, MOST_FASTER, Peers
-from routing.speed import Speed
+from routing.speed import MOST_OTHERS, Speed
 from routing.types import Load
 
 
@@ -238,6 +238,26 @@ def test_a_stream_is_judged_by_the_batches_it_lived_through():
     assert speed.load(joins_s + 1000 * pair_s, 0).itl_s == pytest.approx(alone_s, rel=1e-3)
 
 
+def test_calls_of_others_are_in_the_batch_and_what_they_take_is_not_put_down_to_the_endpoint():
+    speed, alone = Speed("a100"), Speed("a100").load(0.0, 0)
+    speed.shared_with(60, 5, 0.0)
+    shared = speed.load(0.0, 0)
+    assert (shared.inflight, shared.decoding) == (65, 60)
+    assert shared.itl_s == Speed("a100").load(0.0, 60).itl_s
+    end_s = decode(speed, seconds_per_token=shared.itl_s, streams=1, rounds=50)
+    assert speed.load(end_s, 0).itl_s == pytest.approx(shared.itl_s, rel=0.02)
+    speed.shared_with(0, 0, end_s)
+    left = speed.load(end_s, 0)
+    assert (left.inflight, left.decoding, left.crowding) == (0, 0, alone.crowding)
+    assert left.itl_s == pytest.approx(alone.itl_s, rel=0.02)
+
+
+def test_a_worker_is_not_believed_to_run_more_calls_of_others_than_any_does():
+    speed = Speed()
+    speed.shared_with(10**18, 10**18, 0.0)
+    assert speed.load(0.0, 0).inflight == 2 * MOST_OTHERS
+
+
 def test_a_ticket_finished_twice_counts_once():
     speed = Speed()
     first, second = speed.start(0.0, 100.0), speed.start(0.0, 100.0)
@@ -261,7 +281,7 @@ def test_a_clock_that_steps_back_stands_still():
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["start", "start_unwatched", "first_token", "finish", "load"]),
+        st.sampled_from(["start", "start_unwatched", "first_token", "finish", "load", "shared"]),
         st.floats(-5.0, 5.0) | st.sampled_from([0.0, 3600.0, 1e6]),
         st.floats(0.0, 1e6),
         st.integers(0, 20),
@@ -281,6 +301,8 @@ def test_no_interleaving_makes_a_figure_negative_or_infinite(
         if what.startswith("start"):
             work_left[len(tickets)] = work
             tickets.append(speed.start(now_s, work, watched=what == "start"))
+        elif what == "shared":
+            speed.shared_with(number, number // 2, now_s)
         elif what != "load" and tickets:
             index = number % len(tickets)
             # The prefill of an unwatched ticket is pending for as long as predicted, even if it has ended.
