@@ -38,11 +38,17 @@ Location = tuple[str | int, ...]
 
 PLAIN_WORDS = {
     "missing": "is required",
-    "model_type": "should be a mapping",
+    **dict.fromkeys(("model_type", "dict_type"), "should be a mapping"),
+    **dict.fromkeys(("tuple_type", "frozen_set_type"), "should be a list"),
     "string_type": "should be text (a number needs quotes)",
+    "path_type": "should be text",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "should be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing", "decimal_type", "decimal_parsing"), "should be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "should be true or false"),
     "too_short": "should have at least one item",
     "path_not_file": "no such file",
 }
+"""For what pydantic calls by Python's names."""
 
 
 _NOT_PARAMS = {
@@ -98,7 +104,7 @@ class Section(BaseModel):
             return f"unknown key; {hint}"
         if detail["type"] == "value_error":
             return str(detail["ctx"]["error"])
-        return PLAIN_WORDS.get(detail["type"], detail["msg"])
+        return PLAIN_WORDS.get(detail["type"], detail["msg"].removeprefix("Input "))
 
 
 def given_in(section: Any, key: str) -> Any:

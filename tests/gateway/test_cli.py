@@ -79,7 +79,7 @@ def test_check_prints_every_error_on_a_line_of_its_own_and_exits_with_2(invalid:
     assert (shown.returncode, shown.stdout) == (2, "")
     assert shown.stderr.splitlines() == [
         "listen.prot: unknown key; did you mean port?",
-        "models.llama.price.input: Input should be greater than or equal to 0",
+        "models.llama.price.input: should be greater than or equal to 0",
         "models.llama.endpoints[1].worker: should be the worker's root: leave out the path (such as /v1)",
     ]
 

@@ -118,6 +118,40 @@ def test_every_problem_is_reported_at_once_with_its_path(problems: Problems):
     assert "another `name`" in found["models.llama.endpoints[5]"]
 
 
+@pytest.mark.parametrize(
+    ("section", "path", "message"),
+    [
+        ("cors: {origins: here}", "cors.origins", "should be a list"),
+        ("tenants: [acme]", "tenants", "should be a mapping"),
+        ("tenants: {acme: {policy: {regions: eu}}}", "tenants.acme.policy.regions", "should be a list"),
+        (
+            "tenants: {acme: {policy: {max_price: {input: free}}}}",
+            "tenants.acme.policy.max_price.input",
+            "should be a number",
+        ),
+        (
+            "tenants: {acme: {policy: {max_price: {input: []}}}}",
+            "tenants.acme.policy.max_price.input",
+            "should be a number",
+        ),
+        ("limits: {attempts: some}", "limits.attempts", "should be a whole number"),
+        ("limits: {attempts: 1.5}", "limits.attempts", "should be a whole number"),
+        ("limits: {attempts: []}", "limits.attempts", "should be a whole number"),
+        ("health: {interval_s: soon}", "health.interval_s", "should be a number"),
+        ("health: {interval_s: []}", "health.interval_s", "should be a number"),
+        ("auth: {allow_public: perhaps}", "auth.allow_public", "should be true or false"),
+        ("auth: {allow_public: []}", "auth.allow_public", "should be true or false"),
+        ("auth: {mode: maybe}", "auth.mode", "should be 'keys' or 'none'"),
+        ("journal: {folder: []}", "journal.folder", "should be text"),
+        ("listen: {port: 99999}", "listen.port", "should be less than or equal to 65535"),
+    ],
+)
+def test_what_a_value_should_be_is_said_in_words_of_the_file_not_of_python(
+    problems: Problems, section: str, path: str, message: str
+):
+    assert problems(f"{MINIMAL}{section}\n") == {path: message}
+
+
 BREAKAGES = {
     ("listen", "port"): "99999",
     ("limits", "attempts"): 0,
