@@ -78,7 +78,7 @@ class Edge:
             if not client.gone:
                 client.fail(shutting_down())
         except Exception:
-            log.exception("call %s failed in the gateway itself", call_id)
+            log.exception("call %s, request %s: a defect of the gateway", call_id, request_id.decode())
             message = f"the gateway failed; its log says why, under {request_id.decode()}"
             client.fail(ApiError("internal_error", message))
 

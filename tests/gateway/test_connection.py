@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import tracemalloc
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from site_served import reply, serving
 
 from gateway.errors import ApiError
-from gateway.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
     from gateway.client import Client
 
-LIMIT_S = 30
 HELLO = b"GET /hello HTTP/1.1\r\nhost: h\r\n\r\n"
 
 
@@ -31,44 +26,6 @@ async def echo(client: Client) -> None:
         client.reply(200, b"", client.target + body)
 
 
-class Site:
-    def __init__(self, server: Server, address: tuple[str, int]) -> None:
-        self.server = server
-        self._address = address
-
-    @asynccontextmanager
-    async def connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        reader, writer = await asyncio.open_connection(*self._address)
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def serving(app: Callable[[Client], Awaitable[None]] = echo, **times_s: float) -> AsyncIterator[Site]:
-    ready = asyncio.Event()
-    server = Server(
-        app, drain_s=LIMIT_S, header_limit_bytes=10_000, body_limit_bytes=1_000_000, on_ready=ready.set
-    )
-    for name, seconds in times_s.items():
-        setattr(server, name, seconds)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        task = asyncio.create_task(server.serve(listener))
-        async with asyncio.timeout(LIMIT_S):
-            await ready.wait()
-            yield Site(server, listener.getsockname())
-            server.stop()
-            await task
-
-
-async def reply(reader: asyncio.StreamReader) -> bytes:
-    """The body of the next whole reply."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-    return await reader.readexactly(int(length))
-
-
 async def the_end(reader: asyncio.StreamReader) -> bytes:
     """What comes until the connection is closed, however that is done."""
     try:
@@ -78,7 +35,7 @@ async def the_end(reader: asyncio.StreamReader) -> bytes:
 
 
 async def test_an_idle_connection_is_closed_after_a_while():
-    async with serving(keep_alive_s=0.1) as site, site.connected() as (reader, writer):
+    async with serving(echo, keep_alive_s=0.1) as site, site.connected() as (reader, writer):
         writer.write(HELLO)
         assert await reply(reader) == b"/hello"
         assert await the_end(reader) == b""
@@ -86,13 +43,13 @@ async def test_an_idle_connection_is_closed_after_a_while():
 
 @pytest.mark.parametrize("sent", [b"", b"GET /hello HTTP/1.1\r\nhost: "], ids=["nothing", "half a head"])
 async def test_a_head_that_does_not_come_is_not_waited_for(sent: bytes):
-    async with serving(head_s=0.1) as site, site.connected() as (reader, writer):
+    async with serving(echo, head_s=0.1) as site, site.connected() as (reader, writer):
         writer.write(sent)
         assert await the_end(reader) == b""
 
 
 async def test_a_head_that_trickles_in_is_not_waited_for():
-    async with serving(head_s=0.3) as site, site.connected() as (reader, writer):
+    async with serving(echo, head_s=0.3) as site, site.connected() as (reader, writer):
         ended = asyncio.create_task(the_end(reader))
         writer.write(b"GET / HTTP/1.1\r\n")
         while not ended.done():
@@ -261,7 +218,7 @@ async def test_offers_to_upgrade_sent_one_after_another_are_not_read_deeper_and_
     caplog: pytest.LogCaptureFixture,
 ):
     offer = b"GET /hello HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
-    async with serving() as site, site.connected() as (reader, writer):
+    async with serving(echo) as site, site.connected() as (reader, writer):
         writer.write(offer * 3000)
         await the_end(reader)
     assert caplog.records == []

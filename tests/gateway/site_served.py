@@ -1,0 +1,55 @@
+"""The server on a real socket, with an application of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from gateway.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from gateway.client import Client
+
+LIMIT_S = 30
+
+
+class Site:
+    def __init__(self, server: Server, address: tuple[str, int]) -> None:
+        self.server = server
+        self._address = address
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await asyncio.open_connection(*self._address)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(app: Callable[[Client], Awaitable[None]], **times_s: float) -> AsyncIterator[Site]:
+    ready = asyncio.Event()
+    server = Server(
+        app, drain_s=LIMIT_S, header_limit_bytes=10_000, body_limit_bytes=1_000_000, on_ready=ready.set
+    )
+    for name, seconds in times_s.items():
+        setattr(server, name, seconds)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        task = asyncio.create_task(server.serve(listener))
+        async with asyncio.timeout(LIMIT_S):
+            await ready.wait()
+            yield Site(server, listener.getsockname())
+            server.stop()
+            await task
+
+
+async def reply(reader: asyncio.StreamReader) -> bytes:
+    """The body of the next whole reply."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+    return await reader.readexactly(int(length))
