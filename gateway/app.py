@@ -28,6 +28,7 @@ from gateway.journal import Journal
 from gateway.mover import moving
 from gateway.planning import Planner
 from gateway.policy import policies_of
+from gateway.race import Races
 from gateway.server import Server
 from gateway.store import Store
 from gateway.telemetry import AdmissionCollector, FleetCollector, Telemetry
@@ -120,7 +121,8 @@ async def application(config: Config) -> AsyncIterator[Edge]:
         planner = Planner(fleet, CacheSalts(store.key_secret()), decisions)
         admission = _admission(config, fleet)
         telemetry.registry.register(AdmissionCollector(admission))
-        dispatch = Dispatch(catalog, planner, admission, fleet, journal, telemetry)
+        races = Races(fleet, admission, telemetry, hedge=config.hedge)
+        dispatch = Dispatch(catalog, planner, admission, fleet, journal, telemetry, races)
         origins = Origins(config.cors.origins)
         edge = Edge(dispatch, catalog, keys, origins, telemetry)
         telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))

@@ -189,6 +189,10 @@ class Config(Section):
         None, description="A sample of decisions, to be looked into and replayed; without it, none."
     )
     queue: QueueSection = QueueSection()
+    hedge: bool = Field(
+        True,
+        description="Whether a call whose first token is late may be tried at a second endpoint beside the first.",
+    )
     models: dict[Name, ModelSection] = Field(
         max_length=10_000, description="The models served, by the name that clients use."
     )

@@ -7,7 +7,7 @@ accident.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from backends.base import AttemptFailed, CallRejected, CallTimeout, ConnectFailed, LaneFull, Overloaded
 from backends.sse import DONE, CompletionStream, Shown
@@ -19,6 +19,8 @@ from gateway.explain import plan_line
 from gateway.meter import Arrival, Meter
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from backends.fleet import Attempt, Fleet
     from gateway.admission import Admission
     from gateway.catalog import Catalog, Model, Offer
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
     from gateway.ledger import UsageRow
     from gateway.openai import Request
     from gateway.planning import Planner
+    from gateway.race import Races
     from gateway.telemetry import Telemetry
-    from routing.types import Call, Endpoint, Plan
+    from routing.types import Call, Candidate, Endpoint, Plan
 
 _API_PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
 _BUSY = (LaneFull, Overloaded)
@@ -98,6 +101,7 @@ class Dispatch:
         fleet: Fleet,
         journal: Journal,
         telemetry: Telemetry,
+        races: Races,
     ) -> None:
         self._catalog = catalog
         self._planner = planner
@@ -105,6 +109,7 @@ class Dispatch:
         self._fleet = fleet
         self._journal = journal
         self._telemetry = telemetry
+        self._races = races
 
     async def serve(self, request: Request, offer: Offer, arrival: Arrival, client: Client) -> None:
         """Answer one call. Raises ApiError as long as the client has got nothing."""
@@ -209,32 +214,26 @@ class Dispatch:
         Raises CallRejected, or what the last attempt failed with.
         """
         last: AttemptFailed | None = None
+
+        def ask(candidate: Candidate) -> Coroutine[Any, Any, Answer]:
+            return self._ask(candidate, call, request, arrival, meter)
+
+        tried: list[Endpoint] = []
+        answer_of = self._races.racing(call, request, meter, ask, tried)
         for candidate in plan.ranked:
-            endpoint = candidate.endpoint
-            outgoing = Outgoing(
-                api=_API_PATHS[request.api],
-                body=request.body_for(endpoint.served_model, worker=endpoint.kind == "worker"),
-                request_id=arrival.request_id,
-                stream=request.stream,
-                ends_s=arrival.started_s + self._catalog.total_s,
-                trace=arrival.trace,
-            )
-            meter.asked(endpoint)
+            if candidate.endpoint in tried:
+                continue
             try:
-                answer = await self._ask(self._fleet.attempt(candidate, outgoing, call), request)
-            except CallRejected:
-                meter.failed(endpoint)
+                answer = await answer_of(candidate)
+            except CallTimeout:
                 raise
             except AttemptFailed as failure:
-                meter.failed(endpoint, failure.wastes)
-                if isinstance(failure, CallTimeout):
-                    raise
                 last = failure
-                tries.failed(endpoint, failure)
+                tries.failed(candidate.endpoint, failure)
                 if tries.left == 0:
                     break
             else:
-                meter.answered(endpoint, answer.stream)
+                meter.answered(answer.attempt.member.endpoint, answer.stream)
                 if self._admission.waiting:
                     self._admission.look()
                 return answer
@@ -242,13 +241,33 @@ class Dispatch:
             raise AttemptFailed("the plan names no endpoint")
         raise last
 
-    async def _ask(self, attempt: Attempt, request: Request) -> Answer:
-        """The attempt's answer, inside whose block it stays open; where there is none, it has ended here."""
-        await attempt.__aenter__()
+    async def _ask(
+        self, candidate: Candidate, call: Call, request: Request, arrival: Arrival, meter: Meter
+    ) -> Answer:
+        """The candidate's answer, inside whose block its attempt stays open; where there is none, it has ended here."""
+        endpoint = candidate.endpoint
+        outgoing = Outgoing(
+            api=_API_PATHS[request.api],
+            body=request.body_for(endpoint.served_model, worker=endpoint.kind == "worker"),
+            request_id=arrival.request_id,
+            stream=request.stream,
+            ends_s=arrival.started_s + self._catalog.total_s,
+            trace=arrival.trace,
+        )
+        attempt = self._fleet.attempt(candidate, outgoing, call)
+        meter.asked(endpoint)
         try:
-            return await self._read(attempt, request)
-        except BaseException as error:
-            await attempt.__aexit__(type(error), error, None)
+            await attempt.__aenter__()
+            try:
+                return await self._read(attempt, request)
+            except BaseException as error:
+                await attempt.__aexit__(type(error), error, None)
+                raise
+        except CallRejected:
+            meter.failed(endpoint)
+            raise
+        except AttemptFailed as failure:
+            meter.failed(endpoint, failure.wastes)
             raise
 
     async def _read(self, attempt: Attempt, request: Request) -> Answer:
@@ -328,13 +347,14 @@ class Dispatch:
         queued = b"x-tidegate-queued-ms: %.3f\r\n" % (meter.queued_s * 1000) if meter.queued_s else b""
         return (
             b"content-type: %b\r\nx-tidegate-model: %b\r\nx-tidegate-endpoint: %b\r\nx-tidegate-tier: %b\r\n"
-            b"x-tidegate-attempts: %d\r\nx-tidegate-hedged: false\r\nx-tidegate-overhead-ms: %.3f\r\n%b"
+            b"x-tidegate-attempts: %d\r\nx-tidegate-hedged: %b\r\nx-tidegate-overhead-ms: %.3f\r\n%b"
         ) % (
             content_type,
             meter.model.name.encode(),
             answer.attempt.member.header_name,
             meter.tier.encode(),
             meter.attempts,
+            b"true" if meter.hedged else b"false",
             overhead_s * 1000,
             queued,
         )

@@ -88,6 +88,7 @@ class Meter:
         "_wasted",
         "attempts",
         "charge_nano_usd",
+        "hedged",
         "model",
         "queued_s",
         "status",
@@ -103,6 +104,8 @@ class Meter:
         record: Callable[[UsageRow], None],
     ) -> None:
         self.attempts = 0
+        self.hedged = False
+        """Whether a second attempt has been made beside one that was late."""
         self.tier = request.tier
         self.usage: Usage | None = None
         """What the client has been told, or what a whole reply is estimated to be; a stream knows its own."""

@@ -56,7 +56,7 @@ class Routing(Struct, forbid_unknown_fields=True):
     session_id: Annotated[str, Meta(max_length=256)] | None = None
     """Taken and not used yet: calls are not kept together by session."""
     hedge: bool | None = None
-    """Taken and not used yet: nothing is hedged, so false is what happens."""
+    """False: no second attempt beside one that is late."""
     explain: bool | None = None
     """No demand: the reply is to carry the plan."""
 
@@ -167,6 +167,8 @@ class Request(Struct, kw_only=True):
     """What a worker is sent in its place where tenants' caches are kept apart."""
     needs: frozenset[Capability] = frozenset()
     demands: Demands = NO_DEMANDS
+    hedge: bool = True
+    """Whether a second attempt may race one that is late."""
     explain: bool = False
     """Whether the reply carries the plan."""
 
@@ -212,6 +214,7 @@ def parse(api: Api, body: bytes, headers: dict[bytes, bytes]) -> Request:
             break
     if routing is not None:
         request.demands, request.explain = routing.demands(), bool(routing.explain)
+        request.hedge = routing.hedge is not False
     if isinstance(typed, _Embeddings):
         request.prompt_tokens = _tokens(fields["input"])
         request.needs = frozenset({"embeddings"})

@@ -8,7 +8,6 @@ prometheus-client's locked floats; that library makes the page of it when it is 
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from gateway.distribution import Distribution
 from gateway.ledger import PAID_BY_GATEWAY
 
 if TYPE_CHECKING:
@@ -40,27 +40,6 @@ SCRAPED = {
     "kv_tokens": "Room in its KV cache, in tokens",
 }
 """Figures of a `backends.scrape.Scraped` that are shown, and what they are."""
-
-
-class Distribution:
-    """A histogram: how many values fell at or below each bound, and their sum."""
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def add(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    def add_to(self, family: HistogramMetricFamily, labels: list[str]) -> None:
-        buckets: list[tuple[str, float]] = []
-        total = 0
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((bound, total))
-        family.add_metric(labels, buckets, self._sum)
 
 
 class ModelTally:
@@ -97,6 +76,10 @@ class Telemetry(Collector):
         self.overhead_s = Distribution(OVERHEAD_BUCKETS_S)
         self.refused: Counter[str] = Counter()
         """Requests that ended before they were a call, by error code."""
+        self.hedges: Counter[tuple[str, str]] = Counter()
+        """Second attempts, by model and outcome."""
+        self.not_hedged: Counter[tuple[str, str]] = Counter()
+        """Calls that were late and got none, by model and the reason that came up first."""
         self._models: dict[str, ModelTally] = {}
         self._calls: Counter[tuple[str, str, str]] = Counter()
         self._wasted_tokens: Counter[tuple[str, str, str]] = Counter()
@@ -132,6 +115,18 @@ class Telemetry(Collector):
             "Requests that ended before they were a call, by error code.",
             ["code"],
             {(code,): count for code, count in self.refused.items()},
+        )
+        yield _counter(
+            "tidegate_hedges_total",
+            "Second attempts beside a late one: won, lost, failed, or abandoned with their call.",
+            ["model", "outcome"],
+            self.hedges,
+        )
+        yield _counter(
+            "tidegate_hedges_suppressed_total",
+            "Late calls that got no second attempt at first, for: guard, price, queue or budget.",
+            ["model", "reason"],
+            self.not_hedged,
         )
         overhead = HistogramMetricFamily(
             "tidegate_overhead_seconds",
@@ -383,7 +378,7 @@ def _counter(
     name: str,
     meaning: str,
     labels: list[str],
-    counts: dict[tuple[str, ...], int] | Counter[tuple[str, str, str]],
+    counts: dict[tuple[str, ...], int] | Counter[tuple[str, str]] | Counter[tuple[str, str, str]],
 ) -> CounterMetricFamily:
     family = CounterMetricFamily(name, meaning, labels=labels)
     for values, count in list(counts.items()):

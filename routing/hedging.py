@@ -5,9 +5,9 @@ for it: the trigger. A constant would be too long for a short prompt and too sho
 would be passed by half the calls.
 
 Being late is no reason by itself. The guard asks whether another endpoint is expected to answer in at most half the time
-that the first is still expected to need, and whether those seconds are worth what it costs. Near saturation everybody is
-late and nobody would be quicker, so the guard silences hedging there by itself. Whatever else is wrong, the budget keeps
-hedges at a fixed share of the calls.
+that the first is still expected to need, the delay of others included, and whether those seconds are worth its price.
+Near saturation everybody is late and nobody would be quicker, so the guard silences hedging there by itself. Whatever
+else is wrong, the budget keeps hedges at a fixed share of the calls.
 """
 
 from __future__ import annotations
@@ -119,17 +119,17 @@ def still_needs_s(waited_s: float, predicted_s: float) -> float:
 def quicker(waited_s: float, predicted_s: float, others: Iterable[Candidate], tier: Tier) -> Candidate | None:
     """The guard: the first of `others`, in the order of their plan, that is worth a second attempt; None where none is.
 
-    Worth it is one that needs at most QUICKER of what the first still needs, where the tier would pay its price for the
-    seconds so saved: flex, to which time is worth nothing, is hedged only where a second attempt costs nothing.
+    Worth it is one that takes at most QUICKER of what the first still needs, where the tier would pay its price for the
+    seconds so saved: flex, to which time is worth nothing, is hedged only where a second attempt costs nothing. What it
+    takes is the time to its first token, and that by which it delays others there: a prompt that is read twice makes all
+    others wait, and in simulation a guard that did not count them slowed down a pool near saturation by a third.
     """
     needs_s = still_needs_s(waited_s, predicted_s)
     for candidate in others:
         expected = candidate.estimate
-        saved_s = needs_s - expected.ttft_s
-        if (
-            expected.ttft_s <= QUICKER * needs_s
-            and expected.cost_nano_usd <= saved_s * tier.waiting_nano_usd_per_s
-        ):
+        takes_s = expected.ttft_s + expected.imposed_s
+        worth_nano_usd = (needs_s - takes_s) * tier.waiting_nano_usd_per_s
+        if takes_s <= QUICKER * needs_s and expected.cost_nano_usd <= worth_nano_usd:
             return candidate
     return None
 

@@ -15,6 +15,7 @@ from routing.decision import Decision
 from routing.ejection import Ejection
 from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, prefill_work
 from routing.gpu import kv_tokens_for
+from routing.hedging import Hedging
 from routing.pace import Peers
 from routing.pipeline import NO_DEPARTURES, plan
 from routing.prefix import MOST_PIECES_HELD, PIECE_TOKENS, PrefixIndex
@@ -225,6 +226,7 @@ class Pool:
         self.standings: dict[str, Standing] = {}
         """By the name of the endpoint."""
         self.peers = Peers()
+        self.hedging = Hedging()
         self.prefixes = PrefixIndex(most_pieces)
         self.changed: set[Standing] = set()
         """Those at which something has happened since they were last seen."""

@@ -29,9 +29,11 @@ SECONDS = st.floats(0, 600)
 PREDICTED = st.floats(0.001, 60)
 
 
-def candidate(ttft_s: float, cost_nano_usd: int = 0, input_pico_usd: int = 0) -> Candidate:
+def candidate(
+    ttft_s: float, cost_nano_usd: int = 0, input_pico_usd: int = 0, imposed_s: float = 0.0
+) -> Candidate:
     endpoint = Endpoint(name="e", model="m", served_model="m", cost=Price(input_pico_usd))
-    return Candidate(endpoint, Estimate(ttft_s, 0.02, 0.0, cost_nano_usd), 0.0, on_time=True)
+    return Candidate(endpoint, Estimate(ttft_s, 0.02, imposed_s, cost_nano_usd), 0.0, on_time=True)
 
 
 @pytest.mark.parametrize("spread", [0.2, 0.6, 1.2])
@@ -78,16 +80,19 @@ def test_once_overdue_it_needs_the_longer_the_longer_it_has_waited(predicted_s, 
 
 
 @given(
-    SECONDS, PREDICTED, st.lists(st.builds(candidate, SECONDS, st.integers(0, 10**8))), st.sampled_from(TIERS)
+    SECONDS,
+    PREDICTED,
+    st.lists(st.builds(candidate, SECONDS, st.integers(0, 10**8), st.just(0), SECONDS)),
+    st.sampled_from(TIERS),
 )
 def test_the_other_one_needs_at_most_half_and_is_worth_its_price(waited_s, predicted_s, others, tier):
     found = quicker(waited_s, predicted_s, others, tier)
     needs_s = still_needs_s(waited_s, predicted_s)
 
     def worth(other: Candidate) -> bool:
-        saved_s = needs_s - other.estimate.ttft_s
-        price = other.estimate.cost_nano_usd
-        return other.estimate.ttft_s <= QUICKER * needs_s and price <= saved_s * tier.waiting_nano_usd_per_s
+        takes_s = other.estimate.ttft_s + other.estimate.imposed_s
+        worth_nano_usd = (needs_s - takes_s) * tier.waiting_nano_usd_per_s
+        return takes_s <= QUICKER * needs_s and other.estimate.cost_nano_usd <= worth_nano_usd
 
     assert found is next((other for other in others if worth(other)), None)
 
@@ -103,6 +108,11 @@ def test_when_all_are_as_slow_nobody_is_quicker_until_the_wait_is_twice_theirs()
     others = [candidate(5.0)]
     assert quicker(9.9, 5.0, others, DEFAULT) is None
     assert quicker(10.1, 5.0, others, DEFAULT) is others[0]
+
+
+def test_an_endpoint_where_others_would_have_to_wait_for_it_is_not_worth_it():
+    assert quicker(1.0, 0.5, [candidate(0.2, imposed_s=0.2)], DEFAULT) is not None
+    assert quicker(1.0, 0.5, [candidate(0.2, imposed_s=2.0)], DEFAULT) is None
 
 
 @given(st.lists(st.booleans(), max_size=2000))
