@@ -53,11 +53,18 @@ class Administrators:
             keys = Keyring(secrets.token_bytes(32), secret)
         self._keyring = keys
         self._anyone = config.auth.mode == "none" and config.listen.is_loopback
+        self._explain_to = config.auth.explain_to
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
         """Raises ApiError where these headers bring no administrator."""
         if not self._anyone and self._keyring.admit(headers).id != MASTER:
             raise ApiError("admin_key_required", "This takes the master key, `auth.master_key`.")
+
+    def admit_to_plans(self, caller: Key) -> None:
+        """Raises ApiError where the calls of `caller` may not ask for their plan."""
+        told = self._explain_to
+        if not (self._anyone or caller.id == MASTER or caller.tenant in told or "*" in told):
+            raise ApiError("explain_not_allowed", "This key may not ask for the plan of a call.")
 
 
 def admin_routes(

@@ -124,9 +124,10 @@ async def application(config: Config) -> AsyncIterator[Edge]:
         races = Races(fleet, admission, telemetry, hedge=config.hedge)
         dispatch = Dispatch(catalog, planner, admission, fleet, journal, telemetry, races)
         origins = Origins(config.cors.origins)
-        edge = Edge(dispatch, catalog, keys, origins, telemetry)
+        administrators = Administrators(config, keys)
+        edge = Edge(dispatch, catalog, keys, origins, telemetry, administrators.admit_to_plans)
         telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))
-        administration = admin_routes(Administrators(config, keys), catalog, policies, planner)
+        administration = admin_routes(administrators, catalog, policies, planner)
         control = control_app(catalog, fleet, telemetry, edge.authenticate, administration)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))

@@ -66,6 +66,10 @@ class Auth(Section):
     allow_public: bool = Field(
         default=False, description="Permits mode `none` on an address that others can reach."
     )
+    explain_to: frozenset[Name | Literal["*"]] = Field(
+        frozenset(),
+        description="Tenants whose calls may ask for their plan, with endpoints, costs and load in it, or `*`. The master key may anyway.",
+    )
 
 
 class JournalFolder(Section):

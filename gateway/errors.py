@@ -61,6 +61,9 @@ ERRORS: dict[str, ErrorKind] = {
         403, "permission_error", "The key's policy, or its tenant's, does not allow the model."
     ),
     "tier_not_allowed": ErrorKind(403, "permission_error", "Nor does it allow the service tier."),
+    "explain_not_allowed": ErrorKind(
+        403, "permission_error", "The key's tenant may not see plans; see `auth.explain_to`."
+    ),
     "unknown_url": ErrorKind(404, _REQUEST, "There is no such path."),
     "model_not_found": ErrorKind(
         404, _REQUEST, "There is no such model; names those that are spelled alike."

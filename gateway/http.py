@@ -19,6 +19,8 @@ from gateway.meter import Arrival
 from gateway.openai import PATHS, Api, parse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.auth import Keyring
     from gateway.catalog import Catalog
     from gateway.client import Client
@@ -44,13 +46,16 @@ class Edge:
         keys: Keyring | Key,
         origins: Origins,
         telemetry: Telemetry,
+        admit_to_plans: Callable[[Key], None],
     ) -> None:
+        """`admit_to_plans` raises ApiError for those whose calls may not ask for their plan."""
         self._dispatch = dispatch
         self._catalog = catalog
         self._keys = keys
         """The one key is everybody's, where the configuration asks for none."""
         self._origins = origins
         self._telemetry = telemetry
+        self._admit_to_plans = admit_to_plans
         self._new_id = call_ids()
         self.control: Any = None
         """The ASGI application for all other paths. It authenticates through this one, so it is made after it."""
@@ -90,6 +95,8 @@ class Edge:
             _expect_plain(headers)
             body = await client.body(self._catalog.limits.body_bytes)
             request = parse(api, body, headers)
+            if request.explain:
+                self._admit_to_plans(caller)
             policy = caller.policy
             if policy is not None:
                 policy.bind(request)

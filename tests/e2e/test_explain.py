@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
-from pool import HELLO, INSTANT, PRICE, Gateway, endpoint, gateway
+from pool import HELLO, INSTANT, PRICE, TENANT, Gateway, endpoint, gateway
 
 from loadtest.worker import SimWorker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+MASTER = "sk-master-0123456789"
+TOLD = {"explain_to": [TENANT]}
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -31,7 +34,7 @@ async def gw(workers: list[SimWorker], tmp_path_factory: pytest.TempPathFactory)
     dear = endpoint(workers[0], "dear", region="eu", cost={"input": 5, "output": 9})
     cheap = endpoint(workers[1], "cheap", region="us", cost={"input": 1, "output": 9})
     models = {"llama": {"price": PRICE, "endpoints": [dear, cheap]}}
-    async with gateway(tmp_path_factory.mktemp("gateway"), models=models) as running:
+    async with gateway(tmp_path_factory.mktemp("gateway"), models=models, auth=TOLD) as running:
         yield running
 
 
@@ -71,7 +74,7 @@ async def test_an_error_that_nobody_can_serve_the_call_carries_the_plan_too(gw: 
 async def test_an_error_that_nobody_can_serve_it_now_carries_the_plan_too(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         gone = SimpleNamespace(url="http://{}:{}".format(*taken.getsockname()))
-    async with gateway(tmp_path, gone, ready=False) as running:
+    async with gateway(tmp_path, gone, ready=False, auth=TOLD) as running:
         codes = [await plan_header(running, HELLO, x_tidegate_explain="1") for _ in range(2)]
     status, plan = codes[-1]
     assert (status, plan["candidates"]) == (503, [])
@@ -88,3 +91,41 @@ async def test_what_is_no_yes_or_no_is_an_error_that_names_the_header(gw: Gatewa
     )
     error = reply.json()["error"]
     assert (reply.status_code, error["param"]) == (400, "x-tidegate-explain")
+
+
+NOT_ALLOWED = (403, "explain_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("auth", "of_tenant", "of_another", "of_master"),
+    [
+        ({}, NOT_ALLOWED, NOT_ALLOWED, (200, True)),
+        (TOLD, (200, True), NOT_ALLOWED, (200, True)),
+        ({"explain_to": ["*"]}, (200, True), (200, True), (200, True)),
+        ({"mode": "none"}, (200, True), (200, True), (200, True)),
+    ],
+    ids=["nobody else", "a tenant", "everybody", "this machine"],
+)
+async def test_only_who_may_know_what_endpoints_cost_sees_plans(
+    workers: list[SimWorker],
+    tmp_path: Path,
+    auth: dict[str, Any],
+    of_tenant: Any,
+    of_another: Any,
+    of_master: Any,
+):
+    expected = {"of_tenant": of_tenant, "of_another": of_another, "of_master": of_master}
+    async with gateway(tmp_path, *workers, auth={"master_key": MASTER, **auth}) as running:
+        another = running.key if "mode" in auth else await running.new_key("another")
+        keys = {"of_tenant": running.key, "of_another": another, "of_master": MASTER}
+        for whose, key in keys.items():
+            for asked in ({"json": HELLO}, {"json": {**HELLO, "routing": {"explain": True}}}):
+                explains = {} if "routing" in asked["json"] else {"x-tidegate-explain": "1"}
+                headers = {"authorization": f"Bearer {key}", **explains}
+                reply = await running.http.post("/v1/chat/completions", headers=headers, **asked)
+                error = reply.json().get("error")
+                told = error["code"] if error else "x-tidegate-plan" in reply.headers
+                assert (reply.status_code, told) == expected[whose]
+            headers = {"authorization": f"Bearer {key}", "x-tidegate-explain": "0"}
+            reply = await running.http.post("/v1/chat/completions", headers=headers, json=HELLO)
+            assert (reply.status_code, "x-tidegate-plan" in reply.headers) == (200, False)
