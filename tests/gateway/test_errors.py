@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backends.base import AttemptFailed, CallRejected, Overloaded, Refused, Unsupported
+from backends.base import AttemptFailed, CallRejected, CallTimeout, Overloaded, Refused, Unsupported
 from gateway.errors import ERRORS, ApiError, from_failure, from_rejection
 
 if TYPE_CHECKING:
@@ -179,14 +179,15 @@ async def test_a_busy_pool_tells_the_sdk_when_to_come_back():
 
 @pytest.mark.parametrize("kind", list(failures()))
 def test_every_failure_of_an_attempt_becomes_an_error_that_says_what_was_tried(kind: type[AttemptFailed]):
-    error = from_failure(kind("why"), attempts=1)
+    failure = kind() if kind is CallTimeout else kind("why")
+    error = from_failure(failure, attempts=1)
     assert error.code == kind.code
     assert error.status == ERRORS[kind.code].status
     # What no endpoint can be asked is the call's fault; all else is ours or theirs.
     assert (error.status < 500) == (kind is Unsupported)
-    assert error.message == "1 endpoint was tried; the last: why"
+    assert error.message == f"1 endpoint was tried; the last: {failure}"
     assert (b"retry-after" in dict(error.headers())) == (error.status == 503)
-    assert isinstance(kind("why"), Refused) == hasattr(kind("why"), "retry_after_s")
+    assert isinstance(failure, Refused) == hasattr(failure, "retry_after_s")
 
 
 @patiently
