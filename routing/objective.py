@@ -32,28 +32,41 @@ _Key = tuple[float, float, int]
 
 
 class Ranking(Sequence[Candidate]):
-    """Candidates, best first, each made when it is looked at: most calls look at one."""
+    """Candidates, best first. Most calls look at the first alone: the others are put in order when they are looked at."""
 
-    __slots__ = ("_by_score", "_by_seconds", "_cached_tokens", "_estimates", "_members", "_target_s")
+    __slots__ = (
+        "_cached_tokens",
+        "_estimates",
+        "_late",
+        "_members",
+        "_on_time",
+        "_ordered",
+        "_roll",
+        "_target_s",
+    )
 
     def __init__(
         self,
         members: Sequence[tuple[Endpoint, Load]],
         estimates: Sequence[Figures],
-        by_score: Sequence[_Key],
-        by_seconds: Sequence[_Key],
+        on_time: list[_Key],
+        late: list[_Key],
+        roll: float,
         target_s: float,
         cached_tokens: Mapping[str, int] = NOTHING_CACHED,
     ) -> None:
+        """`on_time` by score, then seconds; after them `late` by seconds, then score: both in any order."""
         self._members = members
         self._estimates = estimates
-        self._by_score = by_score
-        self._by_seconds = by_seconds
+        self._on_time = on_time
+        self._late = late
+        self._roll = roll
+        self._ordered = False
         self._target_s = target_s
         self._cached_tokens = cached_tokens
 
     def __len__(self) -> int:
-        return len(self._by_score) + len(self._by_seconds)
+        return len(self._on_time) + len(self._late)
 
     def __iter__(self) -> Iterator[Candidate]:
         return map(self.__getitem__, range(len(self)))
@@ -69,13 +82,20 @@ class Ranking(Sequence[Candidate]):
             place += len(self)
         if place < 0:
             raise IndexError(place)
-        if place < len(self._by_score):
-            score, _, index = self._by_score[place]
+        on_time = self._on_time
+        if place == 0 and not self._ordered:
+            first, second, index = _first(on_time or self._late, self._roll)
         else:
-            _, score, index = self._by_seconds[place - len(self._by_score)]
+            if not self._ordered:
+                _order(on_time, self._roll)
+                _order(self._late, self._roll)
+                self._ordered = True
+            late_place = place - len(on_time)
+            first, second, index = on_time[place] if late_place < 0 else self._late[late_place]
         endpoint, estimate = self._members[index][0], Estimate(*self._estimates[index])
-        on_time = estimate.ttft_s <= self._target_s
-        return Candidate(endpoint, estimate, score, on_time, self._cached_tokens.get(endpoint.name, 0))
+        score = first if place < len(on_time) else second
+        on_target = estimate.ttft_s <= self._target_s
+        return Candidate(endpoint, estimate, score, on_target, self._cached_tokens.get(endpoint.name, 0))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ranking) and tuple(self) == tuple(other)
@@ -123,7 +143,7 @@ def rank(
         index += 1  # noqa: SIM113 - enumerate makes a tuple for each
     if late and on_time:
         on_time, late = _without_false_remedies(on_time, late)
-    return Ranking(members, estimates, _ordered(on_time, roll), _ordered(late, roll), target_s, cached_tokens)
+    return Ranking(members, estimates, on_time, late, roll, target_s, cached_tokens)
 
 
 def _without_false_remedies(on_time: list[_Key], late: list[_Key]) -> tuple[list[_Key], list[_Key]]:
@@ -139,14 +159,22 @@ def _by_score(key: _Key) -> tuple[float, float]:
     return key[1], key[0]
 
 
-def _ordered(keyed: list[_Key], roll: float) -> list[_Key]:
-    """Sorted, with every run of equals rotated by the same share of its length."""
+def _first(keyed: list[_Key], roll: float) -> _Key:
+    """What would come first if it were put in order."""
+    least = min(keyed)
+    equals = [key for key in keyed if key[0] == least[0] and key[1] == least[1]]
+    if len(equals) == 1:
+        return least
+    return sorted(equals)[int(roll * len(equals))]
+
+
+def _order(keyed: list[_Key], roll: float) -> None:
+    """Sort it, and rotate every run of equals by the same share of its length."""
     keyed.sort()
     for before, after in pairwise(keyed):
         if before[0] == after[0] and before[1] == after[1]:
             _rotate_equals(keyed, roll)
             break
-    return keyed
 
 
 def _rotate_equals(keyed: list[_Key], roll: float) -> None:

@@ -1,6 +1,8 @@
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import structs
 
 from routing.estimate import Ask
@@ -94,6 +96,18 @@ def test_equals_share_the_load_evenly_wherever_they_stand():
 def test_the_second_choice_among_equals_is_shared_too():
     options = [option("best", 0.1), option("a"), option("b")]
     assert Counter(order(DEFAULT, *options, roll=k / 10)[1] for k in range(10)) == {"a": 5, "b": 5}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.1, 1.0, 6.0, 9.0]), st.sampled_from([0, 10**6, 10**8])), min_size=1),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_the_first_is_the_same_whether_or_not_the_others_are_looked_at(kinds, roll):
+    options = [option(str(place), ttft_s, cost) for place, (ttft_s, cost) in enumerate(kinds)]
+    alone, last_first = ranked_by(DEFAULT, options, roll), ranked_by(DEFAULT, options, roll)
+    first = alone[0]
+    assert sorted(c.endpoint.name for c in reversed(last_first)) == sorted(e.name for e, _ in options)
+    assert last_first[0] == first
 
 
 def test_nothing_to_rank_is_ranked_as_nothing():
