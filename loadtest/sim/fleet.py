@@ -64,8 +64,6 @@ HOSTED = (
 """About the list prices in 2025 of two providers of Llama 3.3 70B, and their speeds. Of a model as small as those that
 such cards serve fast, hosted tokens cost so little that there would be nothing to decide."""
 
-FleetName = Literal["unequal", "equal", "mixed"]
-
 
 def unequal(dice: Random) -> tuple[Node, ...]:
     """Four workers of each class, 2 to 120 ms away."""

@@ -13,14 +13,10 @@ from __future__ import annotations
 from collections import deque
 from heapq import heappop, heappush
 from math import inf
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from loadtest.sim.cache import PagedCache
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CHUNK_TOKENS = 2048
 """Tokens per step (vLLM's max_num_batched_tokens)."""
@@ -99,15 +95,6 @@ class Worker:
     @property
     def running(self) -> int:
         return len(self._decoding) + (self._reading is not None)
-
-    @property
-    def jobs(self) -> Iterator[Job]:
-        """Everybody who is here."""
-        yield from self.waiting
-        if self._reading is not None:
-            yield self._reading
-        for _, _, job in self._decoding:
-            yield job
 
     def submit(self, now_s: float, job: Job) -> None:
         self.advance(now_s)
