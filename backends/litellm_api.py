@@ -218,12 +218,13 @@ class LiteLLMReply(Incoming):
                 await reply.aclose()
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            self._tell(self._ended, ReplyBroken("the call was cancelled"))
-            return
-        error = task.exception()
-        failed = None if error is None else failure(error, self._backend.secrets, begun=self._begun)
-        self._tell(self._ended, failed)
+        failed: AttemptFailed | CallRejected | None = ReplyBroken("the call was cancelled")
+        try:
+            if not task.cancelled():
+                error = task.exception()
+                failed = None if error is None else failure(error, self._backend.secrets, begun=self._begun)
+        finally:  # whatever a provider's error is like, nobody waits for it in vain
+            self._tell(self._ended, failed)
 
     def _tell(self, what: Any, argument: object) -> None:
         if not self._loop.is_closed():

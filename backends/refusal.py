@@ -133,12 +133,17 @@ def _in_words(said: object) -> tuple[str, str | None]:
         isinstance(said, list) and said and all(isinstance(each, dict) and "msg" in each for each in said)
     ):
         return _message(said), None
-    places = [".".join(str(part) for part in each.get("loc") or () if part != "body") for each in said]
+    places = [_place(each.get("loc")) for each in said]
     found = [
         f"{place}: {each['msg']}" if place else str(each["msg"])
         for place, each in zip(places, said, strict=True)
     ]
     return "; ".join(found)[:_MESSAGE_LIMIT], places[0] or None
+
+
+def _place(loc: object) -> str:
+    parts = loc if isinstance(loc, list) else [] if loc is None else [loc]
+    return ".".join(str(part) for part in parts if part != "body")
 
 
 def _code(code: object) -> str | None:

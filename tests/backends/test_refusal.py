@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from backends.base import (
     AttemptFailed,
@@ -124,6 +126,35 @@ def test_errors_of_every_shape_have_a_message(status: int, body: bytes, text: st
     assert isinstance(failure, (AttemptFailed, CallRejected))
     assert text in str(failure)
     assert len(str(failure)) <= 2000
+
+
+KEYS = (
+    *("error", "errors", "message", "detail", "code", "type", "param", "metadata", "raw", "reasons"),
+    *("fault", "faultstring", "msg", "loc"),
+)
+SAID = st.recursive(
+    st.sampled_from([None, True, 5, -0.5, 10**25, "", "tide", "model_not_found", "Request too large for"]),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.sampled_from(KEYS), below, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None)
+@given(st.sampled_from([204, 302, 400, 403, 404, 413, 422, 429, 463, 500, 503]), SAID)
+def test_whatever_an_error_says_it_is_a_failure_with_a_message(status: int, said: object):
+    failure = refusal(status, {}, json.dumps(said).encode())
+    assert isinstance(failure, AttemptFailed | CallRejected)
+    assert str(failure)
+
+
+@pytest.mark.parametrize(
+    ("loc", "param"), [(["body", "n"], "n"), ("n", "n"), (5, "5"), (None, None), ([], None), (True, "True")]
+)
+def test_the_place_of_a_finding_may_be_of_any_type(loc: object, param: str | None):
+    failure = refusal(422, {}, json.dumps({"detail": [{"msg": "too many", "loc": loc}]}).encode())
+    assert isinstance(failure, CallRejected)
+    assert failure.param == param
+    assert failure.message == (f"{param}: too many" if param else "too many")
 
 
 def test_a_long_message_is_cut():
