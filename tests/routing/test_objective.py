@@ -99,7 +99,9 @@ def test_the_second_choice_among_equals_is_shared_too():
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([0.1, 1.0, 6.0, 9.0]), st.sampled_from([0, 10**6, 10**8])), min_size=1),
+    st.lists(
+        st.tuples(st.sampled_from([0.1, 1.0, 6.0, 9.0]), st.sampled_from([0, 10**6, 10**8])), min_size=1
+    ),
     st.floats(0, 1, exclude_max=True),
 )
 def test_the_first_is_the_same_whether_or_not_the_others_are_looked_at(kinds, roll):
