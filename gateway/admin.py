@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPBearer
 
+from gateway.admin_nodes import node_routes
 from gateway.auth import Key, Keyring
 from gateway.errors import ApiError
 from gateway.explain import Explanation, Question
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from gateway.catalog import Catalog
     from gateway.config import Config
+    from gateway.nodes import Nodes
     from gateway.planning import Planner
     from gateway.policy import Policies
 
@@ -68,7 +70,7 @@ class Administrators:
 
 
 def admin_routes(
-    administrators: Administrators, catalog: Catalog, policies: Policies, planner: Planner
+    administrators: Administrators, catalog: Catalog, policies: Policies, planner: Planner, nodes: Nodes
 ) -> APIRouter:
     def administrator(request: Request) -> None:
         administrators.admit(dict(request.scope["headers"]))
@@ -84,4 +86,5 @@ def admin_routes(
         question = Question.read(await request.body())
         return Explanation.of(*question.decisions(catalog, policies, planner))
 
+    routes.include_router(node_routes(nodes))
     return routes

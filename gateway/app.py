@@ -26,6 +26,8 @@ from gateway.fleet import fleet_of
 from gateway.http import Edge
 from gateway.journal import Journal
 from gateway.mover import moving
+from gateway.node_store import NodeStore
+from gateway.nodes import Nodes
 from gateway.planning import Planner
 from gateway.policy import policies_of
 from gateway.race import Races
@@ -127,7 +129,10 @@ async def application(config: Config) -> AsyncIterator[Edge]:
         administrators = Administrators(config, keys)
         edge = Edge(dispatch, catalog, keys, origins, telemetry, administrators.admit_to_plans)
         telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))
-        administration = admin_routes(administrators, catalog, policies, planner)
+        nodes = Nodes(fleet, config, NodeStore(store))
+        await nodes.restore()
+        await stack.enter_async_context(_background(nodes.run(), "leases of nodes"))
+        administration = admin_routes(administrators, catalog, policies, planner, nodes)
         control = control_app(catalog, fleet, telemetry, edge.authenticate, administration)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))

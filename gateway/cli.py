@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from gateway import cli_keys
+from gateway import cli_keys, cli_nodes
 from gateway.cli_explain import explain
 from gateway.cli_usage import usage
 from gateway.config_file import ConfigError
@@ -37,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they print local variables, and those hold secrets
 )
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_nodes.app, name="nodes")
 app.command()(usage)
 app.command()(explain)
 

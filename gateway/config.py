@@ -121,6 +121,12 @@ class Health(Section):
     )
 
 
+class NodesSection(Section):
+    lease_s: Seconds = Field(
+        30, ge=1, description="How long a node that has registered may go without a heartbeat."
+    )
+
+
 class DecisionLogSection(Section):
     file: Path = Field(description="Where they go, as JSON lines.")
     sample: Annotated[float, BeforeValidator(no_boolean)] = Field(
@@ -189,6 +195,7 @@ class Config(Section):
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
+    nodes: NodesSection = NodesSection()
     decision_log: DecisionLogSection | None = Field(
         None, description="A sample of decisions, to be looked into and replayed; without it, none."
     )

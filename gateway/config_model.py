@@ -30,13 +30,14 @@ class ModelSection(Section):
         description="`per_tenant`: workers are sent a secret `cache_salt` for each tenant, so that nobody can find out by "
         "the clock what another tenant has sent; prompts that tenants have in common are then computed for each.",
     )
-    endpoints: tuple[EndpointSection, ...] = Field(max_length=1000, description="Where the model is served.")
+    endpoints: tuple[EndpointSection, ...] = Field(
+        max_length=1000,
+        description="Where the model is served; `[]` where only nodes that register serve it.",
+    )
 
     @classmethod
     def cross_check(cls, given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         endpoints = given.get("endpoints")
-        if endpoints in ([], ()):
-            yield ("endpoints",), "needs at least one endpoint"
         seen: dict[str, int] = {}
         for index, endpoint in enumerate(endpoints if isinstance(endpoints, list | tuple) else ()):
             name = (

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from backends.base import AttemptFailed, CallRejected, Refused
-from routing.misses import shortfalls
+from routing.misses import UNKNOWN_WAIT_S, shortfalls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,9 @@ ERRORS: dict[str, ErrorKind] = {
     "model_not_found": ErrorKind(
         404, _REQUEST, "There is no such model; names those that are spelled alike."
     ),
+    "node_not_found": ErrorKind(404, _REQUEST, "No such node is registered; it may register again."),
     "method_not_allowed": ErrorKind(405, _REQUEST, "The path does not take this method; see `allow`."),
+    "node_conflict": ErrorKind(409, _REQUEST, "Another endpoint of the model has the node's name."),
     "request_too_large": ErrorKind(413, _REQUEST, "The body exceeds `limits.body_bytes`."),
     "unsupported_content_encoding": ErrorKind(415, _REQUEST, "The body is compressed; send it plain."),
     "headers_too_large": ErrorKind(431, _REQUEST, "The headers exceed `limits.header_bytes`."),
@@ -176,6 +178,9 @@ def unserved(decisions: Sequence[Decision], policy: Policy | None = None) -> Api
     """Why no endpoint of any of the models can take a call: for now, or ever. It says what the key's policy has asked for."""
     names = " or ".join(dict.fromkeys(decision.call.model for decision in decisions))
     found = [shortfall for decision in decisions for shortfall in shortfalls(decision)]
+    if not found:
+        message = f"No endpoint of {names} is there right now."
+        return ApiError("no_endpoint_available", message, retry_after_s=UNKNOWN_WAIT_S)
     waits_s = [each.retry_after_s for each in found if each.retry_after_s is not None]
     if waits_s:
         found = [each for each in found if each.retry_after_s is not None]

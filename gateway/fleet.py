@@ -12,6 +12,7 @@ from backends.litellm_api import LiteLLMAccess
 from backends.worker import Access
 
 if TYPE_CHECKING:
+    from backends.fleet import Listed
     from gateway.config import Config
     from gateway.config_endpoint import EndpointSection
 
@@ -30,14 +31,18 @@ def fleet_of(config: Config) -> Fleet:
         scrape_interval_s=float(config.health.scrape_interval_s),
         probe_answer_s=float(config.health.probe_timeout_s),
     )
-    endpoints = {
-        name: list(zip(config.endpoints_of(name), map(_access, section.endpoints), strict=True))
+    return Fleet(listed(config), settings)
+
+
+def listed(config: Config) -> dict[str, list[Listed]]:
+    """The endpoints of a configuration with the ways to them, by model."""
+    return {
+        name: list(zip(config.endpoints_of(name), map(access_of, section.endpoints), strict=True))
         for name, section in config.models.items()
     }
-    return Fleet(endpoints, settings)
 
 
-def _access(section: EndpointSection) -> Access | LiteLLMAccess:
+def access_of(section: EndpointSection) -> Access | LiteLLMAccess:
     keys = tuple(key.get_secret_value() for key in section.keys)
     if section.litellm is not None:
         return LiteLLMAccess(section.litellm, keys, section.params.get_secret_value())

@@ -32,6 +32,7 @@ from gateway.tables import KEYS, META, SHARES, TENANTS, USAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
     from typing import Any, Self
 
     from sqlalchemy import ColumnElement, Connection, Engine, FromClause, Row, Table
@@ -132,6 +133,14 @@ class Store:
             yield cls(engine)
         finally:
             engine.dispose()
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A connection for what other modules keep here. Raises StoreAway."""
+        return _reading(self._engine)
+
+    def writing(self) -> AbstractContextManager[Connection]:
+        """The same, in a transaction that writes."""
+        return _writing(self._writer)
 
     # Keys
 

@@ -97,3 +97,20 @@ SHARES = Table(
     Column("cost_nano_usd", BigInteger, nullable=False),
     Column("waste_nano_usd", BigInteger, nullable=False),
 )
+
+NODES = Table(
+    "nodes",  # registered now
+    METADATA,
+    Column("name", String(128), primary_key=True),
+    Column("section", Text, nullable=False),  # JSON; see gateway.config_node
+    Column("registered_ms", BigInteger, nullable=False),
+)
+
+NODE_SESSIONS = Table(
+    "node_sessions",  # when each node has been there
+    METADATA,
+    Column("name", String(128), primary_key=True),
+    Column("started_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("ended_ms", BigInteger),
+    Column("ending", Text),
+)

@@ -108,6 +108,11 @@ class Standing:
             return f"is new, and gets {most} calls at a time for now", RAMP_RETRY_S
         return reason, wait_s
 
+    @property
+    def ramping(self) -> bool:
+        """Whether it gets a few calls only, for now."""
+        return self._ramp is not None
+
     def ramp_up(self, now_s: float) -> None:
         """It gets calls from now on: a few at first, where others are there for the rest."""
         if self._pool.has_others(self, now_s):

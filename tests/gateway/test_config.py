@@ -277,8 +277,12 @@ def test_the_command_line_wins_over_the_file_and_is_checked_with_it(read: Read, 
 def test_nothing_to_serve_is_an_error(problems: Problems):
     assert problems("models: {}\n") == {"models": "needs at least one model"}
     assert problems("listen: {}\n") == {"models": "is required"}
-    empty = MINIMAL.partition("endpoints:")[0] + "endpoints: []\n"
-    assert problems(empty) == {"models.llama.endpoints": "needs at least one endpoint"}
+    absent = MINIMAL.partition("endpoints:")[0]
+    assert problems(absent) == {"models.llama.endpoints": "is required"}
+
+
+def test_a_model_may_have_no_endpoints_but_those_that_register(read: Read):
+    assert read(MINIMAL.partition("endpoints:")[0] + "endpoints: []\n").endpoints_of("llama") == ()
 
 
 def test_a_config_made_in_code_is_checked_like_one_from_a_file():

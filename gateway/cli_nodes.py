@@ -1,0 +1,102 @@
+"""`tidegate nodes`: the workers of a running gateway: look at them, drain them, take them out.
+
+`app` is mounted by gateway.cli. The commands ask the gateway; nothing here reads its configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, NoReturn
+from urllib.parse import quote
+
+import typer
+
+from gateway.output import Format, show
+
+app = typer.Typer(no_args_is_help=True, help="The workers of a running gateway: look, drain, take out.")
+
+UrlOption = Annotated[str, typer.Option("--url", help="Where the gateway runs.")]
+KeyOption = Annotated[str | None, typer.Option("--key", envvar="TIDEGATE_MASTER_KEY", help="Its master key.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME")]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+_ASK_LIMIT_S = 30.0
+_COLUMNS = (
+    *("name", "model", "source", "state", "inflight", "region", "gpu"),
+    *("context_tokens", "lease_left_s", "leaves_in_s", "mean_stay_s", "reason"),
+)
+_LEASE = ("name", "leaves_in_s")
+
+
+@app.command("list")
+def list_nodes(
+    url: UrlOption = DEFAULT_URL, key: KeyOption = None, as_format: FormatOption = Format.TABLE
+) -> None:
+    """All workers: how each stands, and why it gets no calls where it gets none."""
+    found = _ask("GET", url, key)
+    stays = found["histories"]
+    rows = [{**row, "mean_stay_s": stays.get(row["name"], {}).get("mean_stay_s")} for row in found["nodes"]]
+    show(rows, _COLUMNS, as_format)
+
+
+@app.command("show")
+def show_node(
+    name: NameArgument,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """One node with the history of its stays: how long, how they ended, at which hours it is there. As JSON."""
+    typer.echo(json.dumps(_ask("GET", url, key, name), indent=2))
+
+
+@app.command()
+def drain(
+    name: NameArgument,
+    *,
+    within: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which running calls are taken from it; else `timeouts.total_s`."),
+    ] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="It does not leave after all.")] = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+    as_format: FormatOption = Format.TABLE,
+) -> None:
+    """Give a node nothing new, and let what runs there finish."""
+    body = None if within is None else {"within_s": within}
+    lease = _ask("DELETE" if cancel else "POST", url, key, name, "drain", body=body)
+    show([lease], _LEASE, as_format)
+
+
+@app.command()
+def remove(name: NameArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
+    """Take out a node that has registered. What runs there finishes."""
+    _ask("DELETE", url, key, name)
+
+
+def _ask(method: str, url: str, key: str | None, *path: str, body: dict[str, Any] | None = None) -> Any:
+    """What the gateway answers. Ends the command with one line where it refuses, or is none."""
+    import httpx2  # noqa: PLC0415 - takes time to import
+
+    below = "".join(f"/{quote(part, safe='')}" for part in path)
+    place = f"{url.rstrip('/').removesuffix('/v1')}/admin/nodes{below}"
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    try:
+        reply = httpx2.request(method, place, json=body, headers=headers, timeout=_ASK_LIMIT_S)
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        _fail(f"cannot ask {place}: {error}")
+    answer: Any = None
+    try:
+        answer = json.loads(reply.content or b"null")
+        message = "" if reply.is_success else answer["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        message = reply.text[:200] or "nothing"
+    if message:
+        _fail(f"{place} answered {reply.status_code}: {message}")
+    return answer
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,78 @@
+"""What the database keeps of nodes: those registered now, and when each has been there.
+
+Heartbeats are not written. After a restart of the gateway, a node that was registered has one lease's time to be heard of
+again: it could not be heard meanwhile, and where it is gone its probe says so at once. A node with a key of its own is not
+written down, as no key is; it registers again when its heartbeat is answered with 404. All of this blocks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from sqlalchemy import delete, select, update
+
+from gateway.tables import NODE_SESSIONS, NODES
+
+if TYPE_CHECKING:
+    from gateway.store import Store
+
+
+class SavedNode(Struct, frozen=True):
+    name: str
+    section: str
+    """As JSON."""
+    registered_ms: int
+
+
+class Session(Struct, frozen=True):
+    """One stay of a node."""
+
+    started_ms: int
+    ended_ms: int | None
+    ending: str | None
+    """left, drained, preempted, lease_lost, or gateway_stopped."""
+
+
+class NodeStore:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def restore(self, now_ms: int) -> list[SavedNode]:
+        """Those registered when the gateway was last up. Stays that nobody can go on with end."""
+        with self._store.writing() as connection:
+            saved = [SavedNode(*row) for row in connection.execute(select(NODES).order_by(NODES.c.name))]
+            known = select(NODES.c.name)
+            stale = NODE_SESSIONS.c.ended_ms.is_(None) & NODE_SESSIONS.c.name.not_in(known)
+            ended = update(NODE_SESSIONS).where(stale).values(ended_ms=now_ms, ending="gateway_stopped")
+            connection.execute(ended)
+            return saved
+
+    def joined(self, name: str, section: str | None, now_ms: int, *, new: bool) -> None:
+        """It has registered with this to be written down, or nothing; `new` where its stay begins."""
+        with self._store.writing() as connection:
+            connection.execute(delete(NODES).where(NODES.c.name == name))
+            if section is not None:
+                connection.execute(
+                    NODES.insert(), {"name": name, "section": section, "registered_ms": now_ms}
+                )
+            if new:
+                connection.execute(NODE_SESSIONS.insert(), {"name": name, "started_ms": now_ms})
+
+    def left(self, name: str, ending: str, now_ms: int) -> None:
+        open_ones = (NODE_SESSIONS.c.name == name) & NODE_SESSIONS.c.ended_ms.is_(None)
+        with self._store.writing() as connection:
+            connection.execute(delete(NODES).where(NODES.c.name == name))
+            connection.execute(update(NODE_SESSIONS).where(open_ones).values(ended_ms=now_ms, ending=ending))
+
+    def sessions(self, since_ms: int, name: str | None = None) -> dict[str, list[Session]]:
+        """The stays that ended since then or have not ended, oldest first, by name."""
+        query = select(NODE_SESSIONS).order_by(NODE_SESSIONS.c.started_ms)
+        query = query.where(NODE_SESSIONS.c.ended_ms.is_(None) | (NODE_SESSIONS.c.ended_ms >= since_ms))
+        if name is not None:
+            query = query.where(NODE_SESSIONS.c.name == name)
+        found: dict[str, list[Session]] = {}
+        with self._store.reading() as connection:
+            for row in connection.execute(query):
+                found.setdefault(row.name, []).append(Session(row.started_ms, row.ended_ms, row.ending))
+        return found

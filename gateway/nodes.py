@@ -1,0 +1,236 @@
+"""Nodes that register over HTTP, and how any node leaves: by its own word, by an operator's, or without one.
+
+A node is there for as long as its heartbeats renew its lease. While it is, its workers are endpoints of the fleet like those
+of the configuration; the registry is one more source of them. What the database keeps of it, and why, says `node_store`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from pydantic import ValidationError
+
+from gateway.config_file import Problem
+from gateway.config_node import NodeSection, invalid
+from gateway.config_policy import no_such_model
+from gateway.database import StoreAway
+from gateway.errors import ApiError
+from gateway.fleet import access_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backends.fleet import Fleet, Listed, Member
+    from gateway.config import Config
+    from gateway.node_store import NodeStore, Session
+
+log = logging.getLogger(__name__)
+
+REGISTERED = "registered"
+"""The source of nodes that have registered."""
+TICK_S = 0.5
+"""Between two looks at leases and departures."""
+
+
+class Node(Struct):
+    """One that has registered."""
+
+    section: NodeSection
+    lease_until_s: float
+    """On the monotonic clock."""
+    registered_ms: int
+    ending: str | None = None
+    """What its stay will have ended by, where that is known already."""
+
+
+class Nodes:
+    def __init__(self, fleet: Fleet, config: Config, store: NodeStore) -> None:
+        self._fleet = fleet
+        self._store = store
+        self._nodes: dict[str, Node] = {}
+        self._writing = asyncio.Lock()
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """These are the models now. A node stays registered for one that is gone, should it be back."""
+        self._models = config.models
+        self._lease_s = float(config.nodes.lease_s)
+        self._drain_s = float(config.timeouts.total_s)
+        self._agree()
+
+    async def restore(self) -> None:
+        """Take in again those that were there when the gateway was last up, for one lease."""
+        for saved in await asyncio.to_thread(self._store.restore, _now_ms()):
+            try:
+                section = NodeSection.model_validate_json(saved.section)
+            except ValidationError as error:
+                log.warning("the node %s has to register again: %s", saved.name, error)
+                continue
+            until_s = time.monotonic() + self.lease_s(section)
+            self._nodes[saved.name] = Node(section, until_s, saved.registered_ms)
+        self._agree()
+
+    async def run(self) -> None:
+        """For ever: see who has gone."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            for name, ending in self._gone(time.monotonic()):
+                await self._remove(name, ending)
+
+    def find(self, name: str) -> Node | None:
+        return self._nodes.get(name)
+
+    def members(self, name: str | None = None) -> list[Member]:
+        """The workers of the fleet, or those of one node, whether it has registered or is configured."""
+        workers = [member for member in self._fleet.members if member.endpoint.kind == "worker"]
+        if name is None:
+            return workers
+        found = [member for member in workers if member.endpoint.name == name]
+        if not found and name not in self._nodes:
+            raise _not_found(name)
+        return found
+
+    def lease_s(self, section: NodeSection) -> float:
+        return self._lease_s if section.lease_s is None else section.lease_s
+
+    async def register(self, section: NodeSection) -> bool:
+        """It is there, and is as it says; whether it was not there before. Raises ApiError."""
+        self._check(section)
+        known, now_ms = self._nodes.get(section.name), _now_ms()
+        until_s = time.monotonic() + self.lease_s(section)
+        registered_ms = now_ms if known is None else known.registered_ms
+        self._nodes[section.name] = Node(section, until_s, registered_ms)
+        self._agree()
+        for member in self._registered(section.name):
+            member.departure.cancel()
+        if known is None or known.section != section:
+            text = None if section.api_key else section.model_dump_json(exclude_none=True)
+            await self._write(self._store.joined, section.name, text, now_ms, new=known is None)
+        if known is None:
+            log.info("the node %s has registered for %s", section.name, ", ".join(section.models))
+        return known is None
+
+    def heartbeat(self, name: str) -> Node:
+        """It is still there. Raises ApiError where it has to register."""
+        node = self._nodes.get(name)
+        if node is None:
+            raise _not_found(name)
+        node.lease_until_s = time.monotonic() + self.lease_s(node.section)
+        return node
+
+    def leave_in(self, name: str, seconds: float | None, *, draining: bool) -> None:
+        """It is going to leave. Raises ApiError."""
+        seconds = self._drain_s if seconds is None else seconds
+        for member in self.members(name):
+            member.departure.announce(seconds, draining=draining)
+        if name in self._nodes:
+            self._nodes[name].ending = "drained" if draining else "preempted"
+        log.info("the node %s leaves within %g s%s", name, seconds, ", and drains" if draining else "")
+
+    def stay(self, name: str) -> None:
+        """It is not going to leave after all. Raises ApiError."""
+        for member in self.members(name):
+            member.departure.cancel()
+        if name in self._nodes:
+            self._nodes[name].ending = None
+
+    async def remove(self, name: str) -> None:
+        """It leaves now: its running calls finish. Raises ApiError where it is not one that has registered."""
+        if name not in self._nodes:
+            if self.members(name):
+                raise ApiError(
+                    "node_conflict", f"{name} is not registered: it is taken out where it is known from"
+                )
+            raise _not_found(name)
+        await self._remove(name, self._nodes[name].ending or "left")
+
+    async def sessions(self, since_ms: int, name: str | None = None) -> dict[str, list[Session]]:
+        """The stays on record, by name; none where the database is away."""
+        try:
+            return await asyncio.to_thread(self._store.sessions, since_ms, name)
+        except StoreAway as failure:
+            log.warning("the stays of nodes cannot be read: %s", failure)
+            return {}
+
+    def _check(self, section: NodeSection) -> None:
+        problems = [
+            Problem(f"models.{name}", no_such_model(name, self._models))
+            for name in section.models
+            if name not in self._models
+        ]
+        if problems:
+            raise invalid(*problems)
+        for member in self._fleet.members:
+            same = member.endpoint.name == section.name and member.endpoint.model in section.models
+            if same and member.source != REGISTERED:
+                where = f"an endpoint of {member.endpoint.model}, known by {member.source}"
+                raise ApiError("node_conflict", f"{section.name} is the name of {where}", param="name")
+
+    def _gone(self, now_s: float) -> list[tuple[str, str]]:
+        """Those that have to be removed, and for what."""
+        found = []
+        for name, node in self._nodes.items():
+            members = self._registered(name)
+            if now_s >= node.lease_until_s:
+                for member in members:
+                    member.ejection.fell(now_s)
+                found.append((name, "lease_lost"))
+            elif node.ending is not None and all(_has_left(member, now_s) for member in members):
+                found.append((name, node.ending))
+        return found
+
+    def _registered(self, name: str) -> list[Member]:
+        return [
+            member
+            for member in self._fleet.members
+            if member.endpoint.name == name and member.source == REGISTERED
+        ]
+
+    async def _remove(self, name: str, ending: str) -> None:
+        if self._nodes.pop(name, None) is None:
+            return
+        log.log(
+            logging.WARNING if ending == "lease_lost" else logging.INFO,
+            "the node %s is gone: %s",
+            name,
+            ending.replace("_", " "),
+        )
+        self._agree()
+        await self._write(self._store.left, name, ending, _now_ms())
+
+    def _agree(self) -> None:
+        wanted: dict[str, list[Listed]] = {}
+        for node in self._nodes.values():
+            for name in node.section.models:
+                model = self._models.get(name)
+                if model is not None:
+                    section = node.section.endpoint(name)
+                    endpoint = section.endpoint(name, model.capabilities, model.context_tokens)
+                    wanted.setdefault(name, []).append((endpoint, access_of(section)))
+        self._fleet.agree(REGISTERED, wanted)
+
+    async def _write(self, write: Callable[..., None], *arguments: object, **options: object) -> None:
+        """One after the other, as it happened. What cannot be written is only not known after a restart."""
+        async with self._writing:
+            try:
+                await asyncio.to_thread(write, *arguments, **options)
+            except StoreAway as failure:
+                log.warning("what became of a node cannot be written down: %s", failure)
+
+
+def _has_left(member: Member, now_s: float) -> bool:
+    """Whether its time is up, or it drains and has nothing left to do."""
+    departs_s = member.departs_s
+    return (departs_s is not None and now_s >= departs_s) or (member.draining and not member.inflight)
+
+
+def _not_found(name: str) -> ApiError:
+    return ApiError("node_not_found", f"there is no node {name!r}")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
