@@ -36,6 +36,10 @@ _QUESTION: dict[str, Any] = {
             "description": "`x-tidegate-*` headers of the call.",
         },
         "tenant": {"type": "string", "description": "Whose call it is; the tenant's policy then bounds it."},
+        "key": {
+            "type": "string",
+            "description": "The id of the key it is made with, or enough of its start; its policy bounds it as well.",
+        },
     },
     "required": ["request"],
     "example": {
@@ -53,13 +57,13 @@ class Administrators:
         if isinstance(keys, Key):
             secret = None if master_key is None else master_key.get_secret_value()
             keys = Keyring(secrets.token_bytes(32), secret)
-        self._keyring = keys
+        self.keyring = keys
         self._anyone = config.auth.mode == "none" and config.listen.is_loopback
         self._explain_to = config.auth.explain_to
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
         """Raises ApiError where these headers bring no administrator."""
-        if not self._anyone and self._keyring.admit(headers).id != MASTER:
+        if not self._anyone and self.keyring.admit(headers).id != MASTER:
             raise ApiError("admin_key_required", "This takes the master key, `auth.master_key`.")
 
     def admit_to_plans(self, caller: Key) -> None:
@@ -84,7 +88,8 @@ def admin_routes(
     async def explain(request: Request) -> Explanation:
         """The plan for a call as it would be made now. Nothing is sent to an endpoint, and nothing is metered."""
         question = Question.read(await request.body())
-        return Explanation.of(*question.decisions(catalog, policies, planner))
+        caller = question.caller(administrators.keyring, policies)
+        return Explanation.of(caller, *question.decisions(catalog, caller, planner))
 
     routes.include_router(node_routes(nodes))
     return routes

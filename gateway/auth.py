@@ -79,6 +79,14 @@ class Keyring:
             return None
         return found[1]
 
+    def identified(self, id_or_start: str) -> Key:
+        """The key with this id, or whose id alone starts so. Raises ApiError."""
+        found = [key for _, key in self._by_digest.values() if key.id.startswith(id_or_start)]
+        if len(found) != 1:
+            which = f"{len(found) or 'no'} keys in force have an id starting with {id_or_start[:100]!r}"
+            raise ApiError("invalid_value", which, param="key")
+        return found[0]
+
     def admit(self, headers: Mapping[bytes, bytes]) -> Key:
         """Whose key a request with these headers brings. Raises ApiError."""
         scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from gateway.cli_keys import DEFAULT_CONFIG
+from gateway.cli_keys import DEFAULT_CONFIG, open_store
 from gateway.output import Format, ReportFormat, show, usd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from gateway.auth import Keyring
     from gateway.explain import Explanation, Question
     from gateway.openai import Api
+    from gateway.policy import Policies
     from gateway.replay import Expected, Report
 
 _APIS: tuple[Api, ...] = ("chat", "completions", "embeddings")
@@ -63,6 +65,9 @@ def explain(  # noqa: PLR0913 - a command's options are its parameters
         list[str] | None, typer.Option(help="A header of the call, `name: value`; may be repeated.")
     ] = None,
     tenant: Annotated[str, typer.Option(help="Whose call it is; the tenant's policy then bounds it.")] = "",
+    key_id: Annotated[
+        str, typer.Option(help="The id of the key it is made with; its policy bounds it as well.")
+    ] = "",
     replay: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Plan the decisions in a decision log again; -: standard input."),
@@ -70,20 +75,23 @@ def explain(  # noqa: PLR0913 - a command's options are its parameters
     output: Annotated[ReportFormat, typer.Option("--format", help="How to print it.")] = ReportFormat.TABLE,
 ) -> None:
     """Where a call would go and why: every estimate, every rejection. Or decisions from the log, planned again."""
+    from msgspec import structs  # noqa: PLC0415 - takes time to import, as all that is imported below
+
     if (request is None) == (replay is None):
         _fail("needs REQUEST.json or --replay FILE, and not both")
     if replay is not None:
         _show_report(_replayed(replay, config), output)
         return
-    question = _question(request or "-", api, header or (), tenant)
+    question = _question(request or "-", api, header or ())
+    question = structs.replace(question, tenant=tenant or question.tenant, key=key_id or question.key)
     if url is not None:
         _show_plan(_asked(url, key, question), output)
     else:
         _show_plan(_planned(config or DEFAULT_CONFIG, question), output)
 
 
-def _question(request: str, api: str | None, headers: Sequence[str], tenant: str) -> Question:
-    from msgspec import structs  # noqa: PLC0415 - takes time to import, as all that is imported below
+def _question(request: str, api: str | None, headers: Sequence[str]) -> Question:
+    from msgspec import structs  # noqa: PLC0415 - see above
 
     from gateway.errors import ApiError  # noqa: PLC0415 - see above
     from gateway.explain import Question  # noqa: PLC0415 - see above
@@ -101,14 +109,13 @@ def _question(request: str, api: str | None, headers: Sequence[str], tenant: str
         if not colon or not line.isascii():
             _fail(f"--header takes `name: value`, not {line!r}")
         given[name.strip().lower().encode()] = value.strip().encode()
-    return structs.replace(
-        question, api=known or question.api, headers=given, tenant=tenant or question.tenant
-    )
+    return structs.replace(question, api=known or question.api, headers=given)
 
 
 def _planned(config: Path, question: Question) -> Explanation:
     from msgspec import structs  # noqa: PLC0415 - see above
 
+    from gateway.auth import Keyring  # noqa: PLC0415 - see above
     from gateway.cache_salt import CacheSalts  # noqa: PLC0415 - see above
     from gateway.catalog import Catalog  # noqa: PLC0415 - see above
     from gateway.config import load  # noqa: PLC0415 - see above
@@ -122,12 +129,22 @@ def _planned(config: Path, question: Question) -> Explanation:
     catalog = Catalog(parsed, 0)
     # Which salt keeps a prompt apart makes no difference where nothing is cached yet.
     planner = Planner(fleet_of(parsed), CacheSalts(b""))
+    policies = policies_of(parsed, catalog)
     try:
-        decisions = question.decisions(catalog, policies_of(parsed, catalog), planner)
+        caller = question.caller(_keys(config, policies) if question.key else Keyring(b""), policies)
+        decisions = question.decisions(catalog, caller, planner)
     except ApiError as error:
         _fail(f"the gateway would refuse it: {error.message} ({error.code})")
     # The same file always gives the same plan.
-    return Explanation.of(*(structs.replace(each, roll=0.0) for each in decisions))
+    return Explanation.of(caller, *(structs.replace(each, roll=0.0) for each in decisions))
+
+
+def _keys(config: Path, policies: Policies) -> Keyring:
+    """Those in the database that the configuration names."""
+    from gateway.auth import Keyring  # noqa: PLC0415 - see above
+
+    with open_store(config) as store:
+        return Keyring.read(store, policies=policies)
 
 
 def _asked(url: str, key: str | None, question: Question) -> Explanation:
@@ -191,6 +208,8 @@ def _show_plan(plan: Explanation, output: ReportFormat) -> None:
         role = "" if each is plan else ", to fall back on"
         sizes = f"about {each.prompt_tokens} prompt tokens, {each.output_tokens} of output expected"
         typer.echo(f"model {each.model}{role}, tier {each.tier}: {sizes}")
+        if each.held_to:
+            typer.echo(f"held to: {each.held_to}")
         if each.candidates:
             rows = [
                 {

@@ -13,12 +13,14 @@ import msgspec
 from msgspec import Raw, Struct
 from pydantic import BaseModel, Field
 
+from gateway.auth import Key
 from gateway.errors import ApiError
 from gateway.openai import Api, invalid_field, parse
 from routing.estimate import ask
 from routing.types import TierName  # noqa: TC001 - pydantic reads annotations at run time
 
 if TYPE_CHECKING:
+    from gateway.auth import Keyring
     from gateway.catalog import Catalog
     from gateway.planning import Planner
     from gateway.policy import Policies
@@ -88,6 +90,8 @@ class Explanation(BaseModel):
 
     model: str = Field(description="The model's public name.")
     tier: TierName
+    tenant: str = Field("", description="Whose call it would be, where that was said.")
+    held_to: str = Field("", description="What the tenant's policy and the key's hold it to, in words.")
     prompt_tokens: int = Field(description="Estimated from the body: the gateway does not tokenize.")
     output_tokens: int = Field(description="Expected.")
     candidates: list[CandidateShown]
@@ -98,17 +102,19 @@ class Explanation(BaseModel):
     )
 
     @classmethod
-    def of(cls, decision: Decision, *fallbacks: Decision) -> Self:
+    def of(cls, caller: Key, decision: Decision, *fallbacks: Decision) -> Self:
         call, plan = decision.call, decision.plan()
         return cls(
             model=call.model,
             tier=call.tier.name,
+            tenant=caller.tenant,
+            held_to="" if caller.policy is None else caller.policy.described(),
             prompt_tokens=call.prompt_tokens,
             output_tokens=ask(call, decision.expected_output_tokens).output_tokens,
             candidates=[CandidateShown.of(candidate) for candidate in plan.ranked],
             rejected=[RejectionShown.of(rejection) for rejection in plan.rejected],
             passed_over=[endpoint.name for endpoint in plan.passed_over],
-            fallbacks=[Explanation.of(each) for each in fallbacks],
+            fallbacks=[Explanation.of(caller, each) for each in fallbacks],
         )
 
 
@@ -119,11 +125,15 @@ class Question(Struct, frozen=True):
     body: bytes
     headers: dict[bytes, bytes]
     tenant: str = ""
-    """Whose call it is: bounded by that tenant's policy, not by one of a single key. Empty: nobody's."""
+    """Whose call it is. Empty: that of `key`, or nobody's."""
+    key: str = ""
+    """The id of the key it is made with, or enough of its start. Empty: one that is bounded as its tenant is."""
 
     @classmethod
     def read(cls, given: bytes) -> Self:
-        """From `{"request": {...}}` with `api`, `headers` and `tenant` where they are to be said, or from the plain body of a call. Raises ApiError."""
+        """From `{"request": {...}}` with `api`, `headers`, `tenant` and `key` where they are to be said, or from the plain
+        body of a call. Raises ApiError.
+        """
         try:
             fields = _decode_fields(given)
         except msgspec.DecodeError:
@@ -142,6 +152,7 @@ class Question(Struct, frozen=True):
                 for name, value in wrapped.headers.items()
             },
             wrapped.tenant,
+            wrapped.key,
         )
 
     def encoded(self) -> bytes:
@@ -151,16 +162,27 @@ class Question(Struct, frozen=True):
         except msgspec.DecodeError:
             return self.body
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()}
-        return msgspec.json.encode(_Wrapped(fields, self.api, headers, self.tenant))
+        return msgspec.json.encode(_Wrapped(fields, self.api, headers, self.tenant, self.key))
 
-    def decisions(self, catalog: Catalog, policies: Policies, planner: Planner) -> list[Decision]:
+    def caller(self, keys: Keyring, policies: Policies) -> Key:
+        """Who calls. Raises ApiError where there is no such key, or another tenant has it."""
+        if not self.key:
+            policy = policies.in_force(self.tenant) if self.tenant else None
+            return Key("", self.tenant, policy=policy)
+        key = keys.identified(self.key)
+        if self.tenant not in ("", key.tenant):
+            message = f"{key.id} is not a key of {self.tenant[:100]}, but of {key.tenant}."
+            raise ApiError("invalid_value", message, param="tenant")
+        return key
+
+    def decisions(self, catalog: Catalog, caller: Key, planner: Planner) -> list[Decision]:
         """For the models on offer, as if the call had come. Raises ApiError where it would be refused before that."""
         request = parse(self.api, self.body, self.headers)
-        policy = policies.in_force(self.tenant) if self.tenant else None
+        policy = caller.policy
         if policy is not None:
             policy.bind(request)
         offer = catalog.offer(request.model, request.tier, policy)
-        return planner.decisions(request, offer, self.tenant)
+        return planner.decisions(request, offer, caller.tenant)
 
 
 class _Wrapped(Struct, forbid_unknown_fields=True):
@@ -168,6 +190,7 @@ class _Wrapped(Struct, forbid_unknown_fields=True):
     api: Api | None = None
     headers: dict[str, str] = {}
     tenant: str = ""
+    key: str = ""
 
 
 def api_of(fields: dict[str, Raw]) -> Api:

@@ -114,6 +114,43 @@ async def test_a_call_may_be_asked_about_as_that_of_a_tenant_whose_policy_then_b
     assert (status, answer["error"]["code"]) == (403, "tier_not_allowed")
 
 
+async def test_a_call_may_be_asked_about_as_made_with_a_key_whose_policy_and_its_tenants_then_bound_it(
+    workers: list[SimWorker], tmp_path: Path
+):
+    tenants = {"acme": {"policy": {"regions": ["eu", "us"]}}}
+    sections = {"models": models(workers), "tenants": tenants, "auth": {"master_key": MASTER}}
+    async with gateway(tmp_path, **sections) as running:
+        made = {
+            "eu": await running.new_key(
+                "acme", regions=frozenset({"eu", "mars"}), max_input_pico_usd=2_000_000
+            ),
+            "open": await running.new_key("acme"),
+            "other": await running.new_key("rival", models=frozenset()),
+        }
+        ids = {key.last4: key.id for key in running.store.list_keys()}
+        ids = {name: ids[secret[-4:]] for name, secret in made.items()}
+
+        status, answer = await ask(running, {"request": HELLO, "key": ids["eu"]})
+        assert (status, answer["tenant"], answer["candidates"]) == (200, "acme", [])
+        assert answer["held_to"] == "regions eu; input up to 2"
+        assert {each["endpoint"]: (each["filter"], each["reason"]) for each in answer["rejected"]} == {
+            "dear": ("price", "input costs 5 USD per million tokens, asked for at most 2"),
+            "cheap": ("region", "is in us, asked for eu"),
+        }
+        status, answer = await ask(running, {"request": HELLO, "key": ids["open"][:-2], "tenant": "acme"})
+        assert (status, answer["held_to"], names(answer)) == (200, "regions eu, us", ["cheap", "dear"])
+        status, answer = await ask(running, {"request": HELLO, "key": "master"})
+        assert (status, answer["tenant"], answer["held_to"]) == (200, "master", "")
+        status, answer = await ask(running, {"request": HELLO, "key": ids["other"]})
+        assert (status, answer["error"]["code"]) == (403, "model_not_allowed")
+        for question, param in [
+            ({"key": "key_none"}, "key"),
+            ({"key": ids["eu"], "tenant": "rival"}, "tenant"),
+        ]:
+            status, answer = await ask(running, {"request": HELLO, **question})
+            assert (status, answer["error"]["param"]) == (400, param)
+
+
 async def test_what_is_expected_in_a_cache_is_told_and_asking_leaves_nothing_there(
     workers: list[SimWorker], tmp_path: Path
 ):

@@ -14,6 +14,8 @@ from test_replay import line
 from typer.testing import CliRunner
 
 from gateway.cli import app
+from gateway.policy import Policy
+from gateway.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,6 +92,25 @@ def test_what_the_call_and_its_headers_ask_for_counts(tmp_path: Path):
     assert names(plan(tmp_path, "--tenant", "acme")) == ["cheap"]
     embedded = plan(tmp_path, "--api", "embeddings", call={"model": "llama", "input": "x" * 400})
     assert (embedded["prompt_tokens"], names(embedded)) == (100, ["cheap", "dear"])
+
+
+def test_a_key_is_asked_about_by_its_id_and_its_policy_is_shown(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'keys.db'}"
+    with Store.open(url) as store:
+        key = store.create_key("acme", policy=Policy(max_input_pico_usd=2_000_000)).record
+    config = tmp_path / "with-keys.yaml"
+    config.write_text(CONFIG.replace("cost: {input: 1,", "cost: {input: 9,") + f"database: {url}\n")
+    of_key = plan(tmp_path, "--key-id", key.id[:-2], "--config", str(config))
+    assert (of_key["tenant"], of_key["held_to"]) == ("acme", "regions eu; input up to 2")
+    assert [(each["endpoint"], each["filter"]) for each in of_key["rejected"]] == [
+        ("cheap", "price"),
+        ("dear", "region"),
+    ]
+    shown = inside(tmp_path, "-", "--key-id", key.id, "--config", str(config))
+    assert "held to: regions eu; input up to 2" in shown.stdout.splitlines()
+    unknown = inside(tmp_path, "-", "--key-id", "key_unknown", "--config", str(config))
+    assert unknown.exit_code == 2
+    assert "no keys in force have an id starting with 'key_unknown'" in unknown.stderr
 
 
 def test_the_table_has_a_line_for_every_endpoint(tmp_path: Path):
