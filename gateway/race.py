@@ -230,15 +230,19 @@ class Race:
         return answer
 
     async def _end(self, second: asyncio.Task[Answer], outcome: str) -> None:
-        """Nobody waits for the second one any more."""
+        """Nobody waits for the second one any more.
+
+        Nor is its end waited for here: the client could leave meanwhile, and an answer that is on its way out of `run`
+        would be lost, and its connection with it. What is cancelled ends in the next turn of the loop, and closes what it has.
+        """
         self._second = None
-        second.cancel()
-        await asyncio.wait((second,))
         if _has_failed(second):
             return
         self._counted(outcome)
         if outcome == "lost" and self._other is not None:
             self._meter.failed(self._other.endpoint, "hedge_lost")
+        if second.cancel():
+            return
         if not second.cancelled():
             gone = asyncio.CancelledError()
             await second.result().__aexit__(type(gone), gone, None)
