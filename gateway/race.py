@@ -44,8 +44,9 @@ class Races:
         self._fleet = fleet
         self._admission = admission
         self._hedge = hedge
-        self._running: dict[Race, None] = {}
-        self._ticking: asyncio.Handle | None = None
+        self.running: dict[Race, None] = {}
+        """Those that have no second attempt yet."""
+        self.ticking = False
 
     def racing(self, call: Call, request: Request, meter: Meter, ask: Ask, tried: list[Endpoint]) -> Ask:
         """`ask`, or where the call may get a second attempt, what asks beside a candidate that is late as well.
@@ -59,16 +60,6 @@ class Races:
         hedging = self._fleet.pool(call.model).hedging
         hedging.budget.call()
         return Race(self, hedging, call, meter, ask, tried).run
-
-    # For races
-
-    def enter(self, race: Race) -> None:
-        self._running[race] = None
-        if self._ticking is None:
-            self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
-
-    def leave(self, race: Race) -> None:
-        self._running.pop(race, None)
 
     def second(self, race: Race, waited_s: float) -> Candidate | str:
         """Whom to ask beside the race's first one, or why nobody."""
@@ -84,37 +75,27 @@ class Races:
             return "price"
         return found if race.hedging.budget.spend() else "budget"
 
-    def _tick(self) -> None:
-        self._ticking = None
-        if not self._running:
-            return
-        self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
-        now_s = time.monotonic()
-        for race in [race for race in self._running if race.look_s <= now_s]:
-            race.look(now_s)
+    def tick(self) -> None:
+        """Look at those that are late, and again in a moment, for as long as any are under way."""
+        self.ticking = bool(self.running)
+        if self.ticking:
+            asyncio.get_running_loop().call_later(TICK_S, self.tick)
+            now_s = time.monotonic()
+            for race in [race for race in self.running if race.look_s <= now_s]:
+                race.look(now_s)
 
 
 class Race:
     """One call's attempts: one after another, and once beside one another."""
 
-    __slots__ = (
-        "_ask",
-        "_asked_s",
-        "_cancelled_before",
-        "_is_outrun",
-        "_is_suppressed",
-        "_is_waiting",
-        "_meter",
-        "_other",
-        "_races",
-        "_second",
-        "_task",
-        "call",
-        "first",
-        "hedging",
-        "look_s",
-        "tried",
-    )
+    # Nearly every race is over before anything has happened: what has not is a default of the class, which costs nothing.
+    look_s = 0.0
+    """When it is to be looked at: not before it is late."""
+    _other: Candidate | None = None
+    _second: asyncio.Task[Answer] | None = None
+    _is_waiting = True
+    _is_outrun = False
+    _is_suppressed = False
 
     first: Candidate
     """The one being asked, which somebody may be asked beside."""
@@ -131,19 +112,10 @@ class Race:
         self.call = call
         self.hedging = hedging
         self.tried = tried
-        self.look_s = 0.0
-        """When it is to be looked at: not before it is late."""
         self._races = races
         self._meter = meter
         self._ask = ask
-        self._asked_s = 0.0
         self._task = asyncio.current_task()
-        self._cancelled_before = 0 if self._task is None else self._task.cancelling()
-        self._other: Candidate | None = None
-        self._second: asyncio.Task[Answer] | None = None
-        self._is_waiting = False
-        self._is_outrun = False
-        self._is_suppressed = False
 
     async def run(self, first: Candidate) -> Answer:
         """The first answer: of `first`, or of who was asked beside it.
@@ -152,10 +124,13 @@ class Race:
         """
         self.first = first
         self.tried.append(first.endpoint)
-        self._asked_s = time.monotonic()
+        lateness, running = self.hedging.lateness, self._races.running
+        self._asked_s = asked_s = time.monotonic()
         if self._other is None:
-            self.look_s = self._asked_s + self.hedging.lateness.late_after_s(first.estimate.ttft_s)
-            self._races.enter(self)
+            self.look_s = asked_s + lateness.late_after_s(first.estimate.ttft_s)
+            running[self] = None
+            if not self._races.ticking:
+                self._races.tick()
         end = "abandoned"
         self._is_waiting = True
         try:
@@ -174,17 +149,19 @@ class Race:
                 raise
             return await self._second_answer(self._second)
         else:
-            self._saw(first, self._asked_s)
+            lateness.saw(time.monotonic() - asked_s, first.estimate.ttft_s)
             end = "lost"
             return answer
         finally:
             self._is_waiting = False
-            self._races.leave(self)
+            running.pop(self, None)
             if self._second is not None:
                 await self._end(self._second, end)
 
     def look(self, now_s: float) -> None:
         """The first one is late: ask another one beside it, if there is one worth it."""
+        if self._task is None or self._task.cancelling():
+            return  # the call is at its end
         waited_s = now_s - self._asked_s
         found = self._races.second(self, waited_s)
         if isinstance(found, str):
@@ -193,7 +170,7 @@ class Race:
                 self._is_suppressed = True
                 self._races.telemetry.not_hedged[self.call.model, found] += 1
             return
-        self._races.leave(self)
+        del self._races.running[self]
         self._other = found
         self.tried.append(found.endpoint)
         self._meter.hedged = True
@@ -220,7 +197,7 @@ class Race:
 
     def _is_cancelled_by_others(self) -> bool:
         """Take our own cancellation back; whether there is another one, as when the client has left."""
-        return self._task is None or self._task.uncancel() > self._cancelled_before
+        return self._task is None or self._task.uncancel() > 0
 
     async def _second_answer(self, second: asyncio.Task[Answer]) -> Answer:
         """The first one is out of it: the answer is the second's."""

@@ -26,6 +26,9 @@ QUANTILE = 0.9
 STEP = 0.05
 """How far one call moves the quantile at most, as a logarithm: some hundred calls move it by a factor that matters."""
 
+_UP = math.exp(STEP * QUANTILE)
+_DOWN = math.exp(-STEP * (1.0 - QUANTILE))
+
 PRIOR_RATIO = 2.0
 """Of observed to predicted, that nine in ten calls are expected not to exceed, before any has been seen."""
 
@@ -58,22 +61,19 @@ class Lateness:
 
     __slots__ = ("ratio",)
 
-    _UP = math.exp(STEP * QUANTILE)
-    _DOWN = math.exp(-STEP * (1.0 - QUANTILE))
-
     def __init__(self) -> None:
         self.ratio = PRIOR_RATIO
 
     def saw(self, observed_s: float, predicted_s: float) -> None:
         """A first token has come, or another endpoint was quicker: then it would have taken this long at the least."""
-        if observed_s > self.ratio * predicted_s:
-            self.ratio = min(MOST_RATIO, self.ratio * self._UP)
-        else:
-            self.ratio = max(LEAST_RATIO, self.ratio * self._DOWN)
+        ratio = self.ratio
+        ratio *= _UP if observed_s > ratio * predicted_s else _DOWN
+        self.ratio = min(MOST_RATIO, max(LEAST_RATIO, ratio))
 
     def late_after_s(self, predicted_s: float) -> float:
         """How long an attempt may wait for its first token before it is late."""
-        return max(LEAST_WAIT_S, self.ratio * predicted_s)
+        late_s = self.ratio * predicted_s
+        return max(LEAST_WAIT_S, late_s)
 
 
 class Budget:
