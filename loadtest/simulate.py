@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from loadtest.sim import calls, fleet, peers, plain, targets
+from loadtest.report import markdown_table
+from loadtest.sim import calls, fleet, hiding, peers, plain, targets
 from loadtest.sim.outcome import markdown, outcome, table
 from loadtest.sim.plots import NoMatplotlibError, draw, require
 from loadtest.sim.run import Scene, simulate
-from loadtest.sim.targets import OURS
+from loadtest.sim.targets import HEDGING, HIDING, OURS, RESUMING
 from loadtest.sim.tidegate import Tidegate
 from routing.types import Tier
 
@@ -52,12 +53,21 @@ PEERS: dict[str, Callable[[Place], Policy]] = {
     "smetric": peers.Smetric,
 }
 
+OURS_HIDING = {
+    OURS: (False, False),
+    HEDGING: (True, False),
+    RESUMING: (False, True),
+    HIDING: (True, True),
+}
+"""Tidegate by whether it hedges, and resumes. By itself it does neither, like its peers: what is compared is routing."""
+
 TIERS = {"priority": (1.0, 100.0), "default": (5.0, 4.0), "flex": (600.0, 0.0)}
 """Target of the time to first token in seconds, and what an hour of waiting is worth in USD: the gateway's defaults."""
 
 WARM_UP_S = 120.0
 
 _ALL = ",".join([OURS, *PEERS])
+_KNOWN = (*OURS_HIDING, *PEERS)
 _WORKLOADS = (*calls.GENERATED, "trace")
 
 
@@ -177,15 +187,23 @@ def makers_for(
     names: list[str], tier: str, max_ttft_s: float | None = None, values: Sequence[float] = ()
 ) -> dict[str, Callable[[Place], Policy]]:
     """The policies asked for; or Tidegate's alone, once for every value of waiting, where there are any."""
-    if unknown := set(names) - {OURS, *PEERS}:
-        raise typer.BadParameter(f"no such policy: {', '.join(sorted(unknown))}; there are {_ALL}")
+    if unknown := set(names) - {*_KNOWN}:
+        raise typer.BadParameter(
+            f"no such policy: {', '.join(sorted(unknown))}; there are {', '.join(_KNOWN)}"
+        )
     if values:
         return {
             f"{value:g} USD/h": partial(Tidegate, tier=simulated_tier(tier, max_ttft_s, value))
             for value in values
         }
-    ours: Callable[[Place], Policy] = partial(Tidegate, tier=simulated_tier(tier, max_ttft_s))
-    return {name: ours if name == OURS else PEERS[name] for name in names}
+    ours_tier = simulated_tier(tier, max_ttft_s)
+    return {name: PEERS[name] if name in PEERS else ours(name, ours_tier) for name in names}
+
+
+def ours(name: str, tier: Tier) -> Callable[[Place], Policy]:
+    """Tidegate, hiding churn as its name says."""
+    hedges, resumes = OURS_HIDING[name]
+    return partial(Tidegate, tier=tier, hedges=hedges, resumes=resumes)
 
 
 def simulate_command(  # noqa: PLR0913 - each argument is an option of the command line
@@ -274,8 +292,8 @@ class Runs:
             )
             scene = self._scene(scenario, seed, options)
             warm_up_s = min(WARM_UP_S, scene.calls[-1].at_s / 4)
-            if policy == OURS:
-                result = simulate(scene, partial(Tidegate, tier=tier))
+            if policy in OURS_HIDING:
+                result = simulate(scene, ours(policy, tier))
             else:
                 scene = without_hosted(scene)
                 result = simulate(scene, PEERS[policy])
@@ -318,7 +336,31 @@ def targets_command(
     raise typer.Exit(0 if all(answer.met for answer in answers) else 1)
 
 
+def churn_command(
+    *,
+    seeds: Annotated[int, typer.Option(help="How many.", min=1)] = 3,
+    minutes: Annotated[float, typer.Option(help="Of simulated time in each run.", min=0.5)] = 15.0,
+    load: Annotated[float, typer.Option(help="Share of what the fleet can do.", min=0.01)] = 0.75,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write a table here.")] = None,
+) -> None:
+    """What hedging and resuming do for the clients of an unequal fleet, by how often its workers leave."""
+    run = Runs(minutes, None)
+    found = []
+    for churn in hiding.CHURNS:
+        scenario = targets.Scenario((("churn", churn), ("load", load)))
+        for name in OURS_HIDING:
+            outcomes = [run(scenario, seed, name) for seed in range(1, seeds + 1)]
+            found.append(hiding.row(churn, name, outcomes))
+    drawn = Table(*hiding.COLUMNS, box=SIMPLE)
+    for row in found:
+        drawn.add_row(*row)
+    Console().print(drawn)
+    if markdown_file is not None:
+        markdown_file.write_text(markdown_table(hiding.COLUMNS, found) + "\n")
+
+
 def register(app: typer.Typer) -> None:
     """Add these subcommands to `app`."""
     app.command("simulate")(simulate_command)
     app.command("simulate-targets")(targets_command)
+    app.command("simulate-churn")(churn_command)

@@ -80,3 +80,8 @@ class PagedCache:
                 free[page] = None
         while len(self) > self.capacity:
             free.popitem(last=False)
+
+    def drop(self, pages: Sequence[int]) -> None:
+        """These were never written, unless somebody else runs on them."""
+        for page in pages:
+            self._free.pop(page, None)

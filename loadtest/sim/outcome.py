@@ -42,6 +42,18 @@ class Outcome(Struct, frozen=True):
     """Paid for a thousand calls."""
     weighted_s: float
     """2 x time to first token + end to end, mean: the seconds that `routing` counts."""
+    ttft_p999_s: float = 0.0
+    hedged: float = 0.0
+    """Share that got a second attempt beside the first."""
+    resumed: float = 0.0
+    """How often a broken answer went on elsewhere, to all calls."""
+    wasted: float = 0.0
+    """Of the tokens that workers read and made, the share that was for nobody, or read again."""
+
+    @property
+    def lost(self) -> float:
+        """Share that the client saw fail."""
+        return self.broken + self.failed
 
 
 def in_time(done: Done) -> bool:
@@ -59,7 +71,7 @@ def outcome(result: Result, scene: Scene, warm_up_s: float) -> Outcome:
     e2es = sorted(each.e2e_s for each in done if each.e2e_s is not None)
     workers = len(scene.nodes)
     at_workers = [each for each in done if 0 <= each.endpoint < workers]
-    count = len(done)
+    count, toll = len(done), result.toll
     return Outcome(
         calls=count,
         ttft_p50_s=percentile(ttfts, 0.5),
@@ -75,6 +87,10 @@ def outcome(result: Result, scene: Scene, warm_up_s: float) -> Outcome:
         failed=sum(each.ttft_s is None for each in done) / count,
         usd_per_1000=1000 * sum(each.cost_usd for each in done) / count,
         weighted_s=2 * sum(ttfts) / count + sum(e2es) / max(1, len(e2es)),
+        ttft_p999_s=percentile(ttfts, 0.999),
+        hedged=toll.hedges / len(result.done),
+        resumed=toll.resumes / len(result.done),
+        wasted=toll.wasted_tokens / max(1, toll.worked_tokens),
     )
 
 

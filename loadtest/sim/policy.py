@@ -6,7 +6,7 @@ scraped a while ago.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from loadtest.sim.calls import SimCall
     from loadtest.sim.fleet import Hosted, Node
+    from loadtest.sim.worker import Job
 
 
 class Scraped(Struct, frozen=True):
@@ -37,6 +38,14 @@ class Place(Struct, frozen=True):
     """All workers' metrics, given the time now: as old as the interval of scraping makes them."""
 
 
+class Story(Struct, eq=False):
+    """A call as its client sees it, whatever attempts it takes."""
+
+    call: SimCall
+    first_s: float | None = None
+    resumed: bool = False
+
+
 class Flight(Struct, eq=False):
     """One attempt on one endpoint, from dispatch to its end. Policies may keep a note on it."""
 
@@ -44,11 +53,19 @@ class Flight(Struct, eq=False):
     endpoint: int
     replica: int
     sent_s: float
+    story: Story
     tried: tuple[int, ...] = ()
     first_s: float | None = None
     cached_tokens: int = 0
     ended: bool = False
     note: object = None
+    rival: Flight | None = None
+    """The other one, where two of a call race for the first token."""
+    job: Job | None = None
+    """What the worker has of it, once it is there."""
+    read_tokens: int = 0
+    made_tokens: int = 0
+    """Of its prompt and its answer, when its worker went down."""
 
 
 class Policy(Protocol):
@@ -64,10 +81,23 @@ class Policy(Protocol):
         """Its first token has come."""
 
     def ended(self, flight: Flight, now_s: float, failure: str | None) -> None:
-        """It has ended: whole, or by `failure` ("connect", "reset", "silence")."""
+        """It has ended: whole, or by `failure` ("connect", "reset", "silence", or "outrun" by its rival)."""
 
     def gone(self, endpoint: int, now_s: float) -> None:
         """It has said that it will leave, or was seen to be gone."""
 
     def back(self, endpoint: int, now_s: float) -> None:
         """It is in service again, with nothing in its cache."""
+
+
+@runtime_checkable
+class Hides(Protocol):
+    """A policy that hides churn from its clients: it may race a second attempt, and go on with what broke off."""
+
+    resumes: bool
+
+    def late_s(self, flight: Flight) -> float | None:
+        """Of the first attempt of a call: after how long it is late, if that matters."""
+
+    def second(self, flight: Flight, open_to: Sequence[int], now_s: float, roll: float) -> int | None:
+        """One of `open_to` to race a flight that is late. None: nobody, for now."""

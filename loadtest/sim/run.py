@@ -11,10 +11,12 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from loadtest.sim.policy import Flight, Place, Scraped
-from loadtest.sim.worker import Job, Worker
+from gateway.race import LOOKS_AGAIN
+from loadtest.sim.box import Box
+from loadtest.sim.policy import Flight, Hides, Place, Scraped, Story
+from loadtest.sim.worker import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,37 +69,21 @@ class Sample(Struct, frozen=True):
     waiting: int
 
 
+class Toll(Struct):
+    """What churn, and hiding it, has cost over a run. In tokens, read or made by workers."""
+
+    worked_tokens: int = 0
+    wasted_tokens: int = 0
+    """Of these: made for nobody, or read for a second time."""
+    hedges: int = 0
+    resumes: int = 0
+
+
 class Result(Struct, frozen=True):
     done: list[Done]
     samples: list[Sample]
     events: int
-
-
-class _Box:
-    """A worker as the network sees it."""
-
-    def __init__(self, node: Node, page_tokens: int) -> None:
-        self.node = node
-        self._page_tokens = page_tokens
-        self.worker = Worker(node.spec, page_tokens)
-        self.flights: dict[Job, Flight] = {}
-        self.state = "up"
-        """up, refuses (nobody listens), silent (packets vanish)."""
-        self.wake = 0
-        """Number of the wake-up that counts; those before it are void."""
-
-    def fail(self, state: str) -> list[Flight]:
-        """It goes down; gives those whom it was serving."""
-        self.state = state
-        self.wake += 1
-        lost = [flight for flight in self.flights.values() if not flight.ended]
-        self.flights.clear()
-        return lost
-
-    def restart(self, now_s: float) -> None:
-        self.state = "up"
-        self.worker = Worker(self.node.spec, self._page_tokens)
-        self.worker.advance(now_s)
+    toll: Toll
 
 
 class Run:
@@ -105,7 +91,7 @@ class Run:
         self, scene: Scene, make: Callable[[Place], Policy], progress: Callable[[int], None] | None = None
     ) -> None:
         self.scene = scene
-        self._boxes = [_Box(node, scene.page_tokens) for node in scene.nodes]
+        self._boxes = [Box(node, scene.page_tokens) for node in scene.nodes]
         self._dice = random.Random(scene.seed)
         self._scraped: tuple[list[Scraped], list[Scraped]] = ([], [])
         """Before last, and last."""
@@ -119,7 +105,8 @@ class Run:
         self._number = count()
         self._now_s = 0.0
         self._inflight = 0
-        self._result = Result([], [], 0)
+        self._result = Result([], [], 0, Toll())
+        self._toll = self._result.toll
         self._progress = progress
 
     def run(self) -> Result:
@@ -137,7 +124,7 @@ class Run:
             if len(self._result.done) == len(calls):
                 break
         self._give_up()
-        return Result(self._result.done, self._result.samples, events)
+        return Result(self._result.done, self._result.samples, events, self._toll)
 
     def _at(self, at_s: float, action: Callable[..., None], *arguments: object) -> None:
         heappush(self._heap, (at_s, next(self._number), action, arguments))
@@ -151,23 +138,34 @@ class Run:
         if self._progress is not None and index % 500 == 0:
             self._progress(index)
         self._inflight += 1
-        self._dispatch(calls[index], index % self.scene.replicas, ())
+        self._dispatch(Story(calls[index]), calls[index], index % self.scene.replicas, ())
 
-    def _dispatch(self, call: SimCall, replica: int, tried: tuple[int, ...]) -> None:
+    def _dispatch(self, story: Story, call: SimCall, replica: int, tried: tuple[int, ...]) -> None:
+        policy = self._policies[replica]
+        endpoint = policy.choose(call, self._open_to(call, tried), self._now_s, self._dice.random())
+        if endpoint is None:
+            ttft_s = None if story.first_s is None else story.first_s - story.call.at_s
+            self._done(story.call, ttft_s, None, 0, -1, len(tried), 0.0)
+            return
+        flight = Flight(call, endpoint, replica, self._now_s, story, tried)
+        self._send(flight)
+        if isinstance(policy, Hides) and story.first_s is None:
+            late_s = policy.late_s(flight)
+            if late_s is not None:
+                self._at(self._now_s + late_s, self._late, flight)
+
+    def _open_to(self, call: SimCall, tried: tuple[int, ...]) -> list[int]:
         need = call.prompt_tokens + call.output_tokens
         open_to = [
             index
             for index, room in enumerate(self._holds)
             if room >= need and self._open[index] and index not in tried
         ]
-        open_to += [index for index in self._hosted if index not in tried]
-        policy = self._policies[replica]
-        endpoint = policy.choose(call, open_to, self._now_s, self._dice.random())
-        if endpoint is None:
-            self._done(call, None, None, 0, -1, len(tried), 0.0)
-            return
-        flight = Flight(call, endpoint, replica, self._now_s, tried)
-        policy.sent(flight, self._now_s)
+        return open_to + [index for index in self._hosted if index not in tried]
+
+    def _send(self, flight: Flight) -> None:
+        call, endpoint = flight.call, flight.endpoint
+        self._policies[flight.replica].sent(flight, self._now_s)
         if endpoint < len(self._boxes):
             box = self._boxes[endpoint]
             self._at(self._now_s + box.node.rtt_s / 2, self._submitted, flight, box)
@@ -177,11 +175,46 @@ class Run:
             self._at(first_s, self._first, flight)
             self._at(first_s + (call.output_tokens - 1) * hosted.itl_s, self._ends, flight)
 
+    def _late(self, flight: Flight) -> None:
+        """Its first token should have come: race it, if the policy knows somebody to."""
+        policy = self._policies[flight.replica]
+        if flight.ended or flight.first_s is not None or not isinstance(policy, Hides):
+            return
+        call, tried = flight.call, (*flight.tried, flight.endpoint)
+        endpoint = policy.second(flight, self._open_to(call, tried), self._now_s, self._dice.random())
+        if endpoint is None:
+            waited_s = self._now_s - flight.sent_s
+            self._at(flight.sent_s + LOOKS_AGAIN * waited_s, self._late, flight)
+            return
+        self._toll.hedges += 1
+        second = Flight(call, endpoint, flight.replica, self._now_s, flight.story, tried, rival=flight)
+        flight.rival = second
+        self._send(second)
+
     def _first(self, flight: Flight) -> None:
         if flight.ended or flight.first_s is not None:
             return
         flight.first_s = self._now_s
         self._policies[flight.replica].first_token(flight, self._now_s)
+        story, rival = flight.story, flight.rival
+        if story.first_s is None:
+            story.first_s = self._now_s
+        if rival is not None and not rival.ended:
+            rival.ended = True
+            self._policies[rival.replica].ended(rival, self._now_s, "outrun")
+            if rival.endpoint < len(self._boxes):
+                box = self._boxes[rival.endpoint]
+                self._at(self._now_s + box.node.rtt_s / 2, self._aborted, rival, box)
+
+    def _aborted(self, flight: Flight, box: Box) -> None:
+        job = flight.job
+        if job is not None and box.flights.pop(job, None) is not None and box.state == "up":
+            self._tally(*box.worker.abort(self._now_s, job), wasted=True)
+            self._deliver(box)
+
+    def _tally(self, read_tokens: int, made_tokens: int, *, wasted: bool) -> None:
+        self._toll.worked_tokens += read_tokens + made_tokens
+        self._toll.wasted_tokens += wasted * (read_tokens + made_tokens)
 
     def _ends(self, flight: Flight) -> None:
         if flight.ended:
@@ -189,21 +222,40 @@ class Run:
         self._first(flight)
         flight.ended = True
         self._policies[flight.replica].ended(flight, self._now_s, None)
+        read_tokens = flight.call.prompt_tokens - flight.cached_tokens
+        self._tally(read_tokens, 0, wasted=flight.story.resumed)
+        self._tally(0, flight.call.output_tokens, wasted=False)
         self._finish(flight, whole=True)
 
     def _fails(self, flight: Flight, failure: str) -> None:
         if flight.ended:
             return
         flight.ended = True
-        self._policies[flight.replica].ended(flight, self._now_s, failure)
+        policy, story, rival = self._policies[flight.replica], flight.story, flight.rival
+        policy.ended(flight, self._now_s, failure)
+        call, tried = flight.call, tuple({*flight.tried, flight.endpoint, *(rival.tried if rival else ())})
         if flight.first_s is None:
-            self._dispatch(flight.call, flight.replica, (*flight.tried, flight.endpoint))
+            self._tally(flight.read_tokens, 0, wasted=True)
+            if rival is None or rival.ended:
+                self._dispatch(story, call, flight.replica, tried)
+        elif isinstance(policy, Hides) and policy.resumes and flight.made_tokens < call.output_tokens:
+            self._tally(flight.read_tokens, 0, wasted=story.resumed)
+            self._tally(0, flight.made_tokens, wasted=False)
+            self._toll.resumes += 1
+            story.resumed = True
+            made = flight.made_tokens
+            rest = structs.replace(
+                call, prompt_tokens=call.prompt_tokens + made, output_tokens=call.output_tokens - made
+            )
+            self._dispatch(story, rest, flight.replica, (flight.endpoint,))
         else:
+            self._tally(flight.read_tokens, flight.made_tokens, wasted=True)
             self._finish(flight, whole=False)
 
     def _finish(self, flight: Flight, *, whole: bool) -> None:
-        call, scene = flight.call, self.scene
-        ttft_s = None if flight.first_s is None else flight.first_s - call.at_s
+        scene, story = self.scene, flight.story
+        call = story.call
+        ttft_s = None if story.first_s is None else story.first_s - call.at_s
         e2e_s = self._now_s - call.at_s if whole else None
         served = flight.endpoint
         by = scene.nodes[served] if served < len(scene.nodes) else scene.hosted[served - len(scene.nodes)]
@@ -237,26 +289,30 @@ class Run:
 
     # The workers' side.
 
-    def _submitted(self, flight: Flight, box: _Box) -> None:
+    def _submitted(self, flight: Flight, box: Box) -> None:
         if box.state == "refuses":
             self._at(self._now_s + box.node.rtt_s / 2, self._fails, flight, "connect")
             return
+        if flight.ended:
+            return
         call = flight.call
-        job = Job(call.prompt_tokens, call.output_tokens, call.pages, call.answer)
+        job = flight.job = Job(call.prompt_tokens, call.output_tokens, call.pages, call.answer)
         box.flights[job] = flight
         if box.state == "up":
             box.worker.submit(self._now_s, job)
             self._deliver(box)
 
-    def _wakes(self, box: _Box, wake: int) -> None:
+    def _wakes(self, box: Box, wake: int) -> None:
         if wake == box.wake:
             box.worker.advance(self._now_s)
             self._deliver(box)
 
-    def _deliver(self, box: _Box) -> None:
+    def _deliver(self, box: Box) -> None:
         """Send out what the worker has made, and come back when it makes the next."""
         half_s = box.node.rtt_s / 2
         for event in box.worker.events():
+            if event.job not in box.flights:
+                continue  # its client has left
             if not event.last:
                 flight = box.flights[event.job]
                 flight.cached_tokens = event.job.cached_tokens
@@ -270,6 +326,9 @@ class Run:
 
     def _befalls(self, mishap: Mishap) -> None:
         box, index, now_s = self._boxes[mishap.index], mishap.index, self._now_s
+        if box.state == "up":
+            box.worker.advance(now_s)
+            self._deliver(box)
         match mishap.kind:
             case "notice":
                 self._leaves(index)
@@ -291,7 +350,7 @@ class Run:
                     box.worker.slow_down(now_s, slowness)
                     self._deliver(box)
 
-    def _noticed(self, box: _Box, index: int, lost: list[Flight]) -> None:
+    def _noticed(self, box: Box, index: int, lost: list[Flight]) -> None:
         """A silent worker's checks have failed: everybody who waits on it is told."""
         self._leaves(index)
         for flight in [*lost, *box.fail("refuses")]:
@@ -313,7 +372,7 @@ class Run:
             self._scraped = (self._scraped[1] or last, last)
         return self._scraped[0]
 
-    def _look_at(self, box: _Box) -> Scraped:
+    def _look_at(self, box: Box) -> Scraped:
         worker = box.worker
         if box.state == "up":
             worker.advance(self._now_s)

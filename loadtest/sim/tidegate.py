@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
+from routing.hedging import quicker
 from routing.pool import Pool, Run
 from routing.prefix import PIECE_TOKENS
 from routing.types import Call, Candidate, Endpoint, Price, Tier
@@ -24,10 +27,21 @@ PICO_USD_PER_TOKEN = 1_000_000
 _KINDS: dict[str, FailureKind] = {"connect": "connect", "reset": "reset", "silence": "timeout"}
 
 
+class _Attempt(Struct, frozen=True):
+    """What is noted of a flight."""
+
+    run: Run
+    asked: Call
+    planned: Candidate
+
+
 class Tidegate:
     """A pool of `routing`, and what comes of its plans."""
 
-    def __init__(self, place: Place, tier: Tier) -> None:
+    def __init__(self, place: Place, tier: Tier, *, hedges: bool = False, resumes: bool = False) -> None:
+        """`hedges` and `resumes` where it hides churn as the gateway does, which none of its peers can."""
+        self.resumes = resumes
+        self._hedges = hedges
         self._tier = tier
         self._pieces_per_page = place.page_tokens // PIECE_TOKENS
         self._pool = Pool()
@@ -37,7 +51,7 @@ class Tidegate:
             # As scraped from vllm:cache_config_info.
             standing.resize(node.spec.kv_tokens)
         self._places = {endpoint.name: index for index, endpoint in enumerate(endpoints)}
-        self._planned: tuple[SimCall, Call, dict[int, Candidate]] | None = None
+        self._planned: tuple[Call, Candidate] | None = None
 
     def choose(self, call: SimCall, open_to: Sequence[int], now_s: float, roll: float) -> int | None:
         asked = Call(
@@ -46,13 +60,33 @@ class Tidegate:
             prompt_tokens=call.prompt_tokens,
             pieces=self._pieces(call.pages),
         )
+        return self._take(asked, self._ranked(asked, open_to, now_s, roll)[:1])
+
+    def late_s(self, flight: Flight) -> float | None:
+        if not self._hedges or not isinstance(flight.note, _Attempt):
+            return None
+        self._pool.hedging.budget.call()
+        return self._pool.hedging.lateness.late_after_s(flight.note.planned.estimate.ttft_s)
+
+    def second(self, flight: Flight, open_to: Sequence[int], now_s: float, roll: float) -> int | None:
+        note = flight.note
+        assert isinstance(note, _Attempt)  # noqa: S101 - it was sent by us
+        others = self._ranked(note.asked, open_to, now_s, roll)
+        found = quicker(now_s - flight.sent_s, note.planned.estimate.ttft_s, others, self._tier)
+        if found is None or not self._pool.hedging.budget.spend():
+            return None
+        return self._take(note.asked, [found])
+
+    def _ranked(self, asked: Call, open_to: Sequence[int], now_s: float, roll: float) -> list[Candidate]:
         allowed = set(open_to)
-        for candidate in self._pool.plan(asked, now_s, roll).ranked:
-            index = self._places[candidate.endpoint.name]
-            if index in allowed:
-                self._planned = call, asked, {index: candidate}
-                return index
-        return None
+        ranked = self._pool.plan(asked, now_s, roll).ranked
+        return [candidate for candidate in ranked if self._places[candidate.endpoint.name] in allowed]
+
+    def _take(self, asked: Call, candidates: list[Candidate]) -> int | None:
+        if not candidates:
+            return None
+        self._planned = asked, candidates[0]
+        return self._places[candidates[0].endpoint.name]
 
     def _pieces(self, pages: tuple[int, ...]) -> tuple[int, ...]:
         parts = self._pieces_per_page
@@ -62,27 +96,34 @@ class Tidegate:
 
     def sent(self, flight: Flight, now_s: float) -> None:
         assert self._planned is not None  # noqa: S101 - nothing is sent that was not planned
-        _, asked, planned = self._planned
-        cached_tokens = planned[flight.endpoint].cached_tokens
-        flight.note = self._standings[flight.endpoint].begin(asked, now_s, cached_tokens)
+        asked, planned = self._planned
+        run = self._standings[flight.endpoint].begin(asked, now_s, planned.cached_tokens)
+        flight.note = _Attempt(run, asked, planned)
 
     def first_token(self, flight: Flight, now_s: float) -> None:
-        if isinstance(flight.note, Run):
-            flight.note.first_token(now_s)
+        if isinstance(flight.note, _Attempt):
+            flight.note.run.first_token(now_s)
+            self._saw(flight, flight.note, now_s)
 
     def ended(self, flight: Flight, now_s: float, failure: str | None) -> None:
-        run, standing = flight.note, self._standings[flight.endpoint]
-        if not isinstance(run, Run):
+        note, standing = flight.note, self._standings[flight.endpoint]
+        if not isinstance(note, _Attempt):
             return
         if failure is None:
             standing.succeeded(now_s)
-            run.ended(now_s, flight.call.output_tokens, flight.cached_tokens)
+            note.run.ended(now_s, flight.call.output_tokens, flight.cached_tokens)
             self._pool.wrote("", flight.call.output_tokens)
             return
-        run.unanswered(now_s)
-        run.ended(now_s)
-        # No dice: the jitter keeps replicas apart, which a simulation of one need not.
-        standing.failed(now_s, _KINDS[failure], 0.5)
+        note.run.unanswered(now_s)
+        note.run.ended(now_s)
+        if failure == "outrun":
+            self._saw(flight, note, now_s)
+        else:
+            # No dice: the jitter keeps replicas apart, which a simulation of one need not.
+            standing.failed(now_s, _KINDS[failure], 0.5)
+
+    def _saw(self, flight: Flight, note: _Attempt, now_s: float) -> None:
+        self._pool.hedging.lateness.saw(now_s - flight.sent_s, note.planned.estimate.ttft_s)
 
     def gone(self, endpoint: int, now_s: float) -> None:
         standing = self._standings[endpoint]

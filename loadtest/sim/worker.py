@@ -11,7 +11,7 @@ Simplified: a sequence reserves the KV pages of its whole answer when admitted, 
 from __future__ import annotations
 
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
 
 from msgspec import Struct
@@ -100,6 +100,34 @@ class Worker:
         self.advance(now_s)
         self.waiting.append(job)
         self._admit()
+
+    def progress(self, job: Job) -> tuple[int, int]:
+        """How many tokens of its prompt have been read for it by now, and how many it has got."""
+        uncached = job.prompt_tokens - job.cached_tokens
+        if job is self._reading:
+            left = self._left / prefill_work(job.prompt_tokens, job.cached_tokens)
+            return round(uncached * (1.0 - min(1.0, max(0.0, left)))), 0
+        for end_tokens, _, each in self._decoding:
+            if each is job:
+                return uncached, max(1, job.output_tokens - round(end_tokens - self._tokens))
+        return 0, 0
+
+    def abort(self, now_s: float, job: Job) -> tuple[int, int]:
+        """Its client has left. Gives its progress; where it is not here, none."""
+        self.advance(now_s)
+        read_tokens, made_tokens = self.progress(job)
+        if job in self.waiting:
+            self.waiting.remove(job)
+        elif job is self._reading:
+            self._reading = None
+            self.cache.release(job.pages, job.unnamed)
+            self.cache.drop(job.pages[(job.cached_tokens + read_tokens) // self.page_tokens :])
+        elif made_tokens:
+            self._decoding = [each for each in self._decoding if each[2] is not job]
+            heapify(self._decoding)
+            self.cache.release(job.pages, job.unnamed)
+        self._admit()
+        return read_tokens, made_tokens
 
     def slow_down(self, now_s: float, slowness: float) -> None:
         """From now on everything takes `slowness` times as long as it should."""

@@ -8,7 +8,7 @@ import pytest
 from loadtest.sim import fleet, peers, plain
 from loadtest.sim.calls import SimCall
 from loadtest.sim.holders import Holders
-from loadtest.sim.policy import Flight, Place, Policy, Scraped
+from loadtest.sim.policy import Flight, Place, Policy, Scraped, Story
 
 NODES = fleet.equal()[:3]
 
@@ -23,7 +23,7 @@ def call(*pages: int, earlier_tokens: int = 0) -> SimCall:
 
 
 def send(policy: Policy, asked: SimCall, endpoint: int, now_s: float = 0.0) -> Flight:
-    flight = Flight(asked, endpoint, 0, now_s)
+    flight = Flight(asked, endpoint, 0, now_s, Story(asked))
     policy.sent(flight, now_s)
     return flight
 
