@@ -85,7 +85,7 @@ def test_one_that_is_given_up_while_it_waits_has_cost_nothing():
     first, second = job(), job(100)
     worker = worker_with(first, second)
     assert worker.abort(0.01, second) == (0, 0)
-    assert list(worker.jobs) == [first]
+    assert (list(worker.waiting), worker.running) == ([], 1)
 
 
 def test_of_one_that_is_given_up_while_it_is_read_the_cache_holds_what_was_read():
@@ -95,7 +95,8 @@ def test_of_one_that_is_given_up_while_it_is_read_the_cache_holds_what_was_read(
     assert 0 < read < 1280
     assert made == 0
     assert worker.cache.hits(first.pages) == read // 128
-    assert list(worker.jobs) == [second]
+    assert (list(worker.waiting), worker.running) == ([], 1)
+    assert worker.progress(second) == (0, 0)
 
 
 def test_one_that_is_given_up_while_it_writes_makes_room():
