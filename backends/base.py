@@ -1,10 +1,13 @@
 """What every backend promises, and every way in which an attempt can fail.
 
-The failures form one tree, so that the edge translates them once and the fleet draws its conclusions once:
+The failures form one tree, so that the edge translates them once and the fleet draws its conclusions once. What each of
+them means stands in one table, routing/failure.py.
 
     AttemptFailed                   one attempt at one endpoint brought no whole reply
     ├── LaneFull                    no free connection to the endpoint
     ├── Unsupported                 the endpoint cannot be asked this; another one may
+    ├── Unable                      the endpoint says that it cannot do this; another one may
+    │   └── ContextTooShort
     ├── ConnectFailed               no connection could be made
     │   ├── ConnectTimeout
     │   └── TlsFailed               certificate or handshake
@@ -19,11 +22,15 @@ The failures form one tree, so that the edge translates them once and the fleet 
     │   └── ReplyOversized
     └── Refused                     a whole reply that says no
         ├── Overloaded              503: come back later
+        │   ├── Leaving             it is shutting down
         │   └── RateLimited         429: our rate there, or our key's, is used up
         ├── CallTooLarge            more than our rate there would ever allow
-        ├── Misconfigured           404, 405: the endpoint does not take what it was configured for
+        ├── Misconfigured           405: the endpoint does not take what it was configured for
+        │   ├── ModelMissing        404: it does not have the model
         │   └── KeyRefused          401, 402, 403: it does not take our key, or our account has no money left
         └── ServerFault             any other 5xx, or an error event in a stream
+            ├── EngineDead          vLLM's engine has crashed
+            └── OutOfMemory
 
     CallRejected                    the endpoint says that the call itself is wrong; no other endpoint is asked
 """
@@ -31,14 +38,16 @@ The failures form one tree, so that the edge translates them once and the fleet 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+
+from routing.failure import FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
     from backends.worker import Outgoing
-    from routing.ejection import FailureKind
+    from routing.failure import Sort
 
 
 Sink = Callable[[bytes], bool]
@@ -98,83 +107,74 @@ class Backend(Protocol):
 class AttemptFailed(Exception):
     """One attempt at one endpoint brought no whole reply."""
 
-    code = "upstream_failed"
-    ejects: FailureKind | None = "server_error"
-    """What this failure says of the endpoint's health; None: nothing."""
-    wastes: Literal["broken", "late", "failed"] | None = "failed"
-    """As what the work counts that was done in vain; None: none was done."""
+    sort: ClassVar[Sort] = FAILURES["AttemptFailed"]
+    """What that means. Each class has its own row in the table."""
+    crashed = False
+    """Whether a worker that was well when the call came seems to have gone down under it. Told by the fleet."""
+
+    def __init_subclass__(cls) -> None:
+        cls.sort = FAILURES[cls.__name__]
+
+    @property
+    def code(self) -> str:
+        return self.sort.code
 
 
 class LaneFull(AttemptFailed):
-    wastes = None
-    code = "upstream_busy"
-    ejects = None
+    pass
 
 
 class Unsupported(AttemptFailed):
-    wastes = None
-    code = "upstream_unsupported"
-    ejects = None
+    pass
 
 
 class ConnectFailed(AttemptFailed):
-    code = "upstream_connect_failed"
-    ejects = "connect"
-    wastes = None
+    pass
 
 
 class ConnectTimeout(ConnectFailed):
-    code = "upstream_connect_timeout"
+    pass
 
 
 class TlsFailed(ConnectFailed):
-    code = "upstream_tls_failed"
+    pass
 
 
 class ReplyBroken(AttemptFailed):
-    code = "upstream_broken"
-    ejects: FailureKind | None = "reset"
-    wastes = "broken"
+    pass
 
 
 class StreamTruncated(ReplyBroken):
-    code = "upstream_truncated"
-    ejects = "server_error"
+    pass
 
 
 class EndpointLeaves(ReplyBroken):
-    ejects = None  # it has said so
+    pass
 
 
 class ReplyLate(AttemptFailed):
-    code = "upstream_timeout"
-    ejects: FailureKind | None = "timeout"
-    wastes = "late"
+    pass
 
 
 class FirstByteTimeout(ReplyLate):
-    code = "upstream_first_byte_timeout"
+    pass
 
 
 class SilenceTimeout(ReplyLate):
-    code = "upstream_silence_timeout"
+    pass
 
 
 class CallTimeout(ReplyLate):
-    code = "call_timeout"
-    ejects = None  # a long answer is no sign of a sick worker
-
     def __init__(self) -> None:
         super().__init__("not done within the call's time")
 
 
 class ReplyMalformed(AttemptFailed):
-    code = "upstream_malformed"
+    pass
 
 
 class ReplyOversized(ReplyMalformed):
-    code = "upstream_oversized"
-    ejects = None
+    pass
 
 
 class Refused(AttemptFailed):
@@ -189,9 +189,11 @@ class Refused(AttemptFailed):
 
 
 class Overloaded(Refused):
-    code = "upstream_busy"
-    wastes = None
-    ejects = None  # it cools down for as long as it asked instead
+    pass
+
+
+class Leaving(Overloaded):
+    pass
 
 
 class RateLimited(Overloaded):
@@ -199,14 +201,15 @@ class RateLimited(Overloaded):
 
 
 class CallTooLarge(Refused):
-    code = "upstream_busy"
-    wastes = None
-    ejects = None  # smaller calls are served
+    pass
 
 
 class Misconfigured(Refused):
-    code = "upstream_misconfigured"
-    wastes = None
+    pass
+
+
+class ModelMissing(Misconfigured):
+    pass
 
 
 class KeyRefused(Misconfigured):
@@ -214,11 +217,21 @@ class KeyRefused(Misconfigured):
 
 
 class ServerFault(Refused):
-    code = "upstream_error"
+    pass
+
+
+class EngineDead(ServerFault):
+    pass
+
+
+class OutOfMemory(ServerFault):
+    pass
 
 
 class CallRejected(Exception):
     """The endpoint says that the call itself is wrong (a 4xx of the client's own); no other endpoint is asked."""
+
+    sort = FAILURES["CallRejected"]
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -231,8 +244,25 @@ class CallRejected(Exception):
         return str(self)
 
 
+class Unable(AttemptFailed):
+    """A 4xx that is this endpoint's own: another one may take the call. Where none does, it is the client's after all."""
+
+    def __init__(self, rejected: CallRejected) -> None:
+        super().__init__(rejected.message)
+        self.rejected = rejected
+
+
+class ContextTooShort(Unable):
+    def __init__(self, rejected: CallRejected, context_tokens: int | None) -> None:
+        """`context_tokens` is how many it takes, where it said so."""
+        super().__init__(rejected)
+        self.context_tokens = context_tokens
+
+
 def conceal(secrets: Iterable[str], error: BaseException) -> None:
     """Take secrets out of what an error says: endpoints may repeat the key that they were sent."""
+    if isinstance(error, Unable):
+        conceal(secrets, error.rejected)
     for secret in secrets:
         error.args = tuple(
             part.replace(secret, "***") if isinstance(part, str) else part for part in error.args

@@ -23,6 +23,7 @@ import httptools
 from backends.base import (
     AttemptFailed,
     CallTimeout,
+    ConnectFailed,
     EndpointLeaves,
     FirstByteTimeout,
     ReplyBroken,
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES = 65_536
 """Of anything that is not body, between two pieces of body: headers, trailers, 1xx replies, chunk extensions."""
+STALE_S = 1.0
+"""After a call was sent, for how long the loss of a reused connection can be that of a stale one."""
+
 DRAIN_S = 0.5
 """For the last bytes of a reply, after its content; a worker that takes longer loses the connection, no more."""
 
@@ -96,20 +100,25 @@ class Exchange(Incoming):
 
     async def __aenter__(self) -> Self:
         connection = self._lane.take_idle()
-        if connection is not None:
-            try:
-                await self._ask(connection)
-            except EndpointLeaves:
+        if connection is None:
+            await self._ask(await self._lane.connect(self._ends_s))
+            return self
+        asked_s = time.monotonic()
+        try:
+            await self._ask(connection)
+        except EndpointLeaves:
+            raise
+        except ReplyBroken as broken:
+            # The worker closed an idle connection just as it was reused. Not a byte of a reply has come, so the
+            # call is not known to have been seen: ask once more on a connection that cannot be stale.
+            if self._begun or time.monotonic() - asked_s > STALE_S:
                 raise
-            except ReplyBroken:
-                # The worker closed an idle connection just as it was reused. Not a byte of a reply has come, so the
-                # call is not known to have been seen: ask once more on a connection that cannot be stale.
-                if self._begun:
-                    raise
-                self._reset()
-            else:
-                return self
-        await self._ask(await self._lane.connect(self._ends_s))
+            self._reset()
+            try:
+                connection = await self._lane.connect(self._ends_s)
+            except ConnectFailed:
+                raise broken from None  # it was not the connection that was at its end
+            await self._ask(connection)
         return self
 
     async def __aexit__(

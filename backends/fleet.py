@@ -25,8 +25,8 @@ from backends.base import (
     CallRejected,
     ConnectFailed,
     LaneFull,
-    Overloaded,
     Refused,
+    Unable,
     Unsupported,
     conceal,
 )
@@ -39,6 +39,7 @@ from backends.lane import Lane, LaneLimits
 from backends.litellm_api import LiteLLMAccess, LiteLLMBackend
 from backends.litellm_thread import LiteLLMThread
 from backends.lives import Lives
+from backends.refusal import BUSY_RETRY_S
 from backends.scrape import FRESH_S
 from backends.worker import Access, HttpBackend, Outgoing, lane_to
 from routing.pool import Pool, Standing
@@ -68,7 +69,7 @@ LANE_FULL_S = 0.05
 """How long an endpoint is left alone that has fewer calls than it may have and yet no connection left: a health check has
 the last one."""
 
-_NOT_READ = (LaneFull, Unsupported, ConnectFailed, Refused, CallRejected)
+_NOT_READ = (LaneFull, Unsupported, Unable, ConnectFailed, Refused, CallRejected)
 """Where an attempt ends so before its first token, the endpoint has not begun to read the prompt."""
 
 
@@ -203,6 +204,7 @@ class Attempt:
         "_expected_cached",
         "_reported_cached",
         "_run",
+        "_was_well",
         "_watched",
         "completion_tokens",
         "member",
@@ -221,6 +223,7 @@ class Attempt:
         self._watched = outgoing.stream
 
     async def __aenter__(self) -> Self:
+        self._was_well = self.member.ejection.well
         self._run = self.member.begin(
             self._call, time.monotonic(), self._expected_cached, watched=self._watched
         )
@@ -258,15 +261,16 @@ class Attempt:
             member.counted("ok")
             member.succeeded(now_s)
         elif isinstance(error, AttemptFailed):
-            member.counted(error.code)
+            leaves = error.sort.leaves
+            error.crashed = error.sort.crash and self._was_well and member.endpoint.kind == "worker"
+            member.counted("rejected" if isinstance(error, Unable) else error.code)
             if isinstance(error, Refused) and error.of_key:
                 return
-            if isinstance(error, Overloaded):
-                member.cool_down(now_s, error.retry_after_s or 1.0)
-            elif isinstance(error, LaneFull):
-                member.cool_down(now_s, LANE_FULL_S)
-            elif error.ejects is not None:
-                member.failed(now_s, error.ejects, random.random())  # noqa: S311 - jitter
+            if leaves == "pause":
+                asked_s = error.retry_after_s or BUSY_RETRY_S if isinstance(error, Refused) else LANE_FULL_S
+                member.cool_down(now_s, asked_s)
+            elif leaves is not None:
+                member.failed(now_s, leaves, random.random())  # noqa: S311 - jitter
         else:
             member.counted("rejected" if isinstance(error, CallRejected) else "abandoned")
 

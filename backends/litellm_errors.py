@@ -26,7 +26,7 @@ from backends.base import (
     Unsupported,
     conceal,
 )
-from backends.refusal import BUSY_RETRY_S, refusal
+from backends.refusal import BUSY_RETRY_S, refusal, rejection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -128,6 +128,7 @@ def _refused(reply: Any, kinds: set[str]) -> AttemptFailed | CallRejected:
         if status == 404 or kinds.intersection(_OURS) or _OUR_FAULT.search(refused.message):
             return Misconfigured(f"the endpoint answered {status}: {refused.message}", status)
         refused.code = refused.code or next((code for name, code in _CODES.items() if name in kinds), None)
+        return rejection(refused)
     return refused
 
 
@@ -141,7 +142,7 @@ def _judged(error: BaseException, kinds: set[str]) -> AttemptFailed | CallReject
         (("UnsupportedParamsError",), Unsupported(words.partition(" To drop these")[0])),
         (("RateLimitError",), Overloaded(words, 429, BUSY_RETRY_S)),
         (("Timeout",), ReplyLate(words)),
-        (("BadRequestError", "UnprocessableEntityError"), CallRejected(400, words, None, code)),
+        (("BadRequestError", "UnprocessableEntityError"), rejection(CallRejected(400, words, None, code))),
         # Whatever litellm stumbled over was in the call, for nothing has come in: no word on the endpoint's health.
         (("APIConnectionError",), Unsupported(f"litellm cannot send this call: {words}")),
         (("APIError", "APIStatusError"), ServerFault(words)),

@@ -1,7 +1,8 @@
-"""What a reply that is no success means: one table for every status.
+"""Which failure a reply is that is no success, by its status and by its words.
 
-A worker's 400 is the client's own mistake and goes back to it. Everything else says something of the worker, of our
-account with a provider or of the key that was sent, and another one may do better.
+A worker's 400 is the client's own mistake and goes back to it, but for those that are known to be of this worker's making.
+Everything else says something of the worker, of our account with a provider or of the key that was sent, and another one
+may do better. What follows from each failure stands in routing/failure.py.
 """
 
 from __future__ import annotations
@@ -16,11 +17,18 @@ from backends.base import (
     AttemptFailed,
     CallRejected,
     CallTooLarge,
+    ContextTooShort,
+    EngineDead,
     KeyRefused,
+    Leaving,
     Misconfigured,
+    ModelMissing,
+    OutOfMemory,
     Overloaded,
     RateLimited,
+    Refused,
     ServerFault,
+    Unable,
 )
 from backends.pause import asked_pause_s
 
@@ -28,7 +36,21 @@ BUSY_RETRY_S = 1.0
 """How long an endpoint that is busy is left alone where it does not say so itself."""
 LEAVING_RETRY_S = 30.0
 """A vLLM server that is shutting down says so with a 500 while its /health is still 200."""
+_FAULTS: tuple[tuple[type[ServerFault], tuple[str, ...]], ...] = (
+    (EngineDead, ("enginecore encountered an issue", "enginedeaderror", "engine loop is not running")),
+    (OutOfMemory, ("out of memory", "outofmemory", "unable to allocate")),
+)
+"""What vLLM, PyTorch and NumPy say, in lower case, in a 5xx or in an event of a stream."""
 _LEAVING = "cannot schedule new futures after shutdown"
+_CONTEXT = re.compile(r"maximum context length (?:is |\()(\d+)|maximum model length of (\d+)", re.IGNORECASE)
+"""How vLLM and OpenAI say in a 400 that a prompt is too long, and what would not be."""
+_TOO_LONG = "context_length_exceeded"
+_FLAG = re.compile(
+    r"--(?:enable|tool|limit-mm|max-logprobs|trust-request|reasoning)[a-z-]*"
+    r"|greater than max allowed: \d|LoRA is not enabled"
+)
+"""How vLLM says in a 4xx that the server would have to be started otherwise: it names the flag, or the limit set by one."""
+_NO_API = re.compile(r"The model does not support \w[\w ]* API")
 _MESSAGE_LIMIT = 2000
 _NO_REASON = "no reason given"
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -67,15 +89,31 @@ def refusal(status: int, headers: dict[bytes, bytes], body: bytes) -> AttemptFai
         return ours
     if status in (498, 503):  # 498 is Groq's, for flex work that it has no room for
         return Overloaded(message, status, pause_s or BUSY_RETRY_S)
-    if status in (408, 425) or status >= 500:
-        if _LEAVING in message:
-            return Overloaded("the worker is shutting down", status, LEAVING_RETRY_S)
-        return ServerFault(message, status)
     # A 404 is the client's own where the route is unknown, and the configuration's where the model is.
-    no_model = status in (403, 404) and (told.param == "model" or bool(_NO_MODEL & {told.code, told.kind}))
-    if status == 405 or status < 400 or no_model:
+    if status in (403, 404) and (told.param == "model" or _NO_MODEL & {told.code, told.kind}):
+        return ModelMissing(_answered(status, told), status)
+    if status == 405 or status < 400 or (status == 501 and _NO_API.search(message)):
         return Misconfigured(_answered(status, told), status)
-    return CallRejected(status, message, told.param, told.code)
+    if status in (408, 425) or status >= 500:
+        return fault(message, status)
+    return rejection(CallRejected(status, message, told.param, told.code))
+
+
+def fault(message: str, status: int = 500, before: str = "") -> Refused:
+    """The failure that a server's error of its own is, by its words; `before` is put in front of them."""
+    if _LEAVING in message:
+        return Leaving("the worker is shutting down", status, LEAVING_RETRY_S)
+    said = message.lower()
+    kind = next((kind for kind, words in _FAULTS if any(each in said for each in words)), ServerFault)
+    return kind(before + message, status)
+
+
+def rejection(rejected: CallRejected) -> AttemptFailed | CallRejected:
+    """What an endpoint says of the call, unless it is only that endpoint that cannot take it."""
+    context = _CONTEXT.search(rejected.message)
+    if context or rejected.code == _TOO_LONG:
+        return ContextTooShort(rejected, int(context[1] or context[2]) if context else None)
+    return Unable(rejected) if _FLAG.search(rejected.message) else rejected
 
 
 def _of_our_account(status: int, told: _Told, pause_s: float | None) -> AttemptFailed | None:

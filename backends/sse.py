@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Raw, Struct
 
-from backends.base import AttemptFailed, ReplyMalformed, ReplyOversized, ServerFault, StreamTruncated
+from backends.base import AttemptFailed, Refused, ReplyMalformed, ReplyOversized, ServerFault, StreamTruncated
+from backends.refusal import fault
 from backends.usage import GIVEN_UP, WireUsage
 
 if TYPE_CHECKING:
@@ -285,6 +286,6 @@ class CompletionStream:
                 return
 
 
-def _fault(error: object) -> ServerFault:
+def _fault(error: object) -> Refused:
     message = error.get("message") if isinstance(error, dict) else error
-    return ServerFault(f"the worker reported an error in its stream: {str(message)[:500]}")
+    return fault(str(message)[:500], before="the worker reported an error in its stream: ")

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from backends.base import ReplyMalformed, ServerFault
+from backends.refusal import fault
 from routing.types import Usage
 
 GIVEN_UP = ("abort", "error")
@@ -91,7 +92,7 @@ def whole_reply(body: bytes, model: str, tier: str | None, choices: int | None) 
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ReplyMalformed(f"a reply that is no completion: {error}") from None
     if reply.error is not None:  # OpenRouter's, where a provider fails behind it
-        raise ServerFault(f"the endpoint reported an error in its reply: {_said(reply.error)}")
+        raise fault(_said(reply.error), before="the endpoint reported an error in its reply: ")
     if choices is not None:
         finished = [choice for choice in reply.choices or () if choice.finish_reason]
         if len(finished) < choices:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from backends.base import AttemptFailed, CallRejected, CallTimeout, ConnectFailed, LaneFull, Overloaded
+from backends.base import AttemptFailed, CallRejected, CallTimeout, ContextTooShort, Unable
 from backends.sse import DONE, CompletionStream, Shown
 from backends.usage import WholeReply, whole_reply
 from backends.worker import Outgoing
 from gateway.admission import Place
+from gateway.crashes import Crashes
 from gateway.errors import ApiError, from_failure, from_rejection, shutting_down, unserved
 from gateway.explain import plan_line
 from gateway.meter import Arrival, Meter
@@ -34,27 +35,38 @@ if TYPE_CHECKING:
     from routing.types import Call, Candidate, Endpoint, Plan
 
 _API_PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
-_BUSY = (LaneFull, Overloaded)
-"""Failures of an endpoint that has no room now: the call may wait for it and ask again."""
-_NO_WORK_DONE = (ConnectFailed, *_BUSY)
-"""Failures that cost the pool nothing: they do not count towards the limit on attempts."""
 
 
 class Tries:
     """What is left to try of one model for one call."""
 
-    __slots__ = ("failed_at", "left")
+    __slots__ = ("_too_short_tokens", "failed_at", "last", "left")
 
     def __init__(self, left: int) -> None:
         self.left = left
         """Attempts that may still be made and fail after some work."""
         self.failed_at: frozenset[str] = frozenset()
         """Names of endpoints that are not asked again, since they failed otherwise than for want of room."""
+        self.last: AttemptFailed | None = None
+        """What the client is told: of an endpoint that cannot take such a call at all, only where all have said so."""
+        self._too_short_tokens = 0
+        """A context of so many is known not to do."""
 
     def failed(self, endpoint: Endpoint, failure: AttemptFailed) -> None:
-        if not isinstance(failure, _BUSY):
+        sort = failure.sort
+        if sort.then != "able" or self.last is None or self.last.sort.then == "able":
+            self.last = failure
+        if sort.then != "room":
             self.failed_at |= {endpoint.name}
-            self.left -= not isinstance(failure, _NO_WORK_DONE)
+        if sort.wastes is not None:
+            self.left -= 1
+        if isinstance(failure, ContextTooShort):
+            tokens = failure.context_tokens or endpoint.context_tokens or 0
+            self._too_short_tokens = max(self._too_short_tokens, tokens)
+
+    def too_short(self, endpoint: Endpoint) -> bool:
+        """Whether its context is known to be no longer than one that was too short."""
+        return endpoint.context_tokens is not None and endpoint.context_tokens <= self._too_short_tokens
 
 
 class _Unanswered(NamedTuple):
@@ -110,16 +122,19 @@ class Dispatch:
         self._journal = journal
         self._telemetry = telemetry
         self._races = races
+        self._crashes = Crashes(fleet)
 
     async def serve(self, request: Request, offer: Offer, arrival: Arrival, client: Client) -> None:
         """Answer one call. Raises ApiError as long as the client has got nothing."""
         with Meter(arrival, request, offer.models[0], self._record) as meter:
+            self._crashes.refuse(request, arrival)
             try:
                 async with await self._answer(request, offer, arrival, client, meter) as answer:
                     if answer.whole is not None:
                         self._relay_whole(answer, answer.whole, client, meter)
                     elif answer.stream is not None:
                         await self._relay_stream(answer, answer.stream, client, meter)
+                self._crashes.answered(request, arrival)
             except CallRejected as rejected:
                 raise from_rejection(rejected) from rejected
             except AttemptFailed as failure:
@@ -127,7 +142,7 @@ class Dispatch:
             except asyncio.CancelledError:
                 if client.gone:
                     if client.overdue:
-                        meter.settle(CallTimeout.code)
+                        meter.settle(CallTimeout.sort.code)
                     raise
                 if not client.started:
                     meter.given_up()
@@ -213,23 +228,22 @@ class Dispatch:
 
         Raises CallRejected, or what the last attempt failed with.
         """
-        last: AttemptFailed | None = None
 
         def ask(candidate: Candidate) -> Coroutine[Any, Any, Answer]:
-            return self._ask(candidate, call, request, arrival, meter)
+            return self._ask(candidate, call, tries, request, arrival, meter)
 
         tried: list[Endpoint] = []
         answer_of = self._races.racing(call, request, meter, ask, tried)
         for candidate in plan.ranked:
-            if candidate.endpoint in tried:
+            if candidate.endpoint in tried or (
+                tries.last is not None and tries.too_short(candidate.endpoint)
+            ):
                 continue
             try:
                 answer = await answer_of(candidate)
-            except CallTimeout:
-                raise
             except AttemptFailed as failure:
-                last = failure
-                tries.failed(candidate.endpoint, failure)
+                if failure.sort.then == "return":
+                    raise
                 if tries.left == 0:
                     break
             else:
@@ -237,12 +251,18 @@ class Dispatch:
                 if self._admission.waiting:
                     self._admission.look()
                 return answer
-        if last is None:
+        if tries.last is None:
             raise AttemptFailed("the plan names no endpoint")
-        raise last
+        raise tries.last.rejected if isinstance(tries.last, Unable) else tries.last
 
     async def _ask(
-        self, candidate: Candidate, call: Call, request: Request, arrival: Arrival, meter: Meter
+        self,
+        candidate: Candidate,
+        call: Call,
+        tries: Tries,
+        request: Request,
+        arrival: Arrival,
+        meter: Meter,
     ) -> Answer:
         """The candidate's answer, inside whose block its attempt stays open; where there is none, it has ended here."""
         endpoint = candidate.endpoint
@@ -254,9 +274,9 @@ class Dispatch:
             ends_s=arrival.started_s + self._catalog.total_s,
             trace=arrival.trace,
         )
-        attempt = self._fleet.attempt(candidate, outgoing, call)
         meter.asked(endpoint)
         try:
+            attempt = self._fleet.attempt(candidate, outgoing, call)
             await attempt.__aenter__()
             try:
                 return await self._read(attempt, request)
@@ -267,7 +287,9 @@ class Dispatch:
             meter.failed(endpoint)
             raise
         except AttemptFailed as failure:
-            meter.failed(endpoint, failure.wastes)
+            meter.failed(endpoint, failure.sort.wastes)
+            tries.failed(endpoint, failure)
+            self._crashes.after(failure, endpoint, request, arrival)
             raise
 
     async def _read(self, attempt: Attempt, request: Request) -> Answer:

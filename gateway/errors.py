@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from backends.base import AttemptFailed, CallRejected, Refused
+from backends.base import AttemptFailed, CallRejected, Refused, Unable
 from routing.misses import UNKNOWN_WAIT_S, shortfalls
 
 if TYPE_CHECKING:
@@ -74,6 +74,11 @@ ERRORS: dict[str, ErrorKind] = {
     "request_too_large": ErrorKind(413, _REQUEST, "The body exceeds `limits.body_bytes`."),
     "unsupported_content_encoding": ErrorKind(415, _REQUEST, "The body is compressed; send it plain."),
     "headers_too_large": ErrorKind(431, _REQUEST, "The headers exceed `limits.header_bytes`."),
+    "poisonous_call": ErrorKind(
+        422,
+        _REQUEST,
+        "Workers crash under this call; it is not tried at more of them, nor if repeated at once.",
+    ),
     "upstream_rate_limited": ErrorKind(
         429, "rate_limit_error", "The endpoints limit our rate; `retry-after` says when to come back."
     ),
@@ -165,6 +170,8 @@ class ApiError(Exception):
 
 def from_failure(failure: AttemptFailed, attempts: int) -> ApiError:
     """What the client is told when the last attempt has failed too."""
+    if isinstance(failure, Unable):
+        return from_rejection(failure.rejected)
     limited = isinstance(failure, Refused) and failure.status == 429
     code = "upstream_rate_limited" if limited else failure.code
     tried = "1 endpoint was" if attempts == 1 else f"{attempts} endpoints were"

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-FailureKind = Literal["connect", "reset", "timeout", "server_error"]
-"""What a failed attempt says of an endpoint. connect: no connection. reset: closed before any byte of the reply.
+FailureKind = Literal["connect", "reset", "engine_dead", "model_missing", "timeout", "server_error"]
+"""What a failed attempt says of an endpoint; routing/failure.py says which failure says what. connect: no connection.
+reset: closed before the end of its reply. engine_dead: it says that it is going down. model_missing: it has another one.
 timeout: no reply in time. server_error: a 5xx, or a reply that breaks off."""
 
-AT_ONCE: frozenset[FailureKind] = frozenset({"connect", "reset"})
-"""Kinds of which one is enough: nobody is there. The others can lie in the call itself."""
+AT_ONCE: frozenset[FailureKind] = frozenset({"connect", "reset", "engine_dead", "model_missing"})
+"""Kinds of which one is enough: nobody is there, or not the model. The others can lie in the call itself."""
 
 FAILURES_IN_A_ROW = 2
 """How many failures eject: one may be one bad call, two in a row rarely are."""
@@ -50,6 +51,8 @@ NEXT_CHECK_S = 5.0
 _EJECTED: dict[FailureKind, str] = {
     "connect": "ejected: it could not be reached",
     "reset": "ejected: it closed the connection",
+    "engine_dead": "ejected: its engine crashed",
+    "model_missing": "ejected: it does not have the model",
     "timeout": "ejected: it did not answer in time",
     "server_error": "ejected: it answered with errors",
 }
@@ -136,6 +139,18 @@ class Ejection:
         self._successes += 1
         if self._successes >= SUCCESSES_TO_FORGET:
             self._doublings = 0
+
+    @property
+    def well(self) -> bool:
+        """Whether nothing has gone wrong since it last answered a call."""
+        return not (self._failures or self._half_open)
+
+    def pardon(self, now_s: float) -> None:
+        """What it was last ejected for was not its fault: as if that had not been. Calls will tell whether it is there."""
+        self._ejected_until_s = min(self._ejected_until_s, now_s)
+        self._doublings = max(0, self._doublings - 1)
+        self._failures = self._falls = 0
+        self._half_open = False
 
     def cool_down(self, now_s: float, seconds: float) -> None:
         """It asked for a pause: 429 or 503 with Retry-After. That is no failure, and it is never longer than a minute."""

@@ -151,8 +151,13 @@ class Standing:
         """A call failed there; `roll`, uniform in [0, 1), is the jitter of how long it is left alone."""
         self.ejection.failed(now_s, kind, roll)
         self.changed()
-        if kind == "connect":
+        if kind in ("connect", "engine_dead"):
             self.restarted()
+
+    def pardon(self, now_s: float) -> None:
+        """It was not at fault when it last failed."""
+        self.ejection.pardon(now_s)
+        self.changed()
 
     def cool_down(self, now_s: float, seconds: float) -> None:
         """It asked for a pause."""

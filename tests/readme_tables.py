@@ -20,6 +20,7 @@ from gateway.config import load
 from gateway.config_reference import config_reference
 from gateway.errors import ERRORS
 from gateway.ledger import PAID_BY_GATEWAY, WASTE
+from routing.failure import FAILURES
 
 README = Path(__file__).parents[1] / "README.md"
 CONFIG = """
@@ -72,7 +73,36 @@ def waste() -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"config": config_reference, "errors": errors, "metrics": metrics, "waste": waste}
+_LEFT = {
+    "pause": "paused as long as it asks",
+    "connect": "out at once",
+    "reset": "out at once",
+    "engine_dead": "out at once",
+    "model_missing": "out at once",
+    None: "",
+}
+
+
+def failures() -> str:
+    lines = [
+        "| Failure | Shows as | Whose | Then | The endpoint is | Counts | Crash | Last word |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {row.shows} | {row.whose} | {row.then} | {_LEFT.get(row.leaves, 'out at the second')} "
+        f"| {'yes' if row.wastes else ''} | {'yes' if row.crash else ''} | `{row.code}` |"
+        for name, row in FAILURES.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {
+    "failures": failures,
+    "config": config_reference,
+    "errors": errors,
+    "metrics": metrics,
+    "waste": waste,
+}
 
 
 def with_tables(readme: str) -> str:

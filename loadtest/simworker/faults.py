@@ -20,7 +20,8 @@ or a list of such objects (`sim_fault`: one). The first that applies to a reques
     stall      head (always) and chunks, then silence
     drip       the reply byte by byte, `delay_s` (0.01) apart
     garbage    `part` "head": no HTTP at all; "body": a body that is neither JSON nor SSE
-    status     an error `status` (500; 503, 429...), with `retry_after_s` as Retry-After where given
+    status     an error `status` (500; 503, 429...) that says `message`, of the field `param`, with `retry_after_s` as
+               Retry-After where given
     truncated  the end without finish_reason: a FIN, or with `clean` a well-formed end; other bodies are cut short
     engine_died  an error event and then [DONE], as vLLM does when its engine is killed; else a 500
     slow       the right reply, `factor` (10) times as slowly
@@ -50,6 +51,8 @@ class Fault(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
     delay_s: float = 0.01
     part: Literal["head", "body"] = "body"
     status: int = 500
+    message: str = "A fault was ordered."
+    param: str | None = None
     retry_after_s: float | None = None
     clean: bool = False
     factor: float = 10.0

@@ -166,7 +166,7 @@ class Status(FaultyExchange):
     def begin(self) -> bool:
         fault = self._fault
         wait = "" if fault.retry_after_s is None else f"retry-after: {fault.retry_after_s:g}\r\n"
-        body = error_body(fault.status, "A fault was ordered.", HTTPStatus(fault.status).phrase)
+        body = error_body(fault.status, fault.message, HTTPStatus(fault.status).phrase, fault.param)
         Exchange.reply(self, fault.status, body, headers=wait)
         return False
 

@@ -213,7 +213,7 @@ async def test_a_stream_that_ends_early_is_never_taken_for_whole(provider):
     async with at(provider, cut) as (_, backend):
         with pytest.raises(AttemptFailed) as caught:
             await streamed(backend)
-        assert caught.value.ejects is not None
+        assert caught.value.sort.leaves is not None
 
     async def breaks_off(peer):
         await peer.request()
@@ -223,7 +223,7 @@ async def test_a_stream_that_ends_early_is_never_taken_for_whole(provider):
     async with at(provider, breaks_off) as (_, backend):
         with pytest.raises(AttemptFailed) as caught:
             await streamed(backend)
-        assert caught.value.ejects is not None
+        assert caught.value.sort.leaves is not None
 
 
 @each_provider
@@ -385,7 +385,7 @@ async def test_a_field_that_a_provider_does_not_know_is_named_and_says_nothing_o
     async with at(ANTHROPIC, never) as (_, backend):
         with pytest.raises(Unsupported, match="logit_bias") as caught:
             await whole(backend, logit_bias={"1": 1})
-        assert caught.value.ejects is None
+        assert caught.value.sort.leaves is None
     async with at(ANTHROPIC, sends(ANTHROPIC.whole), drop_params=True) as (_, backend):
         assert await whole(backend, logit_bias={"1": 1})
 

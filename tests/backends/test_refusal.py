@@ -1,20 +1,31 @@
 import json
+import re
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sim_client import CAPTURES, needs_captures
 
 from backends.base import (
     AttemptFailed,
     CallRejected,
     CallTooLarge,
+    ContextTooShort,
+    EngineDead,
     KeyRefused,
+    Leaving,
     Misconfigured,
+    ModelMissing,
+    OutOfMemory,
     Overloaded,
     RateLimited,
     ServerFault,
+    Unable,
 )
 from backends.refusal import BUSY_RETRY_S, LEAVING_RETRY_S, refusal
+from backends.sse import CompletionStream, Shown
+from loadtest.simworker import errors
 
 
 def vllm(message: str, code: int, kind: str = "BadRequestError", param: str | None = None) -> bytes:
@@ -88,8 +99,8 @@ def test_the_client_s_mistake_comes_back_with_message_and_param_but_not_vllm_s_c
         "max_tokens",
         None,
     )
-    body = b'{"error":{"message":"too long","param":"messages","code":"context_length_exceeded"}}'
-    assert refusal(400, {}, body).code == "context_length_exceeded"
+    body = b'{"error":{"message":"no","param":"messages","code":"content_policy_violation"}}'
+    assert refusal(400, {}, body).code == "content_policy_violation"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +171,106 @@ def test_the_place_of_a_finding_may_be_of_any_type(loc: object, param: str | Non
 def test_a_long_message_is_cut():
     assert len(str(refusal(400, {}, vllm("x" * 100_000, 400)))) == 2000
     assert len(str(refusal(500, {}, b"x" * 100_000))) == 2000
+
+
+# What vLLM 0.32 says, each from its source or from the wire.
+SHORT = "This model's maximum context length is 2048 tokens. However, your "
+OF_VLLM: list[tuple[int, str, type[Exception]]] = [
+    (400, SHORT + "prompt contains 2100 input tokens, which exceeds this limit even without any output", ContextTooShort),
+    (400, SHORT + "prompt contains 9000 characters (more than 8192 characters, which is the upper bound)", ContextTooShort),
+    (400, "Input length (2100) exceeds model's maximum context length (2048).", ContextTooShort),
+    (400, "The decoder prompt (length 2100) is longer than the maximum model length of 2048. Make sure", ContextTooShort),
+    (400, ("The decoder prompt (length 2048) plus the number of requested output tokens (at least 1) is longer than "
+      "the maximum model length of 2048."), ContextTooShort),
+    (400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set', Unable),
+    (400, 'tool_choice="required" requires --tool-call-parser to be set', Unable),
+    (400, "At most 1 image(s) may be provided in one prompt. Set `--limit-mm-per-prompt` to increase this limit.", Unable),
+    (400, "Requested sample logprobs of 30, which is greater than max allowed: 20 (parameter=logprobs, value=30)", Unable),
+    (400, "You must set `--enable-prompt-embeds` to input `prompt_embeds`.", Unable),
+    (400, "Chat template is passed with request, but --trust-request-chat-template is not set. ", Unable),
+    (400, "Got lora_request LoRARequest(lora_name='x') but LoRA is not enabled!", Unable),
+    (400, "At most 1 image(s) may be provided in one prompt.", CallRejected),
+    (400, "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)", CallRejected),
+    (400, "Stream options can only be defined when `stream=True`. (parameter=stream_options)", CallRejected),
+    (400, "data_parallel_rank 3 is out of range [0, 1).", CallRejected),
+    (422, "Failed to fetch the image: 404", CallRejected),
+    (404, "The model `nope` does not exist. Valid aliases: tiny.", ModelMissing),
+    (404, "Loading lora x failed: No adapter found for y", ModelMissing),
+    (401, "Unauthorized", KeyRefused),
+    (500, "EngineCore encountered an issue. See stack trace (above) for the root cause.", EngineDead),
+    (500, "cannot schedule new futures after shutdown", Leaving),
+    (500, "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.6 GiB", OutOfMemory),
+    (500, "No output received from the engine.", ServerFault),
+    (500, "Internal server error", ServerFault),
+    (501, "The model does not support Chat Completions API", Misconfigured),
+    (503, ("The engine is currently busy and cannot accept new requests. Please try again later or on a different "
+      "instance."), Overloaded),
+    (503, "The engine has reached its prefill token backlog limit. Please try again later or on a different instance.",
+     Overloaded),
+    (503, "Request failed; please retry", Overloaded),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "message", "expected"), OF_VLLM)
+def test_what_vllm_says_is_understood(status: int, message: str, expected: type[Exception]):
+    failure = refusal(
+        status, {}, vllm(message, status, "NotFoundError" if status == 404 else "BadRequestError")
+    )
+    assert type(failure) is expected
+    if isinstance(failure, ContextTooShort):
+        assert failure.context_tokens == 2048
+    if isinstance(failure, Unable):
+        assert (failure.rejected.status, failure.rejected.message) == (status, message)
+
+
+def test_all_that_the_simulated_worker_says_is_among_it():
+    said = [
+        errors.busy(),
+        errors.leaving(),
+        errors.unknown_model("nope", "tiny"),
+        errors.prompt_too_long(2100, 2048),
+        errors.bad_value("max_tokens", 0, "max_tokens must be at least 1, got 0."),
+    ]
+    for each in said:
+        message = json.loads(each.body)["error"]["message"]
+        assert any(message.startswith(known) for _, known, _ in OF_VLLM), message
+    assert OF_VLLM[20][1].encode() in errors.ENGINE_DIED
+
+
+@needs_captures
+def test_all_errors_that_a_real_vllm_was_seen_to_give_are_sorted():
+    text = (CAPTURES / "errors.txt").read_text() + (CAPTURES / "priority_and_503.txt").read_text()
+    found = re.findall(r'{"error":{.*?"code":(\d+)}}', text)
+    bodies = [match[0] for match in re.finditer(r'{"error":{.*?"code":\d+}}', text)]
+    kinds = Counter(
+        type(refusal(int(status), {}, body.encode())).__name__
+        for status, body in zip(found, bodies, strict=True)
+    )
+    assert kinds == {"CallRejected": 5, "ContextTooShort": 1, "ModelMissing": 1, "Overloaded": 2}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("EngineCore encountered an issue. See stack trace (above) for the root cause.", EngineDead),
+        ("CUDA error: out of memory", OutOfMemory),
+        ("cannot schedule new futures after shutdown", Leaving),
+        ("something else", ServerFault),
+    ],
+)
+def test_an_error_in_a_stream_is_sorted_by_the_same_words(message: str, expected: type[Exception]):
+    stream = CompletionStream(Shown("llama"), 65_536)
+    with pytest.raises(expected) as failed:
+        stream.feed(b"data: " + vllm(message, 500) + b"\n\n")
+    assert type(failed.value) is expected
+
+
+def test_a_provider_s_word_for_a_prompt_that_is_too_long_is_understood_without_a_number():
+    body = b'{"error":{"message":"too long","param":"messages","code":"context_length_exceeded"}}'
+    failure = refusal(400, {}, body)
+    assert isinstance(failure, ContextTooShort)
+    assert failure.context_tokens is None
+    assert failure.rejected.code == "context_length_exceeded"
 
 
 # Bodies as providers send them, each from where it was published.
@@ -243,13 +354,13 @@ OPENROUTER_MODERATED = (  # as above
         (401, MISTRAL_BAD_KEY, KeyRefused, "Unauthorized"),
         (401, b'{"detail":"Unauthorized"}', KeyRefused, "Unauthorized"),
         (401, FIREWORKS_BAD_KEY, KeyRefused, "Invalid ApiKey"),
-        (404, FIREWORKS_NO_MODEL, Misconfigured, "Model not found"),
+        (404, FIREWORKS_NO_MODEL, ModelMissing, "Model not found"),
         (400, XAI_BAD_KEY, KeyRefused, "Incorrect API key"),
         (400, GEMINI_BAD_KEY, KeyRefused, "API key not valid"),
         (404, CLOUDFLARE_NO_ROUTE, CallRejected, "Could not route"),
         (429, OPENROUTER_RATE, RateLimited, "Provider returned error: rate-limited upstream"),
         (403, OPENROUTER_MODERATED, CallRejected, "Your input was flagged"),
-        (403, b'{"error":{"message":"no access","code":"model_not_found"}}', Misconfigured, "no access"),
+        (403, b'{"error":{"message":"no access","code":"model_not_found"}}', ModelMissing, "no access"),
     ],
 )  # fmt: skip
 def test_what_providers_say_is_understood(status: int, body: bytes, expected: type[Exception], says: str):

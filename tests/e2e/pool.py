@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.app import application
 from gateway.config import Config
-from gateway.ledger import UsageRow
+from gateway.ledger import Share, UsageRow
 from gateway.policy import Policy
 from gateway.server import Server
 from gateway.store import Store
@@ -98,6 +98,14 @@ class Gateway:
 
         await until(moved)
         return self._rows_now()
+
+    async def shares(self) -> list[Share]:
+        """All shares of the calls that `rows` gives, in the order of the calls."""
+        await self.rows()
+        with sqlite3.connect(self._database) as connection:
+            found = connection.execute("SELECT * FROM usage_shares ORDER BY call_id, number").fetchall()
+        connection.close()
+        return [Share(*row[2:]) for row in found]
 
     async def metrics(self) -> dict[str, float]:
         """The page of metrics by the name and labels of each sample: `name` or `name{label="value",...}`, labels sorted."""

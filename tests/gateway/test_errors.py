@@ -14,8 +14,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backends.base import AttemptFailed, CallRejected, CallTimeout, Overloaded, Refused, Unsupported
+from backends.base import (
+    AttemptFailed,
+    CallRejected,
+    CallTimeout,
+    ContextTooShort,
+    Overloaded,
+    Refused,
+    Unable,
+    Unsupported,
+)
 from gateway.errors import ERRORS, ApiError, from_failure, from_rejection
+from routing.failure import FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -65,7 +75,7 @@ def test_every_code_in_the_source_is_in_the_table():
     written = {code.value for _, code in codes_given() if isinstance(code, ast.Constant)}
     assert len(written) > 10
     assert written <= ERRORS.keys()
-    assert {kind.code for kind in failures()} <= ERRORS.keys()
+    assert {row.code for row in FAILURES.values()} <= ERRORS.keys()
 
 
 def test_codes_that_are_worked_out_are_so_in_the_places_that_other_tests_know():
@@ -92,7 +102,7 @@ def test_every_code_in_the_table_can_come_up():
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in keys
     }
-    assert ERRORS.keys() - used == set()
+    assert ERRORS.keys() - used - {row.code for row in FAILURES.values()} == set()
 
 
 @asynccontextmanager
@@ -177,17 +187,28 @@ async def test_a_busy_pool_tells_the_sdk_when_to_come_back():
     assert found.body["message"] == "2 endpoints were tried; the last: queue is full"
 
 
-@pytest.mark.parametrize("kind", list(failures()))
+@pytest.mark.parametrize("kind", [kind for kind in failures() if not issubclass(kind, Unable)])
 def test_every_failure_of_an_attempt_becomes_an_error_that_says_what_was_tried(kind: type[AttemptFailed]):
     failure = kind() if kind is CallTimeout else kind("why")
     error = from_failure(failure, attempts=1)
-    assert error.code == kind.code
-    assert error.status == ERRORS[kind.code].status
+    assert error.code == kind.sort.code
+    assert error.status == ERRORS[kind.sort.code].status
     # What no endpoint can be asked is the call's fault; all else is ours or theirs.
     assert (error.status < 500) == (kind is Unsupported)
     assert error.message == f"1 endpoint was tried; the last: {failure}"
     assert (b"retry-after" in dict(error.headers())) == (error.status == 503)
     assert isinstance(failure, Refused) == hasattr(failure, "retry_after_s")
+
+
+def test_what_all_endpoints_say_of_a_call_is_what_the_client_gets():
+    rejected = CallRejected(400, "too long", "input_tokens")
+    error = from_failure(ContextTooShort(rejected, 2048), attempts=2)
+    assert (error.status, error.code, error.message, error.param) == (
+        400,
+        "invalid_request",
+        "too long",
+        "input_tokens",
+    )
 
 
 @patiently
