@@ -10,7 +10,9 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse
 
+from gateway.admin_page import POLICY, page
 from gateway.errors import ApiError
 from gateway.openai import PATHS
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.telemetry import Telemetry
 
 _READ = ["GET", "HEAD"]
+_DOCUMENT = "/admin/openapi.json"
 
 
 class ModelCard(BaseModel):
@@ -54,9 +57,9 @@ def control_app(
     app = FastAPI(
         title="Tidegate",
         version=version("tidegate"),
-        docs_url="/admin/docs",
+        docs_url=None,  # FastAPI's own page loads scripts from elsewhere
         redoc_url=None,
-        openapi_url="/admin/openapi.json",
+        openapi_url=_DOCUMENT,
         # A redirect from a path with a slash too many would be to whatever the request's Host header says.
         redirect_slashes=False,
     )
@@ -64,6 +67,10 @@ def control_app(
     # What is described as OpenAPI is administration; the rest is OpenAI's and Prometheus'.
     app.include_router(_models(catalog, authenticate), include_in_schema=False)
     read = partial(app.api_route, methods=_READ, include_in_schema=False)
+
+    @read("/admin/docs")
+    async def docs() -> Response:
+        return HTMLResponse(page(app.openapi(), _DOCUMENT), headers={"content-security-policy": POLICY})
 
     @read("/health/live")
     async def live() -> Health:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -251,5 +252,62 @@ async def test_the_routes_are_described_as_openapi(gw: Gateway):
     assert all(path.startswith("/admin/") for path in described["paths"])
     reply = described["paths"]["/admin/explain"]["post"]["responses"]["200"]
     assert reply["content"]["application/json"]["schema"]["$ref"].endswith("/Explanation")
-    assert (await gw.http.get("/admin/docs")).status_code == 200
     assert (await gw.http.get("/admin/explain")).status_code == 405
+
+
+class Page(HTMLParser):
+    """What a browser would load for a page, and what there is to read."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: set[str] = set()
+        self.anchors: set[str] = set()
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links.update(value for name, value in attrs if name in ("href", "src", "action", "srcset"))
+        self.anchors.update(f"#{value}" for name, value in attrs if name == "id")
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+async def test_the_page_of_the_routes_says_all_that_the_document_does_and_loads_nothing(gw: Gateway):
+    described = (await gw.http.get("/admin/openapi.json")).json()
+    reply = await gw.http.get("/admin/docs")
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    page = Page(reply.text)
+    assert not page.tags & {"script", "link", "img", "iframe", "object", "embed", "form", "base"}
+    assert page.links - page.anchors == {"/admin/openapi.json"}
+    assert "//" not in reply.text.replace("<!doctype html>", "")
+    assert "url(" not in reply.text
+    assert "@import" not in reply.text
+    for path, routes in described["paths"].items():
+        for method, route in routes.items():
+            assert f"{method.upper()} {path}" in page.words
+            assert route.get("description", "").replace("`", "") in page.words
+    for name, schema in described["components"]["schemas"].items():
+        if not name.endswith("ValidationError"):
+            for field, each in schema["properties"].items():
+                assert field in page.words
+                assert each.get("description", "").replace("`", "") in page.words
+
+
+async def test_no_other_page_names_a_foreign_host(gw: Gateway):
+    for path in (
+        "/",
+        "/docs",
+        "/redoc",
+        "/admin",
+        "/admin/",
+        "/admin/docs/oauth2-redirect",
+        "/admin/nodes",
+        "/health/live",
+    ):
+        reply = await gw.http.get(path)
+        assert reply.headers["content-type"] == "application/json"
+        assert "//" not in reply.text
