@@ -201,8 +201,9 @@ class CompletionStream:
         """One event as the client is to see it, b"" where it is not to see it."""
         lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
         if not lines:
-            # Comments keep a connection alive; other fields have no meaning in this protocol.
-            return event + b"\n\n" if event.startswith(b":") else b""
+            # Comments keep a connection alive; other fields have no meaning in this protocol. Before the first chunk
+            # nothing goes to the client, so what came would be kept, however much an endpoint sends.
+            return event + b"\n\n" if self.begun and event.startswith(b":") else b""
         # JSON may be spread over lines, but only between its tokens, where a space does as well.
         content = b" ".join(lines)
         if self.done:
