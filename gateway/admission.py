@@ -81,6 +81,11 @@ class Admission:
         self._look: asyncio.Handle | None = None
         self._ticking: asyncio.Handle | None = None
 
+    def take(self, limits: QueueLimits, max_wait_s: float) -> None:
+        """From now on these are the limits; whoever waits already goes on."""
+        self.queue.limits = limits
+        self._max_wait_s = max_wait_s
+
     def worth_waiting(self, plan: Plan, call: Call) -> bool:
         """Whether somebody who cannot take the call now is only busy or resting, and not for too long."""
         patience_s = min(LONGEST_PAUSE_S, self.patience_s(call))

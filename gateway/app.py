@@ -31,10 +31,10 @@ from gateway.nodes import Nodes
 from gateway.planning import Planner
 from gateway.policy import policies_of
 from gateway.race import Races
+from gateway.reload import Parts, Reload, queue_limits
 from gateway.server import Server
 from gateway.store import Store
 from gateway.telemetry import AdmissionCollector, FleetCollector, Telemetry
-from routing.queue import QueueLimits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -43,17 +43,18 @@ if TYPE_CHECKING:
     from backends.fleet import Fleet
     from gateway.config import Config, Listen
     from gateway.policy import Policies
+    from gateway.reload import ConfigFile
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code."""
+def run(config: Config, file: ConfigFile | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. `file` is where `config` came from, to be followed as it changes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # What threads do beside the event loop is in no hurry: after half a millisecond, not five, they let it go on.
     sys.setswitchinterval(0.0005)
-    return uvloop.run(serve(config))
+    return uvloop.run(serve(config, file=file))
 
 
 def _spare_the_collector() -> None:
@@ -69,7 +70,9 @@ class CannotListen(Exception):
     """The address is taken, or not ours."""
 
 
-async def serve(config: Config, on_ready: Callable[[], None] | None = None) -> int:
+async def serve(
+    config: Config, on_ready: Callable[[], None] | None = None, file: ConfigFile | None = None
+) -> int:
     """Serve until SIGTERM or SIGINT; `on_ready` is called once connections are accepted."""
 
     def ready() -> None:
@@ -78,7 +81,7 @@ async def serve(config: Config, on_ready: Callable[[], None] | None = None) -> i
             on_ready()
 
     with _listener(config.listen) as listener:
-        async with application(config) as app:
+        async with application(config, file) as app:
             server = Server(
                 app,
                 drain_s=float(config.timeouts.drain_s),
@@ -106,7 +109,7 @@ def _listener(listen: Listen) -> socket.socket:
 
 
 @asynccontextmanager
-async def application(config: Config) -> AsyncIterator[Edge]:
+async def application(config: Config, file: ConfigFile | None = None) -> AsyncIterator[Edge]:
     """What answers requests, with all that it stands on; closed when the block is left."""
     async with AsyncExitStack() as stack:
         store = stack.enter_context(Store.open(config.database.get_secret_value()))
@@ -136,6 +139,10 @@ async def application(config: Config) -> AsyncIterator[Edge]:
         control = control_app(catalog, fleet, telemetry, edge.authenticate, administration)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
+        parts = Parts(fleet, nodes, catalog, policies, admission, keys, store, edge)
+        reload = Reload(file, config, parts.take)
+        telemetry.registry.register(reload)
+        await stack.enter_async_context(reload.running())
         yield edge
 
 
@@ -155,8 +162,9 @@ def _decisions(config: Config) -> AbstractContextManager[DecisionLog | None]:
 
 
 def _admission(config: Config, fleet: Fleet) -> Admission:
-    limits = QueueLimits(config.queue.calls, config.queue.calls_per_tenant)
-    return Admission(fleet, limits, float(config.queue.max_wait_s), float(config.timeouts.total_s))
+    return Admission(
+        fleet, queue_limits(config), float(config.queue.max_wait_s), float(config.timeouts.total_s)
+    )
 
 
 @asynccontextmanager

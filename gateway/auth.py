@@ -52,13 +52,10 @@ class Keyring:
     ) -> None:
         self._key_secret = key_secret
         self._policies = policies
-        self._master: tuple[tuple[bytes, Key], ...] = ()
-        if master_key:
-            digest = digest_of(master_key.encode(), key_secret)
-            self._master = ((digest, Key(MASTER, MASTER, policy=policies.in_force(MASTER))),)
+        self._master_digest = digest_of(master_key.encode(), key_secret) if master_key else None
         self._revision: int | None = None
         self._by_digest: dict[bytes, tuple[bytes, Key]] = {}
-        self._hold(self._master)
+        self._hold(self._master())
 
     @classmethod
     def read(cls, store: Store, master_key: str | None = None, policies: Policies = UNBOUNDED) -> Self:
@@ -113,12 +110,22 @@ class Keyring:
         self._take(active)
         return True
 
+    def read_again(self, store: Store) -> None:
+        """Work out anew what is in force for every key: the policies of tenants have changed. Blocks."""
+        self._revision = None
+        self.refresh(store)
+
     def __len__(self) -> int:
         return len(self._by_digest)
 
+    def _master(self) -> tuple[tuple[bytes, Key], ...]:
+        if self._master_digest is None:
+            return ()
+        return ((self._master_digest, Key(MASTER, MASTER, policy=self._policies.in_force(MASTER))),)
+
     def _take(self, active: ActiveKeys) -> None:
         stored = ((digest, self._key(record)) for digest, record in active.keys)
-        self._hold((*stored, *self._master))
+        self._hold((*stored, *self._master()))
         self._revision = active.revision
 
     def _key(self, record: KeyRecord) -> Key:

@@ -47,6 +47,12 @@ class Offer(Struct, frozen=True):
 
 class Catalog:
     def __init__(self, config: Config, created_s: int) -> None:
+        self.created_s = created_s
+        """When this catalog was put up, for lists of models: seconds since 1970."""
+        self.take(config)
+
+    def take(self, config: Config) -> None:
+        """From now on this is on offer. A call that has its offer keeps it."""
         self.limits: Limits = config.limits
         self.total_s = float(config.timeouts.total_s)
         self.tiers: dict[TierName, Tier] = {name: config.tier(name) for name in TIERS}
@@ -55,8 +61,6 @@ class Catalog:
             for name, section in config.models.items()
         }
         self._listed = dict.fromkeys((*self.models, *config.aliases))
-        self.created_s = created_s
-        """When this catalog was put up, for lists of models: seconds since 1970."""
         self._by_name: dict[str, dict[TierName, Offer]] = {}
         for name, section in config.models.items():
             offers = {tier: Offer((self.models[name],), self.tiers[tier]) for tier in TIERS}

@@ -72,15 +72,16 @@ def serve(
     """Run the gateway."""
     if workers > 1:
         _fail("more than one worker process is not supported by this version; use --workers 1", 2)
-    from gateway.config import load  # noqa: PLC0415 - see the module's docstring
+    from gateway.reload import ConfigFile  # noqa: PLC0415 - see the module's docstring
 
     overrides = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
-    parsed = load(config, os.environ, overrides)
+    file = ConfigFile.at(config, os.environ, overrides)
+    parsed = file.load()
     from gateway.app import CannotListen, run  # noqa: PLC0415 - as above
     from gateway.database import StoreError  # noqa: PLC0415 - as above
 
     try:
-        code = run(parsed)
+        code = run(parsed, file)
     except (CannotListen, StoreError) as error:
         _fail(str(error), 1)
     except OSError as error:

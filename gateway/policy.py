@@ -142,6 +142,10 @@ class Policies:
     def __init__(self, by_tenant: Mapping[str, Policy], behind: Callable[[str], Iterable[str]]) -> None:
         """`behind` says which models a name may stand for: none, where it is no longer one."""
         self._behind = behind
+        self.take(by_tenant)
+
+    def take(self, by_tenant: Mapping[str, Policy]) -> None:
+        """From now on these are the tenants' policies, and names stand for what they stand for now."""
         self._by_tenant = {tenant: self._resolved(policy) for tenant, policy in by_tenant.items()}
 
     def in_force(self, tenant: str, own: Policy | None = None) -> Policy | None:
@@ -164,8 +168,11 @@ UNBOUNDED = Policies({}, lambda _: ())
 
 def policies_of(config: Config, catalog: Catalog) -> Policies:
     """Those of a configuration."""
-    by_tenant = {tenant: section.policy.policy() for tenant, section in config.tenants.items()}
-    return Policies(by_tenant, catalog.models_behind)
+    return Policies(tenant_policies(config), catalog.models_behind)
+
+
+def tenant_policies(config: Config) -> dict[str, Policy]:
+    return {tenant: section.policy.policy() for tenant, section in config.tenants.items()}
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -195,7 +195,7 @@ class Queue:
     """All calls that wait, for whatever model. Time is an argument: any clock that does not go back."""
 
     def __init__(self, limits: QueueLimits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._lines: dict[tuple[str, TierName], _Line] = {}
         self._drains: dict[str, _Drain] = {}
         self._of_tenant: Counter[str] = Counter()
@@ -213,9 +213,9 @@ class Queue:
         whole is full, the last in the lowest tier of the tenant that has most there.
         """
         shed = None
-        if self._of_tenant[waiting.tenant] >= self._limits.calls_per_tenant:
+        if self._of_tenant[waiting.tenant] >= self.limits.calls_per_tenant:
             shed = Shed(self._last_in_lowest(waiting, waiting.tenant), of_tenant=True)
-        elif self._count >= self._limits.calls:
+        elif self._count >= self.limits.calls:
             shed = Shed(self._last_in_lowest(waiting), of_tenant=False)
         if shed is not None:
             if shed.waiting is waiting:
