@@ -65,7 +65,7 @@ MOST_RECORDS = 10_000
 
 CONFIG = "config"
 """The source of what stands in the configuration."""
-LANE_FULL_S = 0.05
+LANE_FULL_S = 0.25
 """How long an endpoint is left alone that has fewer calls than it may have and yet no connection left: a health check has
 the last one."""
 

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
-from failing import QUICK, ask, attempts, model, models
+from failing import QUICK, ask, attempts, model, models, whole
+from held import REPLY
 from pool import LIMIT_S, endpoint, gateway, until
+from scripted import OK, Server
 
 from loadtest.worker import Fault, SimWorker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from scripted import Peer
 
 RARELY = {"interval_s": 3600}
 PATIENT: dict[str, Any] = {
@@ -156,3 +160,36 @@ async def test_fallbacks_are_asked_before_anybody_is_waited_for(tmp_path: Path):
             assert headers["x-tidegate-model"] == "first"
             ok, later = await gw.rows(2)
             assert (ok.model, later.model, later.outcome) == ("second", "first", "ok")
+
+
+async def test_a_call_waits_for_the_connection_that_a_look_at_the_worker_takes(tmp_path: Path):
+    holds, held, looked = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def worker(peer: Peer) -> None:
+        while True:
+            if await peer.request():
+                await peer.send(whole(json.dumps(REPLY).encode()))
+                continue
+            if holds.is_set() and peer.requests[-1][0].startswith(b"GET /metrics"):
+                held.set()
+                await looked.wait()
+            await peer.send(OK)
+
+    sections = {**PATIENT, "health": {"interval_s": 0.2, "timeout_s": LIMIT_S, "scrape_interval_s": 0.05}}
+    sections["limits"] = {"connections_per_endpoint": 1, "attempts": 20}
+    async with Server(worker) as server:
+        listed = models({"worker": f"http://127.0.0.1:{server.port}", "model": "sim"})
+        async with gateway(tmp_path, models=listed, **sections) as gw:
+            holds.set()
+            async with asyncio.timeout(LIMIT_S):
+                await held.wait()
+            call = asyncio.create_task(ask(gw.client(), **DEFAULT))
+
+            async def waits() -> bool:
+                return (await gw.metrics())['tidegate_queue_calls{tier="default"}'] == 1
+
+            await until(waits)
+            looked.set()
+            headers, text = await call
+            assert text == "high"
+            assert float(headers["x-tidegate-queued-ms"]) > 0
