@@ -209,8 +209,8 @@ class Speed:
         """What is known of the endpoint now, with what the fleet knows of its health. Changes nothing.
 
         The oldest pending ticket is evidence by how long it has been pending: up to when it should have come, the time
-        is progress on it; from then on it is proof of a lower rate. That is what finds a stalled worker before anything
-        has come back from it.
+        is progress on it; from then on it is proof of a lower rate, which half a minute of good rates before does not
+        outweigh. That is what finds a stalled worker, or one that has just slowed down, before anything has come back.
         """
         if now_s < self._now_s:
             now_s = self._now_s
@@ -253,7 +253,10 @@ class Speed:
             head = next(iter(self._pending))
             waited_s = self._serving_s(head, now_s)
             if waited_s * rate > head.work:
-                rate = (work + head.work) / (seconds + waited_s)
+                # It is late, so what was seen before may hold no more, and counts as a guess does; but of a provider's many
+                # servers one that is late says little of the others.
+                seen_s = seconds if self._parallel else PRIOR_S
+                rate = (seen_s * rate + head.work) / (seen_s + waited_s)
                 pending -= head.work
             else:
                 pending -= waited_s * rate

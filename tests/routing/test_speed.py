@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from routing.gpu import GPUS, UNKNOWN_GPU, kv_tokens_for, prior_for
-from routing.pace import CHUNK_TOKENS, MOST_FASTER, Peers
+from routing.pace import CHUNK_TOKENS, MOST_FASTER, PRIOR_S, Peers
 from routing.speed import MOST_OTHERS, Speed
 from routing.types import Load
 
@@ -115,6 +115,32 @@ def test_progress_and_proof_of_slowness_meet_without_a_jump():
     before, after = speed.load(due_s - 1e-9, 1), speed.load(due_s + 1e-9, 1)
     assert before.work_per_s == pytest.approx(after.work_per_s, rel=1e-6)
     assert before.pending_work == pytest.approx(after.pending_work, abs=1e-3)
+
+
+def test_a_late_first_token_weighs_more_than_a_long_past_without_trouble():
+    busy, new = Speed(), Speed()
+    for second in range(120):
+        ticket = busy.start(float(second), 0.9 * busy.load(float(second), 0).work_per_s)
+        busy.first_token(ticket, second + 0.9)
+        busy.finish(ticket, second + 0.9)
+    for speed in (busy, new):
+        speed.start(120.0, 10.0)
+    for_s = 2.0
+    slower = [
+        speed.load(120.0 + for_s, 1).work_per_s / speed.load(120.0, 1).work_per_s for speed in (busy, new)
+    ]
+    assert slower[0] == pytest.approx(slower[1], rel=0.05)
+    assert slower[0] == pytest.approx(PRIOR_S / (PRIOR_S + for_s), rel=0.05)
+
+
+def test_one_late_first_token_says_little_of_a_provider_that_has_long_been_quick():
+    hosted = Speed(parallel=True)
+    for second in range(120):
+        ticket = hosted.start(float(second), 0.9 * hosted.load(float(second), 0).work_per_s)
+        hosted.first_token(ticket, second + 0.9)
+        hosted.finish(ticket, second + 0.9)
+    hosted.start(120.0, 10.0)
+    assert hosted.load(122.0, 1).work_per_s > 0.9 * hosted.load(120.0, 1).work_per_s
 
 
 def test_a_stall_is_remembered_after_the_call_is_given_up():
