@@ -315,6 +315,7 @@ def targets_command(
         Path | None, typer.Option(help="A trace in Mooncake's format; none: without it.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many.", min=1)] = 3,
+    first_seed: Annotated[int, typer.Option(help="The first of them.", min=0)] = 1,
     minutes: Annotated[float, typer.Option(help="Of simulated time in each run.", min=0.5)] = 15.0,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write a table here.")] = None,
 ) -> None:
@@ -324,7 +325,7 @@ def targets_command(
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         answers = [
-            targets.ask(each, range(1, seeds + 1), run)
+            targets.ask(each, range(first_seed, first_seed + seeds), run)
             for each in progress.track(asked, description="targets")
         ]
     drawn = Table(*targets.rows(answers)[0], box=SIMPLE)
