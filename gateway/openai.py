@@ -16,6 +16,8 @@ from msgspec import Meta, Raw, Struct, structs
 
 from backends.usage import MOST_TOKENS
 from gateway.errors import ApiError
+from gateway.turns import ends_of
+from routing.prefix import Ends  # noqa: TC001 - a field of a Struct
 from routing.types import NO_DEMANDS, Capability, Demands, TierName, Trust
 
 Api = Literal["chat", "completions", "embeddings"]
@@ -161,6 +163,8 @@ class Request(Struct, kw_only=True):
     prompt: bytes = b""
     """Its text as the client wrote it, in the order of a chat template: tools, then messages. Embeddings have none: what
     they read is not kept in a prefix cache."""
+    ends: Ends | None = None
+    """Of `prompt`, where it is a chat's and long enough to be looked for in caches."""
     cache_salt: bytes = b""
     """vLLM's, as the client wrote it."""
     tenant_salt: bytes = b""
@@ -260,6 +264,7 @@ def _chat(request: Request, typed: _Chat) -> None:
         request.prompt_tokens += len(tools) // BYTES_PER_TOKEN
         request.prompt = tools + messages
         request.needs |= {"tools"}
+    request.ends = ends_of(request.prompt, typed.messages)
 
 
 def _completion(request: Request, typed: _Completions) -> None:

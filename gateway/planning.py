@@ -6,7 +6,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from routing.prefix import pieces_of
+from routing.prefix import pieces_of, turn_of
 from routing.types import Call, Plan
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Planner:
         """The call as routing sees it. From here on `request` carries the salt of a tenant that must have one."""
         if model.caches_apart:
             request.tenant_salt = self._salts.of(tenant, request.cache_salt)
+        prompt, salt = request.prompt, request.tenant_salt or request.cache_salt
+        pieces = pieces_of(prompt, salt)
         return Call(
             model=model.name,
             tier=tier,
@@ -40,7 +42,8 @@ class Planner:
             needs=request.needs,
             demands=request.demands,
             tenant=tenant,
-            pieces=pieces_of(request.prompt, request.tenant_salt or request.cache_salt),
+            pieces=pieces,
+            turn=None if request.ends is None else turn_of(prompt, pieces, request.ends, salt),
         )
 
     def plan(self, call: Call, asked_model: str, call_id: str) -> Plan:

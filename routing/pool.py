@@ -138,7 +138,9 @@ class Standing:
         self.changed()
         ticket = self.speed.start(now_s, prefill_work(call.prompt_tokens, cached_tokens), watched=watched)
         if call.pieces:
-            self._pool.prefixes.place(self.place, call.pieces)
+            self._pool.prefixes.place(
+                self.place, call.pieces, call.turn, self._pool.output_tokens(call.tenant)
+            )
         return Run(self, ticket, cached_tokens, call.pieces)
 
     def succeeded(self, now_s: float) -> None:
@@ -296,7 +298,7 @@ class Pool:
 
     def cached_tokens(self, call: Call) -> Mapping[str, int]:
         """How many tokens of the call's prompt are expected in the cache of each endpoint that holds any, by name."""
-        held = self.prefixes.held(call.pieces) if call.pieces else None
+        held = self.prefixes.held(call.pieces, call.turn) if call.pieces else None
         if not held:
             return NOTHING_CACHED
         most, names = call.prompt_tokens, self._names
@@ -323,7 +325,7 @@ class Pool:
 
     def decision(self, call: Call, now_s: float, roll: float) -> Decision:
         """All that `plan` would look at, without the names of the prompt's pieces: whoever guesses it could check the guess."""
-        bare = structs.replace(call, pieces=())
+        bare = structs.replace(call, pieces=(), turn=None)
         output_tokens = self.output_tokens(call.tenant)
         cached_tokens, departures = dict(self.cached_tokens(call)), dict(self.departures(now_s))
         return Decision(bare, self.snapshot(now_s), roll, output_tokens, cached_tokens, departures)

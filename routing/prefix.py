@@ -4,6 +4,9 @@ A prompt is cut into pieces of fixed size, each hashed together with all that st
 a whole prefix. The index remembers which endpoints have been sent which prefixes, and for each forgets the least recently
 used ones when they no longer fit its KV cache, as the endpoint itself does. What has been sent counts as held at once:
 the second of a burst of siblings then follows the first, or does not, by what that costs.
+
+Of a conversation an endpoint holds more than it was sent, namely what it has written. So the end of each prompt has a name
+as well, and takes the room of the answer; the next turn's prompt tells where it stood.
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ from collections import OrderedDict, deque
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
 from xxhash import xxh3_64_intdigest
+
+from routing.types import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +59,43 @@ def pieces_of(prompt: bytes, salt: bytes = b"") -> tuple[int, ...]:
     return tuple(names)
 
 
+class Ends(Struct, frozen=True):
+    """Of a prompt that is a conversation, in bytes from its beginning."""
+
+    whole: int
+    asked: int = 0
+    """Where the last answer in it begins; 0: there is none."""
+    answered: int = 0
+    """Where that answer ends."""
+
+
+def turn_of(prompt: bytes, pieces: Sequence[int], ends: Ends, salt: bytes = b"") -> Turn:
+    """Where a prompt of these pieces stands in its conversation."""
+    whole = _name(prompt, pieces, ends.whole, salt)
+    if not ends.asked:
+        return Turn(whole)
+    return Turn(whole, _name(prompt, pieces, ends.asked, salt), ends.answered // PIECE_BYTES)
+
+
+def _name(prompt: bytes, pieces: Sequence[int], end: int, salt: bytes) -> int:
+    """The name of `prompt` up to `end`, which need not be the end of a piece."""
+    whole = min(end // PIECE_BYTES, len(pieces))
+    seed = pieces[whole - 1] if whole else xxh3_64_intdigest(salt) if salt else 0
+    return xxh3_64_intdigest(prompt[whole * PIECE_BYTES : end], seed)
+
+
+class _Sent(Struct, gc=False):
+    """A prompt that was sent to an endpoint, and what that has changed there."""
+
+    pieces: Sequence[int]
+    before: int
+    """How many of its pieces were held before."""
+    whole: int = 0
+    """Its end, where that was not held before."""
+    asked: tuple[int, int] | None = None
+    """The end of the turn before and the pieces that it took, where those were held."""
+
+
 class PrefixIndex:
     """Who holds which prefixes. Endpoints are places, small numbers; time is the order of calls."""
 
@@ -60,10 +103,12 @@ class PrefixIndex:
         self._most_pieces = most_pieces
         self._holders: dict[int, int] = {}
         """For each prefix, a bit for every place that holds it."""
-        self._held: dict[int, OrderedDict[int, None]] = {}
-        """For each place the prefixes it holds, least recently used first."""
-        self._recent: dict[int, deque[tuple[Sequence[int], int]]] = {}
-        """For each place the prompts sent there last, and how many pieces of each it held before."""
+        self._held: dict[int, OrderedDict[int, int]] = {}
+        """For each place the prefixes it holds, least recently used first, with the pieces that each takes."""
+        self._size: dict[int, int] = {}
+        """For each place the pieces that all of those take."""
+        self._recent: dict[int, deque[_Sent]] = {}
+        """For each place the prompts sent there last."""
         self._limits: dict[int, int] = {}
         """For each place the pieces that it has room for, as declared or scraped."""
         self._capacity: dict[int, float] = {}
@@ -79,6 +124,7 @@ class PrefixIndex:
     def add(self, place: int, kv_tokens: int) -> None:
         """An endpoint, with room for so many tokens in its cache."""
         self._held[place] = OrderedDict()
+        self._size[place] = 0
         self._recent[place] = deque(maxlen=RECENT)
         self._all |= 1 << place
         self._share = self._most_pieces // len(self._held)
@@ -89,7 +135,13 @@ class PrefixIndex:
     def remove(self, place: int) -> None:
         self.forget(place)
         self._all &= ~(1 << place)
-        del self._held[place], self._recent[place], self._limits[place], self._capacity[place]
+        del (
+            self._held[place],
+            self._size[place],
+            self._recent[place],
+            self._limits[place],
+            self._capacity[place],
+        )
         self._share = self._most_pieces // max(1, len(self._held))
 
     def resize(self, place: int, kv_tokens: int) -> None:
@@ -103,14 +155,30 @@ class PrefixIndex:
         for piece in self._held[place]:
             self._drop(piece, place)
         self._held[place].clear()
+        self._size[place] = 0
         self._recent[place].clear()
 
     def trim(self, place: int, kv_tokens: int) -> None:
         """It is known to hold so many tokens at most, now."""
         self._shrink(place, kv_tokens // PIECE_TOKENS)
 
-    def held(self, pieces: Sequence[int]) -> dict[int, int]:
-        """How many of these pieces, from the first, each place holds; those that hold none are left out."""
+    def held(self, pieces: Sequence[int], turn: Turn | None = None) -> dict[int, int]:
+        """How many of these pieces, from the first, each place holds; those that hold none are left out.
+
+        Whoever was sent the turn before has written the answer to it, so it holds that as well.
+        """
+        found = self._by_pieces(pieces)
+        if turn is not None and turn.asked and (places := self._holders.get(turn.asked, 0)):
+            answered = min(turn.answered, len(pieces))
+            while places:
+                bit = places & -places
+                place = bit.bit_length() - 1
+                if found.get(place, 0) < answered:
+                    found[place] = answered
+                places ^= bit
+        return found
+
+    def _by_pieces(self, pieces: Sequence[int]) -> dict[int, int]:
         holders = self._holders
         still = self._all
         found: dict[int, int] = {}
@@ -127,9 +195,14 @@ class PrefixIndex:
         _note(found, still, len(pieces))
         return found
 
-    def place(self, place: int, pieces: Sequence[int]) -> None:
-        """A prompt of these pieces has been sent there."""
+    def place(
+        self, place: int, pieces: Sequence[int], turn: Turn | None = None, output_tokens: float = 0.0
+    ) -> None:
+        """A prompt of these pieces has been sent there, the answer to which is expected to be so long."""
         held, holders, bit = self._held[place], self._holders, 1 << place
+        sent = _Sent(pieces, 0)
+        if turn is not None:
+            self._turn(place, sent, turn, output_tokens)
         before = len(held)
         # The longest prefixes first, so that they are the first to be forgotten: without what stands before it, a piece
         # is of no use.
@@ -137,11 +210,27 @@ class PrefixIndex:
             if piece in held:
                 held.move_to_end(piece)
             else:
-                held[piece] = None
+                held[piece] = 1
                 holders[piece] = holders.get(piece, 0) | bit
-        self._recent[place].append((pieces, len(pieces) - (len(held) - before)))
-        if len(held) > self._capacity[place] or len(held) > self._share:
+        fresh = len(held) - before
+        sent.before = len(pieces) - fresh
+        self._recent[place].append(sent)
+        self._size[place] = size = self._size[place] + fresh
+        if size > self._capacity[place] or len(held) > self._share:
             self._evict(place)
+
+    def _turn(self, place: int, sent: _Sent, turn: Turn, output_tokens: float) -> None:
+        """The end of a prompt stands for the answer as well, until that is a part of the next turn's prompt."""
+        held = self._held[place]
+        if turn.whole in held:
+            held.move_to_end(turn.whole)
+        else:
+            sent.whole = turn.whole
+            # What is left of the prompt is half a piece on average, and the last piece of the answer another half.
+            self._take(place, turn.whole, 1 + int(output_tokens / PIECE_TOKENS))
+        if turn.asked in held:
+            sent.asked = turn.asked, held[turn.asked]
+            self._free(place, turn.asked)
 
     def take_back(self, place: int, pieces: Sequence[int], share_read: float) -> None:
         """Of a prompt sent there, the very `pieces` that were placed, only a share was read, beyond what was held before.
@@ -149,19 +238,22 @@ class PrefixIndex:
         What has been sent there since counts as held as before. Where that is too long ago to be told, so does all.
         """
         recent = self._recent[place]
-        at = next((at for at in reversed(range(len(recent))) if recent[at][0] is pieces), None)
+        at = next((at for at in reversed(range(len(recent))) if recent[at].pieces is pieces), None)
         if at is None:
             return
-        before = recent[at][1]
-        kept = before + int(share_read * (len(pieces) - before))
-        for others, _ in islice(recent, at + 1, None):
-            kept = max(kept, _shared(pieces, others))
+        sent = recent[at]
+        kept = sent.before + int(share_read * (len(pieces) - sent.before))
+        for other in islice(recent, at + 1, None):
+            kept = max(kept, _shared(pieces, other.pieces))
         del recent[at]
         held = self._held[place]
         for piece in pieces[kept:]:
             if piece in held:
-                del held[piece]
-                self._drop(piece, place)
+                self._free(place, piece)
+        if sent.whole in held:
+            self._free(place, sent.whole)
+        if sent.asked is not None and sent.asked[0] not in held:
+            self._take(place, *sent.asked)
 
     def correct(self, place: int, expected_tokens: int, reported_tokens: int) -> None:
         """It found so many tokens of a prompt in its cache where so many were expected: learn how much it has room for."""
@@ -172,13 +264,24 @@ class PrefixIndex:
             self._capacity[place] = min(self._limits[place], self._capacity[place] * CAPACITY_RISES)
 
     def _evict(self, place: int) -> None:
-        self._shrink(place, min(int(self._capacity[place]), self._share))
+        self._shrink(place, int(self._capacity[place]))
 
     def _shrink(self, place: int, most: int) -> None:
-        held = self._held[place]
-        while len(held) > most:
-            piece, _ = held.popitem(last=False)
+        held, size, share = self._held[place], self._size[place], self._share
+        while size > most or len(held) > share:
+            piece, takes = held.popitem(last=False)
+            size -= takes
             self._drop(piece, place)
+        self._size[place] = size
+
+    def _take(self, place: int, name: int, pieces: int) -> None:
+        self._held[place][name] = pieces
+        self._size[place] += pieces
+        self._holders[name] = self._holders.get(name, 0) | 1 << place
+
+    def _free(self, place: int, name: int) -> None:
+        self._size[place] -= self._held[place].pop(name)
+        self._drop(name, place)
 
     def _drop(self, piece: int, place: int) -> None:
         left = self._holders[piece] & ~(1 << place)

@@ -86,6 +86,17 @@ class Tier(Struct, frozen=True):
     waiting_nano_usd_per_s: float
 
 
+class Turn(Struct, frozen=True, gc=False):
+    """Where a prompt stands in its conversation. Prompts go by the names of `routing.prefix`."""
+
+    whole: int
+    """This prompt, to its very end, which `Call.pieces` does not reach."""
+    asked: int = 0
+    """The prompt that the last answer in it was given to; 0: there is no answer in it."""
+    answered: int = 0
+    """How many pieces there are up to the end of that answer."""
+
+
 class Call(Struct, frozen=True, gc=False):
     """One request as routing sees it."""
 
@@ -101,6 +112,8 @@ class Call(Struct, frozen=True, gc=False):
     """Who pays, where that is known: tenants differ in how much they have written."""
     pieces: tuple[int, ...] = ()
     """Names of the prompt's prefixes, shortest first; see `routing.prefix`."""
+    turn: Turn | None = None
+    """Where it is a turn of a conversation."""
 
 
 class Load(Struct, frozen=True, gc=False):

@@ -15,6 +15,7 @@ from msgspec import Struct
 from loadtest.sim.cache import PagedCache
 from loadtest.sim.fleet import CACHE_SHARE, Shape, capacity_per_s
 from loadtest.sim.worker import prefill_work
+from routing.types import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,6 +43,8 @@ class SimCall(Struct, frozen=True, gc=False):
     """The pages that its answer fills, which the next turn's prompt begins with."""
     earlier_tokens: int = 0
     """Tokens of its prompt that an earlier turn's prompt had; 0 in a first turn."""
+    turn: Turn | None = None
+    """Where it stands in its conversation, if that is known."""
 
 
 class Names:
@@ -125,12 +128,16 @@ def _conversation(dice: Random, at_s: float) -> list[tuple[float, int, int]]:
 
 def _turns(session: Session, names: Names, seconds: float) -> Iterator[SimCall]:
     pages, tokens, earlier = session.shared, len(session.shared) * PAGE_TOKENS, 0
+    whole = 0
     for at_s, asked, answered in session.turns:
+        before, heard = whole, tokens
+        [whole] = names.fresh(1)
         tokens += asked
         pages += names.fresh(tokens // PAGE_TOKENS - len(pages))
         answer = names.fresh((tokens + answered) // PAGE_TOKENS - len(pages))
         if 0.0 <= at_s < seconds:
-            yield SimCall(at_s, tokens, answered, pages, answer, earlier)
+            turn = Turn(whole, before, heard // PAGE_TOKENS if before else 0)
+            yield SimCall(at_s, tokens, answered, pages, answer, earlier, turn)
         earlier = tokens
         tokens += answered
         pages += answer

@@ -59,6 +59,7 @@ class Tidegate:
             tier=self._tier,
             prompt_tokens=call.prompt_tokens,
             pieces=self._pieces(call.pages),
+            turn=call.turn,
         )
         return self._take(asked, self._ranked(asked, open_to, now_s, roll)[:1])
 

@@ -16,6 +16,16 @@ def test_the_next_turn_begins_with_the_prompt_and_the_answer_before_it():
     assert by_start
 
 
+def test_a_turn_names_the_one_before_it_and_how_far_its_answer_goes():
+    made = sorted(calls.chat(random.Random(1), 1.0, 300.0), key=lambda call: call.at_s)
+    by_name = {call.turn.whole: call for call in made}
+    assert len(by_name) == len(made)
+    followed = [(by_name[call.turn.asked], call) for call in made if call.turn.asked in by_name]
+    assert followed
+    for before, call in followed:
+        assert call.pages[: call.turn.answered] == before.pages + before.answer
+
+
 def test_conversations_are_under_way_from_the_start():
     made = list(calls.chat(random.Random(1), 2.0, 200.0))
     early = sum(call.at_s < 50 for call in made)

@@ -6,7 +6,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from routing.decision import Decision
@@ -60,6 +60,7 @@ DECISIONS = built(
         max_tokens=st.none() | st.integers(0, 10**30),
         needs=st.just(frozenset()),
         demands=st.just(Demands()) | SOME,
+        turn=st.none(),
     ),
     snapshot=st.integers(0, len(NAMES)).flatmap(lambda n: st.tuples(*map(member, NAMES[:n]))),
     roll=st.floats(0, 1, exclude_max=True),
@@ -68,6 +69,7 @@ DECISIONS = built(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a decision has some hundred fields to make up
 @given(DECISIONS)
 def test_a_decision_read_again_makes_the_very_same_plan(decision: Decision):
     again = msgspec.json.decode(msgspec.json.encode(decision), type=Decision)

@@ -4,7 +4,7 @@ import pytest
 from msgspec import structs
 
 from routing.pool import BUSY_RETRY_S, LOAD_HOLDS_S, MOST_TENANTS, Pool
-from routing.prefix import PIECE_BYTES, pieces_of
+from routing.prefix import PIECE_BYTES, PIECE_TOKENS, Ends, pieces_of, turn_of
 from routing.types import Call, Endpoint, Price, Tier
 
 TIER = Tier("default", max_ttft_s=5.0, waiting_nano_usd_per_s=4e9 / 3600)
@@ -36,6 +36,22 @@ def serve(pool: Pool, asked: Call, now_s: float, roll: float = 0.5, **said: Any)
     run.first_token(now_s + best.estimate.ttft_s)
     run.ended(now_s + best.estimate.ttft_s + 1.0, 100, **said)
     return best.endpoint.name
+
+
+def turn(prompt: bytes, whole: int, asked: int = 0, answered: int = 0) -> Call:
+    then = turn_of(prompt, pieces_of(prompt), Ends(whole, asked, answered))
+    return structs.replace(call(prompt[:whole]), turn=then)
+
+
+@pytest.mark.parametrize("roll", [0.0, 0.6])
+def test_a_short_turn_on_a_shared_system_prompt_is_found_again_with_the_answer_to_it(roll: float):
+    pool = pool_of("a", "b", "c")
+    for name in ("a", "b", "c"):  # all of them know the system prompt, from others
+        pool.standings[name].begin(turn(PROMPT[:2048] + name.encode() * 9, 2057), 0.0).ended(1.0, 9)
+    first = serve(pool, turn(PROMPT, 2100), 10.0, roll)
+    again = pool.plan(turn(PROMPT, 5000, 2100, 4700), 20.0, 0.9 - roll).ranked[0]
+    assert again.endpoint.name == first
+    assert again.cached_tokens == 9 * PIECE_TOKENS  # 4,608 bytes of 4,700
 
 
 @pytest.mark.parametrize("roll", [0.0, 0.3, 0.6, 0.9])

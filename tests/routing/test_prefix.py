@@ -9,8 +9,10 @@ from routing.prefix import (
     PIECE_BYTES,
     PIECE_TOKENS,
     RECENT,
+    Ends,
     PrefixIndex,
     pieces_of,
+    turn_of,
 )
 
 ROOM = 1000 * PIECE_TOKENS
@@ -163,6 +165,70 @@ def test_nothing_is_taken_back_of_a_place_that_was_restarted_since():
     index.place(0, pieces_of(text(4)))
     index.take_back(0, whole, 0.0)
     assert index.held(whole) == {0: 4}
+
+
+def turn(said: list[bytes]):
+    """The pieces of a conversation in which questions and answers alternate, and where it stands."""
+    prompt, asked = b"".join(said), len(b"".join(said[:-2]))
+    answered = asked + len(said[-2]) if len(said) > 1 else 0
+    pieces = pieces_of(prompt)
+    return pieces, turn_of(prompt, pieces, Ends(len(prompt), asked, answered))
+
+
+@pytest.mark.parametrize("cut", [0, 1, PIECE_BYTES - 1])
+def test_who_was_sent_the_turn_before_holds_the_answer_to_it_as_well(cut: int):
+    index = index_of(3)
+    system, question, answer = text(4)[cut:], b"why?" * 10, text(3, seed=1)
+    index.place(0, *turn([system + question]))
+    index.place(1, *turn([system + b"how?" * 10]))
+    pieces, then = turn([system + question, answer, b"really?" * 100])
+    held = index.held(pieces, then)
+    assert held[0] == len(system + question + answer) // PIECE_BYTES
+    assert held[1] == len(system) // PIECE_BYTES
+    assert 2 not in held
+    index.place(0, pieces, then)
+    assert index.held(pieces, then)[0] == len(pieces)
+    index.forget(0)
+    assert 0 not in index.held(pieces, then)
+
+
+def test_an_answer_takes_room_until_it_is_part_of_the_next_turn():
+    index = index_of(1, kv_tokens=20 * PIECE_TOKENS)
+    other = pieces_of(text(10, seed=9))
+    index.place(0, other)
+    question = text(4) + b"why?"
+    index.place(0, *turn([question]), output_tokens=5 * PIECE_TOKENS)
+    assert index.held(other) == {0: 10}
+    index.place(0, *turn([question, text(5, seed=1), b"really?"]), output_tokens=0.0)
+    assert index.held(other) == {0: 10}  # and not that of the turn before beside it
+    index.place(0, pieces_of(text(3, seed=2)))
+    assert index.held(other)[0] < 10
+
+
+def test_the_whole_of_a_prompt_is_told_from_one_that_goes_on_within_the_piece():
+    index = index_of(1)
+    index.place(0, *turn([text(4) + b"why?"]))
+    pieces, then = turn([text(4) + b"why not?", text(2, seed=1), b"really?"])
+    assert index.held(pieces, then) == {0: 4}
+
+
+def test_a_salt_sets_the_turns_of_short_prompts_apart():
+    prompt = b"why?"
+    assert turn_of(prompt, (), Ends(4)) == turn_of(prompt, (), Ends(4))
+    assert turn_of(prompt, (), Ends(4), b"a") != turn_of(prompt, (), Ends(4), b"b")
+
+
+def test_who_refuses_a_turn_is_left_with_the_one_before_it_and_its_answer():
+    index = index_of(1)
+    index.place(0, *turn([text(4) + b"why?"]))
+    pieces, then = turn([text(4) + b"why?", text(3, seed=1), b"really?"])
+    before = index.held(pieces, then)
+    for _ in range(2):
+        index.place(0, pieces, then)
+        index.take_back(0, pieces, 0.0)
+        assert index.held(pieces, then) == before
+    more = turn([text(4) + b"why?" + text(3, seed=1) + b"really?", text(9, seed=2), b"so?"])
+    assert index.held(*more) == {0: 4}
 
 
 PLACES = st.integers(0, 3)
