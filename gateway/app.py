@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import socket
 import sys
 import time
@@ -80,18 +81,32 @@ async def serve(
         if on_ready is not None:
             on_ready()
 
+    _allow_descriptors(config.limits.client_connections)
     with _listener(config.listen) as listener:
         async with application(config, file) as app:
             server = Server(
                 app,
                 drain_s=float(config.timeouts.drain_s),
                 header_limit_bytes=config.limits.header_bytes,
+                most_connections=config.limits.client_connections,
                 body_limit_bytes=config.limits.body_bytes,
                 on_ready=ready,
             )
             _spare_the_collector()
             await server.serve(listener)
     return 0
+
+
+def _allow_descriptors(client_connections: int) -> None:
+    """As many as the system grants: what shells and service managers begin with is 1,024, for the sake of `select`."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most != resource.RLIM_INFINITY and most < client_connections:
+        log.warning(
+            "limits.client_connections is %d, but this process may have only %d open files (ulimit -Hn)",
+            client_connections,
+            most,
+        )
 
 
 def _listener(listen: Listen) -> socket.socket:

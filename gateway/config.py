@@ -86,6 +86,10 @@ class Limits(Section):
     )
     reply_bytes: Count = Field(67_108_864, description="Largest reply that is not a stream.")
     event_bytes: Count = Field(8_388_608, description="Largest single event of a stream.")
+    client_connections: Count = Field(
+        10_000,
+        description="Most connections of clients; one more gets a 503. `ulimit -n` has to allow for them.",
+    )
     connections_per_endpoint: Count = Field(1024, description="Most connections to one endpoint.")
     attempts: Count = Field(
         3,

@@ -69,7 +69,9 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self._parser = _parser_for(self)
         self.deadline_s = time.monotonic() + self._server.head_s
-        self._server.opened(self)
+        if not self._server.opened(self):
+            self._say(ApiError("overloaded", "as many clients are connected as may", retry_after_s=1.0))
+            self._close()
 
     def data_received(self, data: bytes) -> None:
         self._since_body += len(data)
@@ -287,19 +289,23 @@ class Connection(asyncio.Protocol):
                 error = ApiError("headers_too_large", f"the headers are larger than {limit_bytes} bytes")
             else:
                 error = ApiError("invalid_http", "what came is not an HTTP/1.1 request")
-            body = error.body()
-            self.transport.write(
-                b"%b%b%bx-request-id: req_%b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (
-                    STATUS_LINES[error.status],
-                    self.date_line,
-                    error.header_lines(),
-                    call_ids()().encode(),
-                    len(body),
-                    body,
-                )
-            )
+            self._say(error)
         self._close()
+
+    def _say(self, error: ApiError) -> None:
+        """An error outside of any call, after which the connection is closed."""
+        body = error.body()
+        self.transport.write(
+            b"%b%b%bx-request-id: req_%b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (
+                STATUS_LINES[error.status],
+                self.date_line,
+                error.header_lines(),
+                call_ids()().encode(),
+                len(body),
+                body,
+            )
+        )
 
 
 def _path_of(target: bytes) -> bytes:

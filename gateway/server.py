@@ -44,6 +44,7 @@ class Server:
         drain_s: float,
         header_limit_bytes: int,
         body_limit_bytes: int,
+        most_connections: int,
         on_ready: Callable[[], None],
     ) -> None:
         self.app = app
@@ -56,9 +57,10 @@ class Server:
         """Those where a request is being answered."""
         self.stopping = False
         self.date_line = b""
+        self._most_connections = most_connections
         self._drain_s = drain_s
         self._on_ready = on_ready
-        self._connections: set[Connection] = set()
+        self.connections: set[Connection] = set()
         self._stop = asyncio.Event()
         self._drained = asyncio.Event()
         """No call is left to wait for, or somebody is in a hurry."""
@@ -84,19 +86,21 @@ class Server:
             ticking.cancel()
             await asyncio.gather(ticking, return_exceptions=True)
             listening.close()
-            for connection in tuple(self._connections):
+            for connection in tuple(self.connections):
                 connection.abort()
             await asyncio.sleep(0)  # a transport closes its socket in the next turn of the loop
 
     # For connections
 
-    def opened(self, connection: Connection) -> None:
-        self._connections.add(connection)
+    def opened(self, connection: Connection) -> bool:
+        """Whether there is room for it. Where there is not, it is looked after until it is closed all the same."""
+        self.connections.add(connection)
         if self.stopping:
             connection.stop()
+        return len(self.connections) <= self._most_connections
 
     def closed(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        self.connections.discard(connection)
         self.finished(connection)
 
     def finished(self, connection: Connection) -> None:
@@ -109,13 +113,13 @@ class Server:
         while True:
             self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
             now_s = time.monotonic()
-            for connection in tuple(self._connections):
+            for connection in tuple(self.connections):
                 if now_s >= connection.deadline_s:
                     connection.expire()
             await asyncio.sleep(_TICK_S)
 
     async def _drain(self) -> None:
-        for connection in tuple(self._connections):
+        for connection in tuple(self.connections):
             connection.stop()
         await self._until_drained(self._drain_s)
         for connection in tuple(self.busy):

@@ -32,10 +32,17 @@ class Site:
 
 
 @asynccontextmanager
-async def serving(app: Callable[[Client], Awaitable[None]], **times_s: float) -> AsyncIterator[Site]:
+async def serving(
+    app: Callable[[Client], Awaitable[None]], *, most_connections: int = 100, **times_s: float
+) -> AsyncIterator[Site]:
     ready = asyncio.Event()
     server = Server(
-        app, drain_s=LIMIT_S, header_limit_bytes=10_000, body_limit_bytes=1_000_000, on_ready=ready.set
+        app,
+        drain_s=LIMIT_S,
+        header_limit_bytes=10_000,
+        body_limit_bytes=1_000_000,
+        most_connections=most_connections,
+        on_ready=ready.set,
     )
     for name, seconds in times_s.items():
         setattr(server, name, seconds)

@@ -7,7 +7,7 @@ import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
-from site_served import reply, serving
+from site_served import LIMIT_S, reply, serving
 
 from gateway.errors import ApiError
 
@@ -125,9 +125,9 @@ async def test_a_client_that_goes_on_not_reading_is_cut_off():
 
     async with serving(app, keep_alive_s=0.2, head_s=0.2) as site, site.connected() as (_, writer):
         writer.write(3000 * HELLO)
-        while not site.server._connections:  # noqa: ASYNC110 - nobody tells of it
+        while not site.server.connections:  # noqa: ASYNC110 - nobody tells of it
             await asyncio.sleep(0.01)
-        while site.server._connections:  # noqa: ASYNC110 - as above
+        while site.server.connections:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
 
 
@@ -222,3 +222,23 @@ async def test_offers_to_upgrade_sent_one_after_another_are_not_read_deeper_and_
         writer.write(offer * 3000)
         await the_end(reader)
     assert caplog.records == []
+
+
+async def test_a_client_too_many_is_told_so_and_those_that_are_there_are_served_on():
+    async with serving(echo, most_connections=2) as site, site.connected() as (reader, writer):
+        async with site.connected():
+            async with site.connected() as (third, _):
+                refused = await the_end(third)
+            writer.write(HELLO)
+            assert await reply(reader) == b"/hello"
+        head, _, body = refused.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: 1\r\n" in head
+        assert b"\r\nconnection: close" in head
+        assert b'"code":"overloaded"' in body
+        async with asyncio.timeout(LIMIT_S):
+            while len(site.server.connections) > 1:  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0.01)
+        async with site.connected() as (fourth, other):
+            other.write(HELLO)
+            assert await reply(fourth) == b"/hello"
