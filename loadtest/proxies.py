@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STOP_S = 10.0
+MASTER_KEY = "sk-bench-master"
+"""Of Tidegate."""
 
 
 class Setting(Struct, frozen=True):
@@ -182,6 +184,9 @@ class Tidegate:
 
     name = "tidegate"
 
+    def __init__(self, timeouts: dict[str, float] | None = None) -> None:
+        self._timeouts = timeouts or {}
+
     def missing(self) -> str | None:
         return None
 
@@ -198,7 +203,8 @@ class Tidegate:
                     "listen": {"host": "127.0.0.1", "port": setting.port},
                     "database": f"sqlite:///{setting.folder}/tidegate.db",
                     "journal": {"folder": str(setting.folder / "journal")},
-                    "auth": {"mode": "keys", "master_key": "sk-bench-master"},
+                    "auth": {"mode": "keys", "master_key": MASTER_KEY},
+                    "timeouts": self._timeouts,
                     "models": {setting.model: {"price": price, "endpoints": endpoints}},
                 }
             )

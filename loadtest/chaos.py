@@ -1,0 +1,309 @@
+"""Chaos: many clients at once, half of them streaming, while workers are killed, stalled, slowed down and taken away.
+
+Every answer is compared with what an undisturbed worker says. Beside answers that failed or differ it is looked for what
+was left behind: calls that the gateway believes to be under way, descriptors, rows that are missing or charge another
+amount than the clients were told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from random import Random
+from typing import TYPE_CHECKING
+
+import httpx2
+from msgspec import Struct, structs
+
+from gateway.ledger import amount_nano_usd
+from loadtest import procfs
+from loadtest.mishaps import KINDS, Hand, Kind, Mishap, Workers, schedule
+from loadtest.process import worker_process
+from loadtest.proxies import MASTER_KEY, DidNotStartError, Setting, Tidegate, free_port, pinned, running
+from loadtest.report import markdown_table, percentile
+from loadtest.sample import OK
+from loadtest.witness import Question, ask, compared, question
+from routing.types import Price, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from loadtest.proxies import Proxy, Running
+    from loadtest.witness import Reply, Seen
+
+MODEL = "sim"
+_SETTLES_S = 15.0
+_MORE_DESCRIPTORS = 16
+_PRICE = Price(50_000, 100_000, 25_000)
+"""What `loadtest.proxies.Tidegate` charges."""
+
+
+class Plan(Struct, frozen=True):
+    seconds: float = 120.0
+    """For how long calls begin, and mishaps."""
+    clients: int = 300
+    """Calls under way at once."""
+    workers: int = 8
+    questions: int = 64
+    """Different ones, half of them streamed."""
+    tokens: tuple[int, int] = (20, 80)
+    """Of an answer, at least and at most."""
+    every_s: float = 4.0
+    """Between two mishaps, on average."""
+    kinds: tuple[Kind, ...] = KINDS
+    decode_s_per_token: float = 0.08
+    silence_limit_s: float = 7.0
+    """A stream may be silent for so long: `timeouts.silence_s` and two seconds."""
+    timeout_s: float = 120.0
+    seed: int = 1
+    server_core: int | None = None
+    load_core: int | None = None
+
+    @property
+    def gateway_timeouts(self) -> dict[str, float]:
+        return {"connect_s": 2, "silence_s": self.silence_limit_s - 2, "first_byte_s": 20}
+
+
+class Result(Struct, frozen=True):
+    """What came of one router."""
+
+    router: str
+    outcomes: dict[str, int]
+    """How many calls ended how; `ok` is the right answer."""
+    failed_by_kind: dict[str, int]
+    """Of streams and of whole replies, those that were not ok."""
+    silence_s: float
+    """The longest that a stream was silent, of those that ended well."""
+    e2e_p50_s: float
+    e2e_p99_s: float
+    hedged: int
+    tried_again: int
+    """Calls whose headers tell of more than one attempt."""
+    metrics: dict[str, float]
+    """Of Tidegate: hedges, resumes, waste."""
+    left_behind: tuple[str, ...]
+    mishaps: dict[str, int]
+
+    @property
+    def calls(self) -> int:
+        return sum(self.outcomes.values())
+
+    @property
+    def failures(self) -> int:
+        return self.calls - self.outcomes.get(OK, 0)
+
+
+class Outcome(Struct, frozen=True):
+    plan: Plan
+    results: tuple[Result, ...]
+    problems: tuple[str, ...]
+
+
+async def run_chaos(
+    plan: Plan, proxies: Sequence[Proxy], folder: Path, say: Callable[[str], None]
+) -> Outcome:
+    """The same calls and the same schedule in front of each."""
+    dice = Random(plan.seed)
+    questions = [question(dice, plan.tokens, stream=number % 2 == 0) for number in range(plan.questions)]
+    expected = await _undisturbed(questions, plan)
+    results, problems = [], []
+    for proxy in proxies:
+        if (missing := proxy.missing()) is not None:
+            problems.append(f"{proxy.name}: {missing}")
+            continue
+        place = folder / proxy.name
+        place.mkdir()
+        say(f"{proxy.name}: {plan.clients} clients for {plan.seconds:g} s")
+        try:
+            with pinned(plan.load_core):
+                results.append(await _one(plan, proxy, questions, expected, place))
+        except DidNotStartError as error:
+            problems.append(f"{proxy.name} did not start: {error}")
+    return Outcome(plan, tuple(results), tuple(problems))
+
+
+async def _undisturbed(questions: Sequence[Question], plan: Plan) -> dict[Question, Reply]:
+    async with worker_process(model=MODEL, decode_s_per_token=0, max_num_seqs=64) as worker:
+        url = f"{worker.url}/v1"
+        seen = [await ask(url, "none", MODEL, each, plan.timeout_s) for each in questions]
+    wrong = [each.outcome for each in seen if each.outcome != OK]
+    if wrong:
+        raise RuntimeError(f"an undisturbed worker gave {wrong[0]}")
+    return {each.question: each.reply for each in seen}
+
+
+async def _one(
+    plan: Plan,
+    proxy: Proxy,
+    questions: Sequence[Question],
+    expected: dict[Question, Reply],
+    folder: Path,
+) -> Result:
+    mishaps = schedule(plan.seed, plan.seconds, plan.workers, plan.every_s, plan.kinds)
+    options = {
+        "model": MODEL,
+        "decode_s_per_token": plan.decode_s_per_token,
+        "batch_slowdown": 0.0,
+        "max_num_seqs": 256,
+    }
+    async with AsyncExitStack() as stack:
+        workers = await stack.enter_async_context(Workers(plan.workers, options))
+        setting = Setting(workers.urls, MODEL, MODEL, free_port(), folder)
+        with running(proxy, setting, core=plan.server_core) as target:  # nothing else runs here meanwhile
+            ours = isinstance(proxy, Tidegate)
+            origin = target.url.removesuffix("/v1")
+            hand = await stack.enter_async_context(Hand(workers, origin if ours else None, MASTER_KEY))
+            before = procfs.descriptors(target.pid)
+            calls = await _calls(plan, target, questions, hand, mishaps)
+            left = await _left_running(target, origin, before) if ours else []
+            metrics = await _metrics(origin) if ours else {}
+        if ours:
+            left += _books(folder, calls)
+    return _result(plan, proxy.name, calls, expected, mishaps, metrics, left)
+
+
+async def _calls(
+    plan: Plan, target: Running, questions: Sequence[Question], hand: Hand, mishaps: Sequence[Mishap]
+) -> list[Seen]:
+    """All that was seen, when the last call and the last mishap are over."""
+    until_s = time.monotonic() + plan.seconds
+    seen: list[Seen] = []
+
+    async def client(number: int) -> None:
+        dice = Random(plan.seed * 1_000_003 + number)
+        await asyncio.sleep(dice.random() * plan.decode_s_per_token * plan.tokens[1])  # not all in step
+        while time.monotonic() < until_s:
+            asked = dice.choice(questions)
+            seen.append(await ask(target.url, target.key, MODEL, asked, plan.timeout_s))
+            if seen[-1].outcome != OK:
+                await asyncio.sleep(0.2)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(hand.carry_out(mishaps))
+        for number in range(plan.clients):
+            group.create_task(client(number))
+    return seen
+
+
+async def _metrics(origin: str) -> dict[str, float]:
+    """Those that tell of churn."""
+    async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
+        text = (await http.get(f"{origin}/metrics")).text
+    told = (
+        "tidegate_hedge",
+        "tidegate_resume",
+        "tidegate_waste",
+        "tidegate_endpoint_inflight",
+        "tidegate_calls_running",
+    )
+    lines = [line for line in text.splitlines() if line.startswith(told) and "_created" not in line]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+async def _left_running(target: Running, origin: str, before: int) -> list[str]:
+    """What the gateway has not let go of a while after the last call."""
+    until_s = time.monotonic() + _SETTLES_S
+    while True:
+        shown = await _metrics(origin)
+        at_work = ("tidegate_calls_running", "tidegate_endpoint_inflight")
+        left = [f"{name} is {value:g}" for name, value in shown.items() if value and name.startswith(at_work)]
+        after = procfs.descriptors(target.pid)
+        if after > before + _MORE_DESCRIPTORS:
+            left.append(f"{after} descriptors after {before}")
+        if not left or time.monotonic() > until_s:
+            return left
+        await asyncio.sleep(0.2)
+
+
+def _books(folder: Path, calls: Sequence[Seen]) -> list[str]:
+    """What the database says that clients would not, once the gateway has ended."""
+    with sqlite3.connect(folder / "tidegate.db") as connection:
+        rows = connection.execute(
+            "SELECT request_id, outcome, charge_nano_usd FROM usage WHERE tenant = 'bench'"
+        ).fetchall()
+    connection.close()
+    booked = {request_id: (outcome, charge) for request_id, outcome, charge in rows}
+    wrong: Counter[str] = Counter()
+    for each in calls:
+        if each.outcome != OK or each.reply.usage is None:
+            continue
+        prompt, cached, completion = each.reply.usage
+        charge = amount_nano_usd(_PRICE, Usage(prompt, cached, completion))
+        found = booked.get(each.headers.get("x-request-id", ""))
+        if found is None:
+            wrong["answered calls without a row"] += 1
+        elif found != ("ok", charge):
+            wrong[
+                f"answered calls booked as {found[0]}" if found[0] != "ok" else "calls charged wrongly"
+            ] += 1
+    if len(booked) != len(rows):
+        wrong["calls with more than one row"] = len(rows) - len(booked)
+    return [f"{number} {what}" for what, number in wrong.items()]
+
+
+def _result(
+    plan: Plan,
+    router: str,
+    calls: Sequence[Seen],
+    expected: dict[Question, Reply],
+    mishaps: Sequence[Mishap],
+    metrics: dict[str, float],
+    left: Sequence[str],
+) -> Result:
+    judged = []
+    for each in calls:
+        outcome = compared(each, expected[each.question])
+        if outcome == OK and each.silence_s > plan.silence_limit_s:
+            outcome = "silent too long"
+        judged.append(structs.replace(each, outcome=outcome))
+    well = [each for each in judged if each.outcome == OK]
+    e2es_s = sorted(each.ended_s - each.begun_s for each in judged)
+    failed = Counter("stream" if each.question.stream else "whole" for each in judged if each.outcome != OK)
+    return Result(
+        router=router,
+        outcomes=dict(Counter(each.outcome for each in judged).most_common()),
+        failed_by_kind=dict(failed),
+        silence_s=max((each.silence_s for each in well), default=0.0),
+        e2e_p50_s=percentile(e2es_s, 0.5),
+        e2e_p99_s=percentile(e2es_s, 0.99),
+        hedged=sum(each.headers.get("x-tidegate-hedged") == "true" for each in judged),
+        tried_again=sum(int(each.headers.get("x-tidegate-attempts", 1)) > 1 for each in judged),
+        metrics=metrics,
+        left_behind=tuple(left),
+        mishaps=dict(Counter(each.kind for each in mishaps)),
+    )
+
+
+def table(outcome: Outcome) -> str:
+    """As a README wants it."""
+    rows = [
+        [
+            each.router,
+            f"{each.calls}",
+            f"{each.failures} ({each.failures / max(1, each.calls):.2%})",
+            f"{each.failed_by_kind.get('stream', 0)} / {each.failed_by_kind.get('whole', 0)}",
+            f"{each.silence_s:.1f}",
+            f"{each.e2e_p50_s:.1f}",
+            f"{each.e2e_p99_s:.1f}",
+        ]
+        for each in outcome.results
+    ]
+    heads = ["router", "calls", "failed", "streams / whole", "longest silence s", "E2E p50 s", "p99 s"]
+    return markdown_table(heads, rows)
+
+
+def notes(outcome: Outcome) -> list[str]:
+    """What else is to be said."""
+    lines = []
+    for each in outcome.results:
+        outcomes = ", ".join(f"{number} {what}" for what, number in each.outcomes.items())
+        lines.append(f"{each.router}: {outcomes}")
+        lines += [f"{each.router}, LEFT BEHIND: {what}" for what in each.left_behind]
+    if outcome.results:
+        struck = ", ".join(f"{number} {kind}" for kind, number in outcome.results[0].mishaps.items())
+        lines.append(f"mishaps: {struck}")
+    return [*lines, *outcome.problems]
