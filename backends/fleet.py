@@ -31,6 +31,7 @@ from backends.base import (
     conceal,
 )
 from backends.departure import Departure
+from backends.discovery import RESOLVE_S
 from backends.incoming import Patience
 from backends.keys import Keys
 from backends.kv_check import SentCalls
@@ -79,6 +80,8 @@ class FleetSettings(Struct, frozen=True):
     health_interval_s: float = 5.0
     health_timeout_s: float = 2.0
     scrape_interval_s: float = 5.0
+    resolve_s: float = RESOLVE_S
+    """Between two looks at where the name of an endpoint leads."""
     probe_answer_s: float = 30.0
     """For the completion that a worker is probed by: its first may take long."""
     prefix_pieces: int = MOST_PIECES_HELD

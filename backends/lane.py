@@ -20,6 +20,8 @@ from backends.base import CallTimeout, ConnectFailed, ConnectTimeout, LaneFull, 
 from backends.exchange import Exchange
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from backends.base import AttemptFailed
     from backends.incoming import Patience
 
@@ -72,6 +74,14 @@ class Lane:
         for connection in list(self._connections):
             if connection.exchange is not None and connection.exchange.is_call:
                 connection.exchange.break_off(failure)
+
+    def keep_only(self, addresses: Collection[str]) -> None:
+        """The name leads to these now: connections to others are not used again."""
+        for connection in list(self._connections):
+            peer = connection.transport.get_extra_info("peername")
+            connection.is_stale = bool(peer) and peer[0] not in addresses
+            if connection.is_stale and connection in self._idle:
+                connection.abort()
 
     def sweep(self, now_s: float) -> None:
         """Fail the exchanges whose deadline has passed and close the connections that have idled too long."""
@@ -133,7 +143,10 @@ class Lane:
         self._idle.pop(connection, None)
 
     def give_back(self, connection: Connection) -> None:
-        self._idle[connection] = None
+        if connection.is_stale:
+            connection.abort()
+        else:
+            self._idle[connection] = None
 
 
 class Connection(asyncio.Protocol):
@@ -145,6 +158,8 @@ class Connection(asyncio.Protocol):
         self.lane = lane
         self.exchange: Exchange | None = None
         self.idle_since_s = 0.0
+        self.is_stale = False
+        """Whether its name leads elsewhere by now."""
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport

@@ -12,9 +12,11 @@ import logging
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
+from backends.discovery import follow_name, is_address
 from backends.health import watch
 from backends.kv_events import JUDGE_S
 from backends.probe import probing
+from backends.rounds import rounds
 from backends.scrape import scraping
 from backends.sweep import Sweep
 
@@ -84,8 +86,13 @@ class Lives:
             await member.idle()
 
     async def _watch(self, member: Member, watching: AsyncExitStack) -> None:
-        settings = self._settings
+        settings, lane = self._settings, member.lane
         if member.endpoint.kind == "worker":
+            if lane is not None and not is_address(lane.origin.host):
+                host = lane.origin.host
+                await watching.enter_async_context(
+                    rounds(lambda _: follow_name(lane), settings.resolve_s, f"resolving {host}")
+                )
             timeout_s = settings.health_timeout_s
             await watching.enter_async_context(watch(member, settings.health_interval_s, timeout_s))
             await watching.enter_async_context(scraping(member, settings.scrape_interval_s, timeout_s))

@@ -22,6 +22,7 @@ from gateway.catalog import Catalog
 from gateway.control import control_app
 from gateway.cors import Origins
 from gateway.decision_log import DecisionLog, RotatingFile
+from gateway.discoveries import Discoveries
 from gateway.dispatch import Dispatch
 from gateway.fleet import fleet_of
 from gateway.http import Edge
@@ -150,11 +151,12 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         nodes = Nodes(fleet, config, NodeStore(store))
         await nodes.restore()
         await stack.enter_async_context(_background(nodes.run(), "leases of nodes"))
+        discoveries = await stack.enter_async_context(Discoveries(fleet, config))
         administration = admin_routes(administrators, catalog, policies, planner, nodes)
         control = control_app(catalog, fleet, telemetry, edge.authenticate, administration)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
-        parts = Parts(fleet, nodes, catalog, policies, admission, keys, store, edge)
+        parts = Parts(fleet, nodes, discoveries, catalog, policies, admission, keys, store, edge)
         reload = Reload(file, config, parts.take)
         telemetry.registry.register(reload)
         await stack.enter_async_context(reload.running())

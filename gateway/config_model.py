@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from gateway.config_discover import DiscoverSection  # noqa: TC001 - pydantic reads annotations at run time
 from gateway.config_endpoint import EndpointSection, PriceTable, name_by_url
 from gateway.config_policy import no_such_model
 from gateway.config_section import Count, Location, Name, Section, given_in
@@ -32,7 +33,10 @@ class ModelSection(Section):
     )
     endpoints: tuple[EndpointSection, ...] = Field(
         max_length=1000,
-        description="Where the model is served; `[]` where only nodes that register serve it.",
+        description="Where the model is served; `[]` where only nodes that register or are found serve it.",
+    )
+    discover: tuple[DiscoverSection, ...] = Field(
+        (), max_length=100, description="Where further workers are found that serve it."
     )
 
     @classmethod

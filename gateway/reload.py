@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from gateway.auth import Key
     from gateway.catalog import Catalog
     from gateway.config import Config
+    from gateway.discoveries import Discoveries
     from gateway.http import Edge
     from gateway.nodes import Nodes
     from gateway.policy import Policies
@@ -106,6 +107,7 @@ class Parts(Struct, frozen=True):
 
     fleet: Fleet
     nodes: Nodes
+    discoveries: Discoveries
     catalog: Catalog
     policies: Policies
     admission: Admission
@@ -119,6 +121,7 @@ class Parts(Struct, frozen=True):
             await self.fleet.load_litellm()
         self.fleet.agree(CONFIG, listed(new))
         self.nodes.configure(new)
+        self.discoveries.configure(new)
         self.catalog.take(new)
         self.policies.take(tenant_policies(new))
         self.admission.take(queue_limits(new), float(new.queue.max_wait_s))

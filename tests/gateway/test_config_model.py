@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from config_files import Problems, Read, with_names
+import pytest
+from config_files import MINIMAL, Problems, Read, with_names
 
 
 def test_an_alias_names_a_model_for_each_tier_and_others_to_fall_back_on(read: Read):
@@ -34,3 +35,28 @@ def test_what_is_wrong_with_an_alias_is_named_by_its_path(problems: Problems):
         "aliases.wrong.fallbacks[1]": "there is no model gone",
         "aliases.looped.default": "there is no model none",
     }
+
+
+DISCOVER = MINIMAL.partition("endpoints:")[0] + "endpoints: []\n    discover:\n      - "
+
+
+@pytest.mark.parametrize(
+    ("entry", "path", "words"),
+    [
+        ("{gpu: x}", "models.llama.discover[0]", "needs exactly one of dns and kubernetes"),
+        ("{dns: {host: a b, port: 1}}", "models.llama.discover[0].dns.host", "match pattern"),
+        ("{dns: {host: a}}", "models.llama.discover[0].dns.port", "is required"),
+        (
+            "{kubernetes: {namespace: x, api: 'http://a:1'}}",
+            "models.llama.discover[0].kubernetes",
+            "needs exactly one of service and selector",
+        ),
+        (
+            "{kubernetes: {service: x, namespace: y}}",
+            "models.llama.discover[0].kubernetes.api",
+            "is required outside a cluster",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_discovery_is_named(problems: Problems, entry: str, path: str, words: str):
+    assert words in problems(DISCOVER + entry + "\n")[path]
