@@ -116,6 +116,10 @@ class Server:
             if isinstance(outcome, BaseException) and not isinstance(outcome, gone):
                 raise outcome
 
+    def stop_listening(self) -> None:
+        """New connections are refused from now on."""
+        self._server.close()
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = Peer(reader, writer)
         script = self._scripts[min(len(self.peers), len(self._scripts) - 1)]

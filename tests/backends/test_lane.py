@@ -154,6 +154,27 @@ async def test_a_new_connection_lost_before_the_reply_is_not_replaced(reset):
         assert len(server.peers) == 1
 
 
+async def test_a_worker_that_goes_down_under_a_call_on_a_reused_connection_is_not_one_that_cannot_be_reached():
+    asked, deaf = asyncio.Event(), asyncio.Event()
+
+    async def script(peer):
+        await peer.request()
+        await peer.send(OK)
+        await peer.request()
+        asked.set()
+        await deaf.wait()
+        peer.reset()
+
+    async with serving(script) as (server, lane):
+        assert await ask(lane) == b"ok"
+        second = asyncio.create_task(ask(lane))
+        await asked.wait()
+        server.stop_listening()
+        deaf.set()
+        with pytest.raises(ReplyBroken):
+            await second
+
+
 @pytest.mark.parametrize("start", [b"H", b"HTTP/1.1 2", b"HTTP/1.1 100 Continue\r\n\r\n"])
 async def test_a_reused_connection_lost_after_a_byte_of_the_reply_is_not_replaced(start: bytes):
     async def script(peer):

@@ -311,6 +311,41 @@ def sums(rows: list[UsageRow], by: str) -> dict[str, dict[str, Any]]:
     return lines
 
 
+async def test_work_in_vain_is_shown_with_who_did_it_and_never_charged(tmp_path: Path):
+    async with SimWorker(QUICK) as bad, SimWorker(QUICK) as good:
+        bad.order(Fault(kind="reset"))
+        dearer = {name: 2 * each for name, each in COST.items()}
+        endpoints = [endpoint(bad, "bad", cost=COST), endpoint(good, "good", cost=dearer)]
+        models = {"llama": {"price": PRICE, "endpoints": endpoints}}
+        write_config(tmp_path, models)
+        async with gateway(tmp_path, models=models) as gw:
+            usage = await told_by(gw.client().chat.completions.create(**CHAT, service_tier="flex"))
+            (row,) = await gw.rows()
+            answered, wasted = await gw.shares()
+            page = await gw.metrics()
+    estimated = len(json.dumps(CHAT["messages"], separators=(",", ":"))) // 4
+    assert (row.charge_nano_usd, row.cost_nano_usd) == (
+        usage.amount(CHARGED),
+        usage.amount(tuple(2 * c for c in COSTS)),
+    )
+    assert (answered.endpoint, answered.purpose, answered.waste_nano_usd) == ("good", "answer", 0)
+    assert (wasted.endpoint, wasted.purpose, wasted.prompt_tokens, wasted.cost_nano_usd) == (
+        "bad",
+        "broken",
+        estimated,
+        0,
+    )
+    assert row.waste_nano_usd == wasted.waste_nano_usd == 20 * estimated
+    shown = {
+        line["endpoint"]: line for line in command(tmp_path, "usage", "--by", "endpoint", "--from", "1h")
+    }
+    assert [(shown[name]["calls"], shown[name]["errors"]) for name in ("good", "bad")] == [(1, 0), (1, 0)]
+    assert [shown[name]["waste_nano_usd"] for name in ("good", "bad")] == [0, 20 * estimated]
+    assert [shown[name]["charge_nano_usd"] for name in ("good", "bad")] == [row.charge_nano_usd, 0]
+    label = '{borne_by="node",cause="broken",model="llama"}'
+    assert page[f"tidegate_waste_nano_usd_total{label}"] == 20 * estimated
+
+
 async def test_while_the_disk_takes_nothing_calls_are_answered_and_their_rows_wait_in_memory(tmp_path: Path):
     key = key_before_start(tmp_path, "acme")
     async with SimWorker(QUICK) as worker, gateway_beside(tmp_path, fleet(worker)) as process:

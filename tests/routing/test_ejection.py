@@ -272,3 +272,41 @@ def test_a_lease_that_is_lost_counts_as_having_gone():
         ejection.join(now_s + 5.0)
         ejection.probed(now_s + 6.0, None, MIDDLE)
     assert ejection.state(36.0) == ("kept out: it comes and goes", pytest.approx(2.0))
+
+
+def test_who_has_the_wrong_model_or_a_dead_engine_is_out_at_once():
+    for kind, reason in (
+        ("engine_dead", "ejected: its engine crashed"),
+        ("model_missing", "ejected: it does not have the model"),
+    ):
+        ejection = Ejection()
+        ejection.failed(0.0, kind, MIDDLE)
+        assert ejection.state(0.5) == (reason, pytest.approx(0.5))
+        ejection.health(0.6, ok=True)  # which says nothing of either
+        assert ejection.state(0.7)[0] == reason
+
+
+def test_a_pardon_is_as_if_the_last_ejection_had_not_been():
+    ejection = Ejection()
+    ejection.failed(0.0, "reset", MIDDLE)
+    ejection.failed(10.0, "reset", MIDDLE)
+    ejection.pardon(10.1)
+    assert ejection.state(10.1) == (None, None)
+    assert ejection.well
+    ejection.failed(20.0, "reset", MIDDLE)
+    assert ejection.state(20.0)[1] == pytest.approx(2.0)  # the second time, as it was before
+
+
+def test_one_is_well_until_it_fails_and_again_once_it_has_answered():
+    ejection = Ejection()
+    assert ejection.well
+    ejection.failed(0.0, "server_error", MIDDLE)
+    assert not ejection.well
+    ejection.succeeded(1.0)
+    assert ejection.well
+    ejection.failed(2.0, "reset", MIDDLE)
+    assert not ejection.well  # back in service, it has still to show that
+    assert ejection.state(9.0) == (None, None)
+    assert not ejection.well
+    ejection.succeeded(9.0)
+    assert ejection.well
