@@ -103,6 +103,10 @@ class Backend(Protocol):
         """Status and body of a GET below a worker's root. Raises AttemptFailed."""
         ...
 
+    async def post(self, path: str, body: bytes, timeout_s: float, limit_bytes: int) -> tuple[int, bytes]:
+        """Status and body of a POST there. Raises AttemptFailed."""
+        ...
+
 
 class AttemptFailed(Exception):
     """One attempt at one endpoint brought no whole reply."""

@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 import httptools
+from msgspec import structs
 
 from backends.base import (
     AttemptFailed,
@@ -35,6 +36,7 @@ from backends.base import (
 from backends.incoming import HIGH_WATER_BYTES, Incoming, Patience
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from backends.lane import Connection, Lane
@@ -60,6 +62,8 @@ class Exchange(Incoming):
         "_body",
         "_connection",
         "_ends_s",
+        "_full_patience",
+        "_gives_up",
         "_head",
         "_head_complete",
         "_lane",
@@ -81,6 +85,8 @@ class Exchange(Incoming):
         self._loop = asyncio.get_running_loop()
         self._ends_s = min(time.monotonic() + patience.total_s, ends_s)
         self._late: type[ReplyLate] = CallTimeout
+        self._full_patience = patience
+        self._gives_up: Callable[[], bool] | None = None
         self.deadline_s = math.inf
         self._connection: Connection | None = None
         self._reset()
@@ -255,7 +261,27 @@ class Exchange(Incoming):
             )
         self._wake()
 
+    def hasten(self, first_s: float) -> None:
+        """Be content with so short a wait for the first of it. To be called before its block is entered."""
+        full = self._full_patience
+        first_byte_s, silence_s = min(full.first_byte_s, first_s), min(full.silence_s, first_s)
+        self._patience = structs.replace(full, first_byte_s=first_byte_s, silence_s=silence_s)
+
+    def watch(self, silence_s: float, gives_up: Callable[[], bool]) -> None:
+        """Be content with so short a silence from now on, unless `gives_up`, which is asked when it has passed, says no."""
+        full = self._full_patience
+        self._patience = structs.replace(full, silence_s=min(full.silence_s, silence_s))
+        self._gives_up = gives_up
+
     def expire(self) -> None:
+        gives_up, self._gives_up = self._gives_up, None
+        if self._late is SilenceTimeout and gives_up is not None and not gives_up():
+            full = self._full_patience
+            more_s = full.silence_s - self._patience.silence_s
+            if more_s > 0.0:
+                self._patience = full
+                self.deadline_s = min(self.deadline_s + more_s, self._ends_s)
+                return
         self.break_off(self._patience.failure(self._late))
 
     def break_off(self, failure: AttemptFailed) -> None:

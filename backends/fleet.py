@@ -184,6 +184,17 @@ class Member(Standing):
             self.kv_events.sent(outgoing.request_id)
         return Attempt(self, outgoing, call, cached_tokens)
 
+    def leave_alone(self, failure: AttemptFailed, now_s: float) -> None:
+        """It has failed so. Where only a key was refused, that is counted with the key."""
+        leaves = failure.sort.leaves
+        if isinstance(failure, Refused) and failure.of_key:
+            return
+        if leaves == "pause":
+            asked_s = failure.retry_after_s or BUSY_RETRY_S if isinstance(failure, Refused) else LANE_FULL_S
+            self.cool_down(now_s, asked_s)
+        elif leaves is not None:
+            self.failed(now_s, leaves, random.random())  # noqa: S311 - jitter
+
     def counted(self, outcome: str) -> None:
         """An attempt here has ended so."""
         self.attempts[outcome] = self.attempts.get(outcome, 0) + 1
@@ -203,13 +214,14 @@ class Attempt:
     """
 
     __slots__ = (
-        "_call",
         "_expected_cached",
         "_reported_cached",
         "_run",
         "_was_well",
         "_watched",
+        "call",
         "completion_tokens",
+        "itl_s",
         "member",
         "reply",
     )
@@ -219,8 +231,10 @@ class Attempt:
         self.reply: Reply = member.backend.open(outgoing)
         self.completion_tokens = 0
         """Told by whoever counts them, so that the endpoint's speed can be learned."""
+        self.itl_s = 0.0
+        """What was expected between two of its tokens."""
         self._reported_cached: int | None = None
-        self._call = call
+        self.call = call
         self._expected_cached = expected_cached
         # A reply that is not streamed shows no first token.
         self._watched = outgoing.stream
@@ -228,7 +242,7 @@ class Attempt:
     async def __aenter__(self) -> Self:
         self._was_well = self.member.ejection.well
         self._run = self.member.begin(
-            self._call, time.monotonic(), self._expected_cached, watched=self._watched
+            self.call, time.monotonic(), self._expected_cached, watched=self._watched
         )
         try:
             await self.reply.__aenter__()
@@ -264,16 +278,9 @@ class Attempt:
             member.counted("ok")
             member.succeeded(now_s)
         elif isinstance(error, AttemptFailed):
-            leaves = error.sort.leaves
             error.crashed = error.sort.crash and self._was_well and member.endpoint.kind == "worker"
             member.counted("rejected" if isinstance(error, Unable) else error.code)
-            if isinstance(error, Refused) and error.of_key:
-                return
-            if leaves == "pause":
-                asked_s = error.retry_after_s or BUSY_RETRY_S if isinstance(error, Refused) else LANE_FULL_S
-                member.cool_down(now_s, asked_s)
-            elif leaves is not None:
-                member.failed(now_s, leaves, random.random())  # noqa: S311 - jitter
+            member.leave_alone(error, now_s)
         else:
             member.counted("rejected" if isinstance(error, CallRejected) else "abandoned")
 
@@ -282,7 +289,7 @@ class Fleet:
     """The members, by model; inside its block they are watched, and after it their connections are closed."""
 
     def __init__(self, endpoints: Mapping[str, Sequence[Listed]], settings: FleetSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._pools: dict[str, Pool] = {}
         """Those of models without members any more are kept: calls may be under way in them, or wait."""
         self._members: dict[tuple[str, str], Member] = {}
@@ -324,7 +331,7 @@ class Fleet:
             if member.source == source and (key not in listed or listed[key][1] != member.access):
                 self._leave(key)
         for model in wanted:
-            self._pools.setdefault(model, Pool(self._settings.prefix_pieces))
+            self._pools.setdefault(model, Pool(self.settings.prefix_pieces))
         for key, (endpoint, access) in listed.items():
             known = self._members.get(key)
             if known is None:
@@ -335,7 +342,7 @@ class Fleet:
                 known.redeclare(endpoint)
 
     def _join(self, source: str, endpoint: Endpoint, access: Access | LiteLLMAccess) -> None:
-        member = Member(endpoint, access, self._settings, self._pools[endpoint.model], self._litellm)
+        member = Member(endpoint, access, self.settings, self._pools[endpoint.model], self._litellm)
         member.source = source
         self._members[endpoint.model, endpoint.name] = member
         if isinstance(access, Access) and access.kv_events is not None:
@@ -383,7 +390,9 @@ class Fleet:
 
     def attempt(self, candidate: Candidate, outgoing: Outgoing, call: Call) -> Attempt:
         """An attempt at `call` by a candidate of its plan."""
-        return self.member(candidate.endpoint).attempt(outgoing, call, candidate.cached_tokens)
+        attempt = self.member(candidate.endpoint).attempt(outgoing, call, candidate.cached_tokens)
+        attempt.itl_s = candidate.estimate.itl_s
+        return attempt
 
     @property
     def ready(self) -> bool:

@@ -75,6 +75,10 @@ class LiteLLMBackend:
         del timeout_s, limit_bytes
         raise Unsupported(f"there is no {path} at a provider")
 
+    async def post(self, path: str, body: bytes, timeout_s: float, limit_bytes: int) -> tuple[int, bytes]:
+        del body, timeout_s, limit_bytes
+        raise Unsupported(f"there is no {path} at a provider")
+
 
 class LiteLLMReply(Incoming):
     """The reply to one call, as bytes. Entered with the first of them, or with all where it is no stream."""

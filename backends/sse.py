@@ -6,63 +6,45 @@ text, and from then on recognises whole runs of such chunks by comparing bytes; 
 nothing can hide. All other chunks are decoded in full. Which way a chunk takes depends on how the stream was cut into
 blocks; what the client sees and what is counted must not, and the tests hold them to it.
 
+A stream that might have to be gone on with elsewhere tells the ids of its tokens. They are kept in `Said`, and where the
+client has not asked for them it sees what it would have seen without: `null` in their place.
+
 Lines end as the specification allows (LF, CRLF, CR), and never at U+2028 or U+0085, which are text.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Raw, Struct
 
 from backends.base import AttemptFailed, Refused, ReplyMalformed, ReplyOversized, ServerFault, StreamTruncated
+from backends.chunk import Chunk, decode_chunk, has_ids, tells_only_ids
 from backends.refusal import fault
-from backends.usage import GIVEN_UP, WireUsage
+from backends.usage import GIVEN_UP
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backends.said import Said
     from routing.types import Usage
 
 DONE = b"data: [DONE]\n\n"
 _plain_text = re.compile(rb'[^"\\\r\n]+').fullmatch
 _TEXTS = (b'"content":"', b'"text":"', b'"arguments":"', b'"reasoning":"', b'"reasoning_content":"')
 """Where a chunk of the usual kind carries its token."""
-_NOTHING = (b"", b"null", b'""', b"[]")
+_CONTENTS = _TEXTS[:2]
+_IDS = b'"token_ids":['
+_IDS_FIELDS = ("token_ids", "prompt_token_ids")
+_NO_IDS = Raw(b"null")
+_MOST_BEHIND_IDS = 64
+"""Bytes behind the ids in a chunk of the usual kind: brackets and a line end. More would not repeat itself."""
 
 
-class _Delta(Struct):
-    content: Raw = Raw()
-    reasoning: Raw = Raw()
-    reasoning_content: Raw = Raw()
-    tool_calls: Raw = Raw()
-    refusal: Raw = Raw()
-
-    @property
-    def shows_something(self) -> bool:
-        parts = (self.content, self.reasoning, self.reasoning_content, self.tool_calls, self.refusal)
-        return any(bytes(part) not in _NOTHING for part in parts)
-
-
-class _Choice(Struct):
-    index: int = 0
-    delta: _Delta | None = None
-    text: Raw = Raw()
-    finish_reason: str | None = None
-
-    @property
-    def shows_something(self) -> bool:
-        return bytes(self.text) not in _NOTHING or (self.delta is not None and self.delta.shows_something)
-
-
-class _Chunk(Struct):
-    choices: list[_Choice] = []
-    usage: WireUsage | None = None
-    error: Any = None
-
-
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_choices = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -77,16 +59,20 @@ class Shown(Struct, frozen=True):
     """Whether the client asked for the usage chunk. The gateway itself always asks."""
     choices: int = 1
     """How many choices have to finish."""
+    ids: bool = False
+    """Whether the client asked for the ids of tokens."""
 
 
 class CompletionStream:
     """One stream on its way through: feed it what came, forward what it returns, then ask it how it ended."""
 
-    def __init__(self, shown: Shown, event_limit_bytes: int) -> None:
+    def __init__(self, shown: Shown, event_limit_bytes: int, said: Said | None = None) -> None:
+        """`said` takes down what is said, where the stream might have to be gone on with; it has one choice then."""
+        self.said = said
         self.usage: Usage | None = None
         """As the worker reported it, at the end."""
-        self.tokens = 0
-        """Tokens seen: one for each time that a chunk shows something of a choice."""
+        self._chunks = 0
+        """Times that a chunk has shown something of a choice."""
         self.begun = False
         """A chunk has come; comments that only keep the connection alive do not count."""
         self.done = False
@@ -102,10 +88,26 @@ class CompletionStream:
         self._before: bytes | None = None
         """What stands before the text of a chunk of the usual kind, and what behind it."""
         self._behind = b""
+        self._with_ids: Callable[..., re.Match[bytes] | None] | None = None
+        """Finds, from behind `_before`, the text and the ids of such a chunk, where it has ids."""
+        self._shape = (b"", b"")
+        """What stood between text and ids, and behind them, in the last such chunk."""
+        self._shown_before = self._shown_behind = b""
+        """Of a chunk with ids: as the client sees it, without them."""
         self._model = self._shown_model = b""
         """The field with the model's name, as it comes and as it is shown; once in a chunk of the usual kind."""
         self._model_field = _encode(shown.model)
         self._tier_field = None if shown.tier is None else _encode(shown.tier)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen, by their ids, or one for each time that a chunk has shown something of a choice."""
+        return self._chunks if self.said is None else max(self._chunks, self.said.tokens)
+
+    @property
+    def answers(self) -> bool:
+        """Whether it shows something, or that there is nothing to show: until then another endpoint may answer as well."""
+        return self._chunks > 0 or self.done or self.finished
 
     @property
     def finished(self) -> bool:
@@ -117,6 +119,11 @@ class CompletionStream:
         """Whether all of it has come."""
         return self.done and self.finished
 
+    @property
+    def leaves_nothing(self) -> bool:
+        """Whether its endpoint has nothing more to say once it is whole."""
+        return True
+
     def feed(self, block: bytes) -> bytes:
         """The whole events in what has come so far, as the client is to see them; b"" where there is none yet.
 
@@ -124,15 +131,22 @@ class CompletionStream:
         is then in `before_failure`.
         """
         before = self._before
-        if (
-            before is not None
-            and not (self._rest or self.done)
-            and block.startswith(before)
-            and block.endswith(self._behind)
-            and _plain_text(block, len(before), len(block) - len(self._behind))
-        ):
-            self.tokens += 1
-            return block.replace(self._model, self._shown_model)
+        if before is not None and not (self._rest or self.done) and block.startswith(before):
+            if self._with_ids is not None:
+                found = self._with_ids(block, len(before))
+                if found is not None and found.end() == len(block):
+                    return self._without_ids(found)
+            elif block.endswith(self._behind) and _plain_text(
+                block, len(before), len(block) - len(self._behind)
+            ):
+                self._chunks += 1
+                if self.said is not None:
+                    self.said.shown(block[len(before) : -len(self._behind)], None)
+                return block.replace(self._model, self._shown_model)
+        return self._fed(block)
+
+    def _fed(self, block: bytes) -> bytes:
+        """The same for whatever is not one chunk of the usual kind."""
         held = len(self._rest)
         text = self._rest + block if held else block
         if b"\r" in text:
@@ -142,8 +156,7 @@ class CompletionStream:
         at, searched = 0, max(0, held - 1)
         try:
             while True:
-                if self._before is not None and (run_end := self._run_end(text, at)) > at:
-                    shown.append(text[at:run_end].replace(self._model, self._shown_model))
+                if self._before is not None and (run_end := self._run(text, at, shown)) > at:
                     at = run_end
                 end = text.find(b"\n\n", max(at, searched))
                 if end < 0:
@@ -178,24 +191,42 @@ class CompletionStream:
         body = text[: len(text) - len(held)]
         return body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + held
 
-    def _run_end(self, text: bytes, start: int) -> int:
-        """Where the chunks end that begin at `start` and are like the last one but for their texts. Counts their tokens."""
-        before, behind = self._before, self._behind
+    def _run(self, text: bytes, start: int, shown: list[bytes]) -> int:
+        """Show and count the chunks that begin at `start` and are like the last one but for their texts; where they end."""
+        before, behind, with_ids = self._before, self._behind, self._with_ids
         if before is None or self.done or not text.startswith(before, start):
             return start
+        at, length = start, len(before)
+        if with_ids is not None:
+            while text.startswith(before, at) and (found := with_ids(text, at + length)) is not None:
+                shown.append(self._without_ids(found))
+                at = found.end()
+            return at
         escape = text.find(b"\\", start)
         limit = len(text) if escape < 0 else escape
-        at, count, length = start, 0, len(before)
+        texts: list[bytes] = []
         while text.startswith(before, at):
             text_end = text.find(b'"', at + length)
             if text_end == at + length or text_end > limit or not text.startswith(behind, text_end):
                 break
+            texts.append(text[at + length : text_end])
             at = text_end + len(behind)
-            count += 1
-        if text.count(b"\n", start, at) != 2 * count:
+        if text.count(b"\n", start, at) != 2 * len(texts):
             return start  # some text has a line end, which no JSON has
-        self.tokens += count
+        self._chunks += len(texts)
+        if self.said is not None and texts:
+            self.said.shown(b"".join(texts), None)
+        if at > start:
+            shown.append(text[start:at].replace(self._model, self._shown_model))
         return at
+
+    def _without_ids(self, found: re.Match[bytes]) -> bytes:
+        """A chunk of the usual kind that has ids, as the client sees it."""
+        text, ids = found.groups()
+        self._chunks += 1
+        if self.said is not None:
+            self.said.shown(text, ids)
+        return self._shown_before + text + self._shown_behind
 
     def _event(self, event: bytes) -> bytes:
         """One event as the client is to see it, b"" where it is not to see it."""
@@ -212,7 +243,7 @@ class CompletionStream:
             self.done = True
             return b""
         try:
-            chunk = _decode_chunk(content)
+            chunk = decode_chunk(content)
             fields = _decode_fields(content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ReplyMalformed(f"a stream event that is no completion chunk: {error}") from None
@@ -220,8 +251,19 @@ class CompletionStream:
             raise _fault(chunk.error)
         self.begun = True
         self._note(chunk)
+        return self._seen(event, chunk, fields)
+
+    def _seen(self, event: bytes, chunk: Chunk, fields: dict[str, Raw]) -> bytes:
+        """A chunk as the client is to see it."""
         if chunk.usage is not None and not chunk.choices and not self._shown.usage:
             return b""
+        if self.said is not None:
+            if not self._shown.ids and tells_only_ids(chunk):
+                return b""
+            if not self.said.head:
+                self.said.head = self._head_shown(fields)
+            if not self._shown.ids and has_ids(chunk):
+                return self._hiding_ids(event, chunk, fields)
         hides_usage = not self._shown.usage and fields.pop("usage", None) is not None
         hides_tier = self._tier_field is not None and "service_tier" in fields
         head = self._head
@@ -230,7 +272,7 @@ class CompletionStream:
             return self._shown_head + event[len(head) :] + b"\n\n"
         return b"data: " + self._rewritten(event, fields) + b"\n\n"
 
-    def _note(self, chunk: _Chunk) -> None:
+    def _note(self, chunk: Chunk) -> None:
         if chunk.usage is not None:
             self.usage = chunk.usage.tokens()
         for choice in chunk.choices:
@@ -238,7 +280,53 @@ class CompletionStream:
                 raise ServerFault(f"the worker gave the call up: finish_reason {choice.finish_reason!r}")
             if choice.finish_reason:
                 self._finished.add(choice.index)
-            self.tokens += choice.shows_something
+            self._chunks += choice.shows_something
+            if self.said is not None:
+                self.said.take_down(choice, chunk)
+
+    def _head_shown(self, fields: dict[str, Raw]) -> dict[str, Raw]:
+        """What every chunk repeats, as the client sees it."""
+        head: dict[str, Raw] = {name: fields[name] for name in ("id", "object", "created") if name in fields}
+        head["model"] = Raw(self._model_field)
+        if self._tier_field is not None:
+            head["service_tier"] = Raw(self._tier_field)
+        return head
+
+    def _hiding_ids(self, event: bytes, chunk: Chunk, fields: dict[str, Raw]) -> bytes:
+        """As a worker words the chunk that was not asked for ids."""
+        if not self._shown.usage:
+            fields.pop("usage", None)
+        choices = _decode_choices(fields["choices"])
+        for named in (fields, *choices):
+            for name in _IDS_FIELDS:
+                if name in named:
+                    named[name] = _NO_IDS
+        fields["choices"] = Raw(_encode(choices))
+        shown = b"data: " + self._rewritten(event, fields) + b"\n\n"
+        self._learn_ids(event, shown, chunk)
+        return shown
+
+    def _learn_ids(self, event: bytes, shown: bytes, chunk: Chunk) -> None:
+        """From a chunk that is one token of one choice, with its id."""
+        spot = self._text_in(event, chunk)
+        if spot is None:
+            return
+        start, end = spot
+        ids = event.find(_IDS, end) + len(_IDS)
+        ids_end = event.find(b"]", ids)
+        key = b'"text":"' if event.endswith(b'"text":"', 0, start) else b'"content":"'
+        text = event[start:end]
+        if ids < len(_IDS) or len(event) - ids_end > _MOST_BEHIND_IDS or not event[ids:ids_end].isdigit():
+            return
+        shape = event[end:ids], event[ids_end:] + b"\n\n"
+        if shape != self._shape or shown.count(key + text) != 1:
+            self._shape = shape  # seen twice, it is worth a pattern
+            return
+        shown_start = shown.find(key + text) + len(key)
+        self._before, self._behind = event[:start], b""
+        self._shown_before, self._shown_behind = shown[:shown_start], shown[shown_start + len(text) :]
+        middle, behind = map(re.escape, shape)
+        self._with_ids = re.compile(rb'([^"\\\r\n]+)%b([0-9]+(?:,[0-9]+)*)%b' % (middle, behind)).match
 
     def _rewritten(self, event: bytes, fields: dict[str, Raw]) -> bytes:
         if "model" in fields:
@@ -272,19 +360,25 @@ class CompletionStream:
             self._shown_model += b"," + tier
         self._shown_head = shown_head
 
-    def _learn_text(self, head: bytes, event: bytes, chunk: _Chunk) -> None:
+    def _learn_text(self, head: bytes, event: bytes, chunk: Chunk) -> None:
         """From a chunk that is one token of one choice, and nothing else."""
+        spot = self._text_in(event, chunk, len(head))
+        if spot is not None and (self.said is None or _IDS not in event):
+            self._before, self._behind, self._with_ids = event[: spot[0]], event[spot[1] :] + b"\n\n", None
+
+    def _text_in(self, event: bytes, chunk: Chunk, behind: int = 0) -> tuple[int, int] | None:
+        """Where the text stands in a chunk that is one token of one choice, and nothing else."""
         if chunk.usage is not None or len(chunk.choices) != 1:
-            return
+            return None
         choice = chunk.choices[0]
         if choice.finish_reason or not choice.shows_something or event.count(self._model) != 1:
-            return
-        for mark in _TEXTS:
-            start = event.find(mark, len(head)) + len(mark)
+            return None
+        for mark in _TEXTS if self.said is None else _CONTENTS:
+            start = event.find(mark, behind) + len(mark)
             end = event.find(b'"', start)
             if start >= len(mark) and _plain_text(event, start, end):
-                self._before, self._behind = event[:start], event[end:] + b"\n\n"
-                return
+                return start, end
+        return None
 
 
 def _fault(error: object) -> Refused:

@@ -106,13 +106,23 @@ class HttpBackend:
 
     async def get(self, path: str, timeout_s: float, limit_bytes: int) -> tuple[int, bytes]:
         """Status and body of a GET below the worker's root. Raises AttemptFailed."""
-        head = b"GET %b HTTP/1.1\r\n%b%bcontent-length: 0\r\n\r\n" % (
-            path.encode(),
+        return await self._ask(b"GET " + path.encode(), b"", timeout_s, limit_bytes)
+
+    async def post(self, path: str, body: bytes, timeout_s: float, limit_bytes: int) -> tuple[int, bytes]:
+        """Status and body of a POST there. Raises AttemptFailed."""
+        return await self._ask(b"POST " + path.encode(), body, timeout_s, limit_bytes)
+
+    async def _ask(
+        self, line: bytes, content: bytes, timeout_s: float, limit_bytes: int
+    ) -> tuple[int, bytes]:
+        head = b"%b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n" % (
+            line,
             self._fixed,
             self.keys.first_line,
+            len(content),
         )
         patience = Patience(timeout_s, timeout_s, timeout_s)
-        async with self.lane.exchange(head, b"", patience) as exchange:
+        async with self.lane.exchange(head, content, patience) as exchange:
             body = await exchange.read_whole(limit_bytes)
             return exchange.status, body
 

@@ -54,6 +54,8 @@ class Catalog:
     def take(self, config: Config) -> None:
         """From now on this is on offer. A call that has its offer keeps it."""
         self.limits: Limits = config.limits
+        self.resume = config.resume
+        """Whether a stream that breaks goes on elsewhere."""
         self.total_s = float(config.timeouts.total_s)
         self.tiers: dict[TierName, Tier] = {name: config.tier(name) for name in TIERS}
         self.models = {

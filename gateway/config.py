@@ -208,6 +208,9 @@ class Config(Section):
         True,
         description="Whether a call whose first token is late may be tried at a second endpoint beside the first.",
     )
+    resume: bool = Field(
+        default=True, description="Whether a stream that breaks goes on at another endpoint, where it can."
+    )
     models: dict[Name, ModelSection] = Field(
         max_length=10_000, description="The models served, by the name that clients use."
     )

@@ -91,6 +91,16 @@ class EndpointSection(Section):
     context_tokens: Count | None = Field(
         None, description="Longest context; without it, as the model's, or for `litellm` as its table says."
     )
+    weights: ServedName | None = Field(
+        None,
+        description="What it computes with, quantization included: a stream that breaks goes on only where this is the same. "
+        "Without it, a worker's `model`; of the others, nobody knows.",
+    )
+    continues: bool = Field(
+        default=False,
+        description="Of an `openai` endpoint with `weights`: it takes `continue_final_message`, as vLLM does, and so goes on with "
+        "an answer that another one has begun.",
+    )
     ca_file: AuthorityFile | None = Field(None, description="PEM file with the CA to trust for https.")
     kv_events: ZmqAddress | None = Field(
         None,
@@ -174,6 +184,8 @@ class EndpointSection(Section):
             capabilities=capabilities,
             context_tokens=context_tokens,
             cost=self.price,
+            weights=self.weights or (self.model or model if self.kind == "worker" else None),
+            continues=self.continues,
         )
 
 

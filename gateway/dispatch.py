@@ -7,17 +7,22 @@ accident.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backends.base import AttemptFailed, CallRejected, CallTimeout, ContextTooShort, Unable
+from backends.said import Said
 from backends.sse import DONE, CompletionStream, Shown
 from backends.usage import WholeReply, whole_reply
 from backends.worker import Outgoing
 from gateway.admission import Place
+from gateway.answer import Answer
 from gateway.crashes import Crashes
 from gateway.errors import ApiError, from_failure, from_rejection, shutting_down, unserved
 from gateway.explain import plan_line
 from gateway.meter import Arrival, Meter
+from gateway.relay import Relay
+from gateway.resuming import Resuming
+from gateway.traits import shows_ids
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -77,33 +82,6 @@ class _Unanswered(NamedTuple):
     tries: Tries
 
 
-class Answer:
-    """What the first endpoint to answer has sent so far: a whole reply, or a stream that has begun.
-
-    The attempt ends with its block.
-    """
-
-    __slots__ = ("attempt", "first_block", "stream", "whole")
-
-    def __init__(
-        self,
-        attempt: Attempt,
-        whole: WholeReply | None = None,
-        stream: CompletionStream | None = None,
-        first_block: bytes = b"",
-    ) -> None:
-        self.attempt = attempt
-        self.whole = whole
-        self.stream = stream
-        self.first_block = first_block
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        await self.attempt.__aexit__(kind, error, trace)
-
-
 class Dispatch:
     def __init__(
         self,
@@ -123,6 +101,7 @@ class Dispatch:
         self._telemetry = telemetry
         self._races = races
         self._crashes = Crashes(fleet)
+        self._resuming = Resuming(catalog, planner, admission, fleet, self._crashes, telemetry.resumed)
 
     async def serve(self, request: Request, offer: Offer, arrival: Arrival, client: Client) -> None:
         """Answer one call. Raises ApiError as long as the client has got nothing."""
@@ -133,10 +112,12 @@ class Dispatch:
                     if answer.whole is not None:
                         self._relay_whole(answer, answer.whole, client, meter)
                     elif answer.stream is not None:
-                        await self._relay_stream(answer, answer.stream, client, meter)
+                        await self._relay_stream(answer, answer.stream, request, arrival, client, meter)
                 self._crashes.answered(request, arrival)
             except CallRejected as rejected:
                 raise from_rejection(rejected) from rejected
+            except ApiError as error:
+                _end(error, client, meter)
             except AttemptFailed as failure:
                 _end(from_failure(failure, meter.attempts), client, meter)
             except asyncio.CancelledError:
@@ -255,6 +236,12 @@ class Dispatch:
             raise AttemptFailed("the plan names no endpoint")
         raise tries.last.rejected if isinstance(tries.last, Unable) else tries.last
 
+    def _body_for(self, request: Request, endpoint: Endpoint) -> bytes:
+        """A worker is asked for the ids of tokens where they may be needed to go on elsewhere."""
+        worker = endpoint.kind == "worker"
+        ids = worker and request.stream and self._resuming.takes_down(request, endpoint)
+        return request.body_for(endpoint.served_model, worker=worker, ids=ids)
+
     async def _ask(
         self,
         candidate: Candidate,
@@ -268,7 +255,7 @@ class Dispatch:
         endpoint = candidate.endpoint
         outgoing = Outgoing(
             api=_API_PATHS[request.api],
-            body=request.body_for(endpoint.served_model, worker=endpoint.kind == "worker"),
+            body=self._body_for(request, endpoint),
             request_id=arrival.request_id,
             stream=request.stream,
             ends_s=arrival.started_s + self._catalog.total_s,
@@ -293,7 +280,7 @@ class Dispatch:
             raise
 
     async def _read(self, attempt: Attempt, request: Request) -> Answer:
-        """A whole reply, or a stream up to and with its first chunk."""
+        """A whole reply, or a stream up to and with the first chunk that shows something."""
         model = attempt.member.endpoint.model
         tier = request.tier if request.tier_asked else None
         if not request.stream:
@@ -301,10 +288,11 @@ class Dispatch:
             choices = None if request.api == "embeddings" else request.choices
             whole = whole_reply(body, model, tier, choices)
             return Answer(attempt, whole)
-        shown = Shown(model, tier, usage=request.shows_usage, choices=request.choices)
-        stream = CompletionStream(shown, self._catalog.limits.event_bytes)
+        shown = Shown(model, tier, usage=request.shows_usage, choices=request.choices, ids=shows_ids(request))
+        said = Said() if self._resuming.takes_down(request, attempt.member.endpoint) else None
+        stream = CompletionStream(shown, self._catalog.limits.event_bytes, said)
         block = b""
-        while not stream.begun:
+        while not stream.answers:
             raw = await attempt.reply.read()
             if not raw:
                 break
@@ -324,44 +312,21 @@ class Dispatch:
         client.reply(200, b"%bx-tidegate-cost-usd: %d.%09d\r\n" % (lines, *cost_usd), whole.body)
 
     async def _relay_stream(
-        self, answer: Answer, stream: CompletionStream, client: Client, meter: Meter
+        self,
+        answer: Answer,
+        stream: CompletionStream,
+        request: Request,
+        arrival: Arrival,
+        client: Client,
+        meter: Meter,
     ) -> None:
-        attempt, last_block = answer.attempt, b""
-
-        def forward(raw: bytes) -> bool:
-            """Send on what is to be seen of a block; True where no more is wanted, for now or at all."""
-            nonlocal last_block
-            try:
-                block = stream.feed(raw)
-            except AttemptFailed:
-                client.write(stream.before_failure)
-                raise
-            if stream.whole:
-                last_block = block
-                return True
-            if block:
-                client.write(block)
-            return client.full
-
         meter.status = 200
         client.start(200, self._header_lines(answer, meter, b"text/event-stream; charset=utf-8"))
-        try:
-            if stream.whole:
-                last_block = answer.first_block
-            else:
-                client.write(answer.first_block)
-            while not stream.whole:
-                await client.drain()
-                if await attempt.reply.pour(forward):
-                    break
-            stream.end()
-        finally:
-            attempt.completion_tokens = stream.tokens
-            if stream.usage is not None:
-                attempt.used(stream.usage)
+        relay = Relay(self._resuming, request, arrival, meter, client)
+        last_block = await relay.run(answer, stream, client)
         meter.settle("ok")
         client.finish(last_block + DONE)
-        await attempt.reply.drain()
+        await answer.drain()
 
     def _header_lines(self, answer: Answer, meter: Meter, content_type: bytes) -> bytes:
         overhead_s = meter.overhead_s

@@ -176,16 +176,15 @@ class Request(Struct, kw_only=True):
     explain: bool = False
     """Whether the reply carries the plan."""
 
-    def body_for(self, served_model: str, *, worker: bool = False) -> bytes:
-        """The body for an endpoint where the model has this name. Streams always report usage, for metering.
-
-        Only a `worker` is sent the tenant's salt: providers know no such field.
-        """
+    def body_for(self, served_model: str, *, worker: bool = False, ids: bool = False) -> bytes:
+        """The body for an endpoint. Streams report usage, for metering; only a `worker` knows the tenant's salt, and `ids`."""
         fields = self.fields.copy()
         fields["model"] = Raw(_encode(served_model))
         if worker and self.tenant_salt:
             fields["cache_salt"] = Raw(b'"%b"' % self.tenant_salt)
         fields.pop("routing", None)
+        if ids:
+            fields["return_token_ids"] = Raw(b"true")
         if self.stream:
             given = fields.get("stream_options")
             options = {} if given is None or bytes(given) == b"null" else _decode_fields(given)

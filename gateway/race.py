@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from backends.fleet import Fleet
     from gateway.admission import Admission
-    from gateway.dispatch import Answer
+    from gateway.answer import Answer
     from gateway.meter import Meter
     from gateway.openai import Request
     from gateway.telemetry import Telemetry

@@ -80,6 +80,8 @@ class Telemetry(Collector):
         """Second attempts, by model and outcome."""
         self.not_hedged: Counter[tuple[str, str]] = Counter()
         """Calls that were late and got none, by model and the reason that came up first."""
+        self.resumed: Counter[tuple[str, str, str]] = Counter()
+        """Streams that broke after their first byte, by model, cause and outcome."""
         self._models: dict[str, ModelTally] = {}
         self._calls: Counter[tuple[str, str, str]] = Counter()
         self._wasted_tokens: Counter[tuple[str, str, str]] = Counter()
@@ -127,6 +129,13 @@ class Telemetry(Collector):
             "Late calls that got no second attempt at first, for: guard, price, queue or budget.",
             ["model", "reason"],
             self.not_hedged,
+        )
+        yield _counter(
+            "tidegate_resumes_total",
+            "Streams that broke after their first byte, by the failure's code and how they went on: from the token (tokens), "
+            "from the text (text), or not (error).",
+            ["model", "cause", "outcome"],
+            self.resumed,
         )
         overhead = HistogramMetricFamily(
             "tidegate_overhead_seconds",

@@ -57,6 +57,10 @@ class Endpoint(Struct, frozen=True):
     context_tokens: int | None = None
     cost: Price = Price()
     """What serving it there costs us."""
+    weights: str | None = None
+    """What it computes with: endpoints of one model with the same name for that write the same. None: nobody knows."""
+    continues: bool = False
+    """Whether a provider goes on with an answer that another one has begun."""
 
 
 class Demands(Struct, frozen=True):

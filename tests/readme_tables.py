@@ -21,6 +21,7 @@ from gateway.config_reference import config_reference
 from gateway.errors import ERRORS
 from gateway.ledger import PAID_BY_GATEWAY, WASTE
 from routing.failure import FAILURES
+from routing.resume import RULES, Way
 
 README = Path(__file__).parents[1] / "README.md"
 CONFIG = """
@@ -96,11 +97,24 @@ def failures() -> str:
     return "\n".join(lines) + "\n"
 
 
+def resume() -> str:
+    lines = [
+        "| What the call is, or what has been shown | ids of the tokens known | only text known | because |",
+        "|---|---|---|---|",
+    ]
+    for trait, rule in RULES.items():
+        ways = [Way.TEXT.value if rule.text else "error"]
+        ways.insert(0, Way.TOKENS.value if rule.tokens else ways[0])
+        lines.append(f"| {trait.value} | {' | '.join(ways)} | {rule.why} |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
     "failures": failures,
     "config": config_reference,
     "errors": errors,
     "metrics": metrics,
+    "resume": resume,
     "waste": waste,
 }
 

@@ -93,20 +93,21 @@ class Sequence:
         """The next token, and whether it is the last."""
         sampling = self.sampling
         count = len(self.emitted) + 1
-        may_end = not sampling.ignore_eos and count > sampling.min_tokens
+        may_stop = count > sampling.min_tokens
+        may_end = may_stop and not sampling.ignore_eos
         token = self._source.next(may_end=may_end)
         self.emitted.append(token)
         ended = token == EOS
         text = "" if ended else self._decoder.decode(token_bytes(token))
         piece = Piece(token, text, self._source.roll)
         if self._stops:
-            piece.text, stopped_by = self._stops.feed(text)
-            if stopped_by is not None and may_end:
+            piece.text, stopped_by = self._stops.feed(text, may_stop=may_stop)
+            if stopped_by is not None:
                 piece.finish_reason, piece.stop_reason = "stop", stopped_by
                 return piece
         if ended:
             piece.finish_reason = "stop"
-        elif token in sampling.stop_token_ids and may_end:
+        elif token in sampling.stop_token_ids and may_stop:
             piece.finish_reason, piece.stop_reason = "stop", token
         elif count >= sampling.max_tokens:
             piece.finish_reason = "length"

@@ -16,10 +16,11 @@ class Stops:
     def __bool__(self) -> bool:
         return bool(self._strings)
 
-    def feed(self, text: str) -> tuple[str, str | None]:
-        """What may be shown of the text so far, and the stop string that ends it, if one does."""
+    def feed(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
+        """What may be shown of the text so far, and the stop string that ends it, if one does and it may stop."""
+        behind = len(self._held) if may_stop else len(self._held) + len(text)
         text = self._held + text
-        found = [(text.find(string), string) for string in self._strings if string in text]
+        found = [(at, string) for string in self._strings if (at := self._at(text, string, behind)) >= 0]
         if found:
             at, string = min(found)
             self._held = ""
@@ -30,6 +31,11 @@ class Stops:
             return "", None
         self._held = text[show:]
         return text[:show], None
+
+    @staticmethod
+    def _at(text: str, string: str, behind: int) -> int:
+        """Where it stands, where it ends behind there."""
+        return text.find(string, max(0, behind - len(string) + 1))
 
     def rest(self) -> str:
         """What was held back, once no more text comes."""

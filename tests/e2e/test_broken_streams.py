@@ -201,20 +201,21 @@ async def test_a_stream_that_outlasts_the_calls_time_ends_in_an_error(tmp_path: 
             assert of_endpoint(await gw.metrics(), "ejections_total") == 0
 
 
-async def test_the_sdk_raises_where_a_worker_is_killed_within_a_stream(tmp_path: Path):
+async def test_the_sdk_raises_where_a_worker_is_killed_within_a_stream_that_cannot_go_on(tmp_path: Path):
     heard: list[str] = []
 
     async def hear(stream: Any, doomed: WorkerProcess) -> None:
         async for piece in stream:
             heard.append(piece.choices[0].delta.content)
-            if len(heard) == 5:
+            if len(heard) == 7:
                 doomed.kill()
 
     async with worker_process(model="sim") as doomed, SimWorker(QUICK) as good:
         served = models(endpoint(doomed, "bad"), endpoint(good, "good"))
         async with gateway(tmp_path, models=served) as gw:
             client = gw.client()
-            endless = {"max_tokens": 10_000, "stream": True, "extra_body": {"ignore_eos": True}}
+            # Of two choices neither can be gone on with elsewhere.
+            endless = {"max_tokens": 10_000, "n": 2, "stream": True, "extra_body": {"ignore_eos": True}}
             stream = await client.chat.completions.create(**ASKED | endless)
             with pytest.raises(openai.APIError) as failed:
                 await hear(stream, doomed)

@@ -1,0 +1,154 @@
+"""What one choice of a stream has said so far: all that is needed to have it said to its end elsewhere.
+
+It is kept for every stream that could be gone on with, so it is small and cheap to add to: a token is its text and the
+digits of its id. Whoever goes on with a stream adds to the same account, so that this can break as well.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from backends.chunk import NOTHING
+
+if TYPE_CHECKING:
+    from msgspec import Raw
+
+    from backends.chunk import Choice, Chunk, Delta
+
+
+class _Offsets(Struct):
+    """Logprobs of plain completions, as far as they tell where tokens begin."""
+
+    text_offset: list[int] = []
+    tokens: list[str] = []
+
+
+_decode_ids = msgspec.json.Decoder(list[int]).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_decode_offsets = msgspec.json.Decoder(_Offsets).decode
+
+
+class Said:
+    __slots__ = (
+        "calls_tools",
+        "finish_reason",
+        "head",
+        "ids",
+        "knows_ids",
+        "prompt_crc",
+        "prompt_tokens",
+        "reasoned",
+        "reasons",
+        "settled",
+        "text",
+        "text_offset",
+        "unclear",
+    )
+
+    def __init__(self) -> None:
+        self.head: dict[str, Raw] = {}
+        """The fields that every chunk repeats, as the client sees them: id, object, created, model."""
+        self.text = bytearray()
+        """The content shown, as UTF-8."""
+        self.ids = bytearray()
+        """Of all tokens that have come, each with a comma behind it."""
+        self.settled = 0
+        """How many bytes of `ids` had come when content was last shown: their text has been shown, unless it is held back
+        for a stop string."""
+        self.knows_ids = True
+        """Whatever was shown came with its ids."""
+        self.prompt_tokens: int | None = None
+        self.prompt_crc = 0
+        """Of the prompt's ids, as `crc_of` has it. The ids themselves may be many."""
+        self.text_offset = 0
+        """Where the next token begins, by what the logprobs of plain completions have told."""
+        self.calls_tools = self.reasons = self.unclear = False
+        """What else has been shown than content: reasoning, which counts until content follows, or neither."""
+        self.reasoned = False
+        """There has been reasoning."""
+        self.finish_reason: str | None = None
+
+    @property
+    def shows_something(self) -> bool:
+        """Whether the client has seen anything of the answer."""
+        return bool(self.text or self.calls_tools or self.reasons or self.unclear)
+
+    @property
+    def tokens(self) -> int:
+        """How many have come, where their ids are known."""
+        return self.ids.count(b",")
+
+    def token_ids(self) -> list[int]:
+        return ids_in(bytes(self.ids))
+
+    def settled_ids(self) -> list[int]:
+        return ids_in(bytes(self.ids[: self.settled]))
+
+    def shown(self, text: bytes, ids: bytes | None) -> None:
+        """A chunk has shown this content, and told these ids, without brackets."""
+        self.text += text
+        self.reasons = False
+        if ids:
+            self.ids += ids
+            self.ids += b","
+        elif ids is None:
+            self.knows_ids = False
+        self.settled = len(self.ids)
+
+    def silent(self, ids: bytes | None) -> None:
+        """A chunk has told these ids and shown no content."""
+        if ids:
+            self.ids += ids
+            self.ids += b","
+
+    def take_down(self, choice: Choice, chunk: Chunk) -> None:
+        """Add to the account what a chunk says."""
+        for prompt in (bytes(choice.prompt_token_ids), bytes(chunk.prompt_token_ids)):
+            if prompt.startswith(b"["):
+                self.prompt(prompt)
+        ids: bytes | None = bytes(choice.token_ids).translate(None, b" []")
+        if not bytes(choice.token_ids).startswith(b"["):
+            ids = None
+        delta, content = choice.delta, choice.content
+        if delta is not None:
+            self.note_delta(delta)
+        if content in NOTHING:
+            self.silent(ids)
+            self.knows_ids &= ids is not None or not choice.shows_something
+        else:
+            try:
+                self.shown(_decode_text(content).encode(), ids)
+            except msgspec.DecodeError:  # half a surrogate pair, or no text at all
+                self.unclear = True
+        if choice.finish_reason:
+            self.finish_reason = choice.finish_reason
+        if choice.delta is None and bytes(choice.logprobs).startswith(b"{"):
+            offsets = _decode_offsets(choice.logprobs)
+            if offsets.text_offset and offsets.tokens:
+                self.text_offset = offsets.text_offset[-1] + len(offsets.tokens[-1])
+
+    def note_delta(self, delta: Delta) -> None:
+        """What is shown beside content, or follows when it has ended."""
+        beside = delta.beside_content
+        if "reasoning" in beside or "reasoning_content" in beside:
+            self.reasons = self.reasoned = True
+        self.calls_tools |= "tool_calls" in beside
+        self.unclear |= "refusal" in beside
+
+    def prompt(self, raw: bytes) -> None:
+        """The prompt's ids, as JSON."""
+        self.prompt_tokens, self.prompt_crc = raw.count(b",") + 1, crc_of(raw)
+
+
+def ids_in(listed: bytes) -> list[int]:
+    """Ids with a comma behind each."""
+    return _decode_ids(b"[%b]" % listed[:-1])
+
+
+def crc_of(raw: bytes) -> int:
+    """The checksum of a JSON list of ids, however it is spaced."""
+    return zlib.crc32(raw.translate(None, b" []\t\r\n"))

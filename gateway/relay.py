@@ -1,0 +1,136 @@
+"""A stream on its way to its client, block by block; where it breaks, it goes on elsewhere, and the client sees one stream.
+
+Whether a stream has broken is seen by its bytes (the connection lost, an end without a finish, an error in its midst), by a
+silence that is longer than it should ever be, or told by whoever knows that its endpoint is going to leave.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from backends.base import AttemptFailed
+from backends.continuation import Continued, chunk_of
+from backends.exchange import Exchange
+from gateway.resuming import Resume
+from routing.resume import stall_s
+from routing.types import Usage
+
+if TYPE_CHECKING:
+    from backends.fleet import Attempt
+    from backends.sse import CompletionStream
+    from gateway.answer import Answer
+    from gateway.client import Client
+    from gateway.meter import Arrival, Meter
+    from gateway.openai import Request
+    from gateway.resuming import Resuming
+
+
+class Sink(Protocol):
+    """Where a stream goes: its client, or whatever stands in its place."""
+
+    def write(self, block: bytes) -> None: ...
+
+    @property
+    def full(self) -> bool:
+        """Whether it wants no more for now."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until it is not full."""
+        ...
+
+
+class Relay:
+    """One stream, from its first block to its last."""
+
+    def __init__(
+        self, resuming: Resuming, request: Request, arrival: Arrival, meter: Meter, client: Client
+    ) -> None:
+        self._resuming = resuming
+        self._request = request
+        self._arrival = arrival
+        self._meter = meter
+        self._client = client
+        self._resume: Resume | None = None
+
+    async def run(self, answer: Answer, stream: CompletionStream, sink: Sink) -> bytes:
+        """Write all of it to `sink` but the last block, which is for when the call is accounted for.
+
+        Raises AttemptFailed where it has broken for good.
+        """
+        while True:
+            try:
+                last_block = await self._pour(answer, stream, sink)
+                break
+            except AttemptFailed as failure:
+                if stream.before_failure:
+                    sink.write(stream.before_failure)
+                call = answer.attempt.call
+                await answer.broke(failure)
+                if stream.finished:  # all that the client waits for is there
+                    return self._unreported_usage(stream)
+                await self._resumed().go_on(answer, stream, call, failure)
+                stream = answer.stream or stream
+        if isinstance(stream, Continued):
+            self._meter.usage = stream.told
+        return last_block
+
+    async def _pour(self, answer: Answer, stream: CompletionStream, sink: Sink) -> bytes:
+        attempt, last_block = answer.attempt, b""
+
+        def forward(raw: bytes) -> bool:
+            """Send on what is to be seen of a block; True where no more is wanted, for now or at all."""
+            nonlocal last_block
+            block = stream.feed(raw)
+            if stream.whole:
+                last_block = block
+                return True
+            if block:
+                sink.write(block)
+            return sink.full
+
+        try:
+            if stream.whole:
+                return answer.first_block
+            sink.write(answer.first_block)
+            if answer.failure is not None:
+                raise answer.failure
+            self._watch(attempt, stream)
+            while not stream.whole:
+                await sink.drain()
+                if await attempt.reply.pour(forward):
+                    break
+            stream.end()
+            return last_block
+        finally:
+            attempt.completion_tokens = stream.tokens
+            if stream.usage is not None and stream.leaves_nothing:
+                attempt.used(stream.usage)
+
+    def _watch(self, attempt: Attempt, stream: CompletionStream) -> None:
+        """Find a stream dead sooner, where it could go on elsewhere."""
+        reply, said = attempt.reply, stream.said
+        if said is None or not isinstance(reply, Exchange):
+            return
+        begun = attempt.member.endpoint
+
+        def could_go_on() -> bool:
+            return not stream.finished and self._resumed().has_somebody(said, begun)
+
+        reply.watch(stall_s(attempt.itl_s, self._resuming.silence_s), could_go_on)
+
+    def _resumed(self) -> Resume:
+        if self._resume is None:
+            self._resume = Resume(self._resuming, self._request, self._arrival, self._meter, self._client)
+        return self._resume
+
+    def _unreported_usage(self, stream: CompletionStream) -> bytes:
+        """The chunk that a client has asked for and an endpoint did not come to send."""
+        said = stream.said
+        if said is None or stream.usage is not None or not self._request.shows_usage:
+            return b""
+        known = said.prompt_tokens
+        prompt_tokens = self._request.prompt_tokens if known is None else known
+        tokens = stream.tokens + (stream.own_tokens if isinstance(stream, Continued) else 0)
+        usage = self._meter.usage = Usage(prompt_tokens, 0, tokens, estimated=known is None)
+        return chunk_of(said, [], usage)

@@ -1,0 +1,396 @@
+"""Where a stream goes on that has broken, and how: from another plan, made as things are now, on an endpoint that can.
+
+An answer goes on a few times at most, and is admitted like any call. Nobody who has failed for it is asked again, unless
+nobody else is left, and where nobody can take it this moment it waits a little, since workers come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct, structs
+
+from backends import handover
+from backends.base import (
+    AttemptFailed,
+    CallRejected,
+    CallTimeout,
+    EndpointLeaves,
+)
+from backends.continuation import Continued, Seam
+from backends.exchange import Exchange
+from backends.handover import CannotGoOn
+from backends.refusal import refusal
+from backends.said import crc_of
+from backends.sse import Shown
+from backends.stops import Stops
+from backends.worker import Outgoing
+from gateway.admission import Place
+from gateway.traits import shows_ids, traits_of, traits_shown
+from routing.resume import LEAST_STALL_S, Way, goes_on, ways
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from backends.fleet import Attempt, Fleet, Member
+    from backends.handover import Fields
+    from backends.said import Said
+    from backends.sse import CompletionStream
+    from gateway.admission import Admission
+    from gateway.answer import Answer
+    from gateway.catalog import Catalog
+    from gateway.client import Client
+    from gateway.crashes import Crashes
+    from gateway.ledger import Waste
+    from gateway.meter import Arrival, Meter
+    from gateway.openai import Request
+    from gateway.planning import Planner
+    from routing.types import Call, Candidate, Endpoint, Plan
+
+WAIT_S = 10.0
+"""How long an answer waits at most for somebody who can go on with it, where nobody can now."""
+
+LOOK_S = 0.25
+"""Between two looks then."""
+
+TOKENIZE_S = 5.0
+"""For a worker to say what tokens a prompt has, or what text some tokens are."""
+
+PATIENT_TTFT = 4.0
+"""So many times its predicted time to first token has an endpoint that is to go on, where somebody else could."""
+
+_API_PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+_REPLY_BYTES = 64 * 1024 * 1024
+_MOST_HALF = 4
+"""Tokens, at the most, that are a part of one character."""
+
+
+class Resuming:
+    """What all relays need to go on with their streams, and what has become of those that broke."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        planner: Planner,
+        admission: Admission,
+        fleet: Fleet,
+        crashes: Crashes,
+        ended: Counter[tuple[str, str, str]],
+    ) -> None:
+        """`ended` counts streams that broke, by model, cause, and how they went on, or `error`."""
+        self.catalog = catalog
+        self.planner = planner
+        self.admission = admission
+        self.fleet = fleet
+        self.crashes = crashes
+        self.silence_s = fleet.settings.patience.silence_s
+        """What no stream may keep."""
+        self.ended = ended
+
+    def takes_down(self, request: Request, endpoint: Endpoint) -> bool:
+        """Whether what `endpoint` says is worth taking down, so that another one could go on with it."""
+        return self.catalog.resume and request.choices == 1 and endpoint.weights is not None
+
+
+class _Tokens(Struct):
+    """A reply of /tokenize."""
+
+    tokens: list[int]
+    max_model_len: int
+
+
+class _Text(Struct):
+    """A reply of /detokenize."""
+
+    prompt: str
+
+
+class _Broken(Struct, frozen=True):
+    """What has broken, and how it can be gone on with."""
+
+    stream: CompletionStream
+    said: Said
+    begun: Endpoint
+    failure: AttemptFailed
+    ways: tuple[Way, ...]
+
+    @property
+    def own_tokens(self) -> int:
+        """Written before this piece of the answer."""
+        return self.stream.own_tokens if isinstance(self.stream, Continued) else 0
+
+    @property
+    def tokens(self) -> int:
+        """Written in all."""
+        return self.own_tokens + self.stream.tokens
+
+
+class Resume:
+    """The answer to one call, whenever it breaks."""
+
+    def __init__(
+        self, resuming: Resuming, request: Request, arrival: Arrival, meter: Meter, client: Client
+    ) -> None:
+        self._resuming = resuming
+        self._request = request
+        self._arrival = arrival
+        self._meter = meter
+        self._client = client
+        self._chat = request.api == "chat"
+        self._traits = traits_of(request)
+        self._left = resuming.catalog.limits.attempts
+        self._failed_at: set[str] = set()
+        """Endpoints that are not asked again, as long as there are others."""
+
+    def ways(self, said: Said | None) -> tuple[Way, ...]:
+        """How what has been said so far can be gone on with."""
+        if said is None or self._left <= 0:
+            return ()
+        knows_ids = said.knows_ids and bool(said.ids)
+        found = ways(self._traits | traits_shown(said), shown=said.shows_something, knows_ids=knows_ids)
+        return tuple(way for way in found if way is not Way.RESTART)
+
+    def has_somebody(self, said: Said | None, begun: Endpoint) -> bool:
+        """Whether somebody could go on with it this moment."""
+        found, now_s = self.ways(said), time.monotonic()
+        return any(
+            any(goes_on(way, begun, endpoint) for way in found)
+            for endpoint, load in self._resuming.fleet.pool(begun.model).snapshot(now_s)
+            if load.unavailable is None and endpoint.name != begun.name
+        )
+
+    async def go_on(
+        self, answer: Answer, stream: CompletionStream, call: Call, failure: AttemptFailed
+    ) -> None:
+        """Have `answer` go on elsewhere, which has broken with `failure`. Raises that where nobody can, or ApiError."""
+        begun, said = answer.endpoint, stream.said
+        found = () if isinstance(failure, CallTimeout) else self.ways(said)
+        outcome = "error"
+        try:
+            if said is None or not found:
+                raise failure
+            self._failed_at.add(begun.name)
+            broken = _Broken(stream, said, begun, failure, found)
+            self._crashed(failure, begun, broken)
+            outcome = (await self._find(answer, broken, call)).name.lower()
+        finally:
+            self._resuming.ended[begun.model, failure.code, outcome] += 1
+
+    async def _find(self, answer: Answer, broken: _Broken, call: Call) -> Way:
+        """By which way it goes on. Raises the failure by which it broke where it does not."""
+        until_s = min(time.monotonic() + WAIT_S, self._ends_s)
+        while self._left > 0:
+            wanted = self._wanted(broken, call)
+            plan = self._resuming.planner.plan(wanted, self._request.model, self._arrival.call_id)
+            if plan.ranked:
+                way = await self._in_turn(answer, broken, wanted, plan)
+                if way is not None:
+                    return way
+            elif plan.retry_after_s is None:
+                if not self._failed_at:
+                    break
+                self._failed_at.clear()  # nobody else is left, and it may be back
+            else:
+                left_s = until_s - time.monotonic()
+                if left_s <= 0.0:
+                    break
+                await asyncio.sleep(min(left_s, LOOK_S, max(0.01, plan.retry_after_s)))
+        raise broken.failure
+
+    async def _in_turn(self, answer: Answer, broken: _Broken, call: Call, plan: Plan) -> Way | None:
+        """It goes on by this plan, or waits for its turn as any call does; None where all in the plan have failed."""
+        admission = self._resuming.admission
+        if not (admission.waiting or admission.may_be_sent_back or call.tier.name == "flex"):
+            return await self._try(answer, broken, call, plan)
+        place = Place(admission, plan, call, self._arrival, self._client, self._meter, watched=True)
+        while True:
+            async with place as found:
+                return await self._try(answer, broken, call, found)
+
+    async def _try(self, answer: Answer, broken: _Broken, call: Call, plan: Plan) -> Way | None:
+        for candidate in plan.ranked:
+            for way in broken.ways:
+                if self._left <= 0 or not goes_on(way, broken.begun, candidate.endpoint):
+                    continue
+                try:
+                    await self._begin(answer, broken, call, candidate, way, alone=len(plan.ranked) == 1)
+                except CallTimeout:
+                    raise
+                except AttemptFailed as failure:
+                    self._left -= failure.sort.wastes is not None
+                    break
+                except (CannotGoOn, CallRejected):
+                    continue
+                self._left -= 1
+                return way
+            self._failed_at.add(candidate.endpoint.name)
+        return None
+
+    def _crashed(self, failure: AttemptFailed, endpoint: Endpoint, broken: _Broken) -> None:
+        """Raises ApiError where the call is what makes workers crash."""
+        self._resuming.crashes.after(failure, endpoint, self._request, self._arrival, broken.tokens)
+
+    def _wanted(self, broken: _Broken, call: Call) -> Call:
+        """The call as routing is to see it now."""
+        tokens = broken.tokens
+        standings = self._resuming.fleet.pool(call.model)
+        unable = {
+            each.endpoint.name
+            for each in standings
+            if not any(goes_on(way, broken.begun, each.endpoint) for way in broken.ways)
+        }
+        ignore = call.demands.ignore | unable | self._failed_at
+        return structs.replace(
+            call,
+            prompt_tokens=call.prompt_tokens + tokens,
+            max_tokens=None if call.max_tokens is None else max(1, call.max_tokens - tokens),
+            demands=structs.replace(call.demands, ignore=ignore, max_ttft_s=None),
+        )
+
+    @property
+    def _ends_s(self) -> float:
+        return self._arrival.started_s + self._resuming.catalog.total_s
+
+    async def _begin(
+        self, answer: Answer, broken: _Broken, call: Call, candidate: Candidate, way: Way, *, alone: bool
+    ) -> None:
+        """Have `answer` go on at this candidate. Raises AttemptFailed, CallRejected or CannotGoOn."""
+        endpoint, member = candidate.endpoint, self._resuming.fleet.member(candidate.endpoint)
+        by_ids = way is Way.TOKENS
+        fields, seam = await (self._from_token(member, broken) if by_ids else self._from_text(broken))
+        request = structs.replace(
+            self._request, api="completions" if by_ids else self._request.api, fields=fields
+        )
+        outgoing = Outgoing(
+            api=_API_PATHS[request.api],
+            body=request.body_for(
+                endpoint.served_model,
+                worker=endpoint.kind == "worker",
+                ids=by_ids or shows_ids(self._request),
+            ),
+            request_id=self._arrival.request_id,
+            stream=True,
+            ends_s=self._ends_s,
+            trace=self._arrival.trace,
+        )
+        shown = Shown(
+            endpoint.model,
+            request.tier if request.tier_asked else None,
+            usage=request.shows_usage,
+            ids=shows_ids(self._request),
+        )
+        stream = Continued(shown, self._resuming.catalog.limits.event_bytes, broken.said, seam)
+        attempt = self._resuming.fleet.attempt(candidate, outgoing, call)
+        if isinstance(attempt.reply, Exchange) and not alone:
+            attempt.reply.hasten(max(LEAST_STALL_S, PATIENT_TTFT * candidate.estimate.ttft_s))
+        self._meter.asked(endpoint)
+        try:
+            await attempt.__aenter__()
+            block, failure = await _first_block(attempt, stream)
+        except AttemptFailed as failed:
+            self._meter.failed(endpoint, failed.sort.wastes)
+            self._crashed(failed, endpoint, broken)
+            raise
+        except CallRejected:
+            self._meter.failed(endpoint)
+            raise
+        cause: Waste = (
+            "moved" if isinstance(broken.failure, EndpointLeaves) else broken.failure.sort.wastes or "broken"
+        )
+        kept_tokens = seam.own_tokens - broken.own_tokens
+        self._meter.continued(endpoint, stream, kept_tokens, cause)
+        answer.goes_on(attempt, stream, block, failure)
+
+    async def _from_token(self, member: Member, broken: _Broken) -> tuple[Fields, Seam]:
+        fields, said, chat = self._request.fields, broken.said, self._chat
+        strings, context_tokens = handover.stop_strings(fields), 0
+        prompt = None if chat else handover.given_ids(fields)
+        if prompt is None:
+            body = handover.prompt_request(fields, chat=chat, served_model=member.endpoint.served_model)
+            told = msgspec.json.decode(await _ask(member, "/tokenize", body), type=_Tokens)
+            prompt, context_tokens = told.tokens, told.max_model_len
+            if said.prompt_tokens is not None and crc_of(msgspec.json.encode(prompt)) != said.prompt_crc:
+                raise CannotGoOn("the prompt is other tokens there")
+        ids, text = await _whole(member, said.token_ids() if strings else said.settled_ids())
+        shown, held = said.text.decode(errors="replace"), ""
+        if strings:
+            unseen = handover.beyond(shown, text)
+            if unseen is None:
+                raise CannotGoOn("what has been held back for a stop string is not known")
+            held = unseen
+        goes_on_with = handover.from_token(
+            fields, chat=chat, prompt=prompt, ids=ids, context_tokens=context_tokens
+        )
+        seam = self._seam(broken, len(ids), shown, held)
+        return goes_on_with, structs.replace(
+            seam, by_ids=True, prompt_tokens=len(prompt), estimated=False, told_again=said.tokens - len(ids)
+        )
+
+    async def _from_text(self, broken: _Broken) -> tuple[Fields, Seam]:
+        said, tokens = broken.said, broken.tokens
+        text = said.text.decode(errors="replace")
+        fields = handover.from_text(self._request.fields, chat=self._chat, text=text, tokens=tokens)
+        return fields, self._seam(broken, tokens, text, "")
+
+    def _seam(self, broken: _Broken, own_tokens: int, shown: str, held: str) -> Seam:
+        fields, known = self._request.fields, broken.said.prompt_tokens
+        strings, include = handover.stop_strings(fields), handover.shows_stop_string(fields)
+        return Seam(
+            chat=self._chat,
+            own_tokens=own_tokens,
+            by_ids=False,
+            prompt_tokens=self._request.prompt_tokens if known is None else known,
+            estimated=known is None,
+            stops=Stops(strings, shown, held, include=include) if strings else None,
+            top_logprobs=handover.count_in(fields, "top_logprobs"),
+            min_tokens=handover.count_in(fields, "min_tokens"),
+        )
+
+
+async def _first_block(attempt: Attempt, stream: Continued) -> tuple[bytes, AttemptFailed | None]:
+    """The first that a stream shows that goes on, and with what it has failed right behind. Where it raises, it is over."""
+    block, failed = b"", None
+    try:
+        while not stream.answers:
+            raw = await attempt.reply.read()
+            if not raw:
+                stream.end()
+            block += stream.feed(raw)
+    except AttemptFailed as failure:
+        if not stream.tokens:
+            await attempt.__aexit__(type(failure), failure, None)
+            raise
+        failed = failure  # what it showed before is still in the stream
+    except BaseException as error:
+        await attempt.__aexit__(type(error), error, None)
+        raise
+    attempt.first_token()
+    return block, failed
+
+
+async def _whole(member: Member, ids: list[int]) -> tuple[list[int], str]:
+    """The ids without those at the end that are a part of a character only, and their text. Raises CannotGoOn."""
+    for _ in range(_MOST_HALF):
+        body = handover.text_request(ids, member.endpoint.served_model)
+        text = msgspec.json.decode(await _ask(member, "/detokenize", body), type=_Text).prompt
+        if handover.whole_characters(text):
+            return ids, text
+        ids = ids[:-1]
+    raise CannotGoOn("the answer so far does not end with a character")
+
+
+async def _ask(member: Member, path: str, body: bytes) -> bytes:
+    """What a worker answers that takes no call for it. Raises AttemptFailed, CallRejected or CannotGoOn."""
+    try:
+        status, reply = await member.backend.post(path, body, TOKENIZE_S, _REPLY_BYTES)
+        if status in (404, 405):
+            raise CannotGoOn(f"there is no {path}")
+        if status != 200:
+            raise refusal(status, {}, reply)
+    except AttemptFailed as failure:
+        member.leave_alone(failure, time.monotonic())
+        raise
+    return reply

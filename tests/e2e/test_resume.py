@@ -1,0 +1,270 @@
+"""A stream that breaks goes on at another worker, and its client sees what one worker would have said undisturbed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import msgspec
+import pytest
+from failing import ASKED, QUICK, model
+from pool import endpoint, gateway, until
+
+from loadtest.worker import Fault, SimWorker, WorkerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from pool import Gateway
+
+MODELS = ("llama", "llama-2", "llama-3", "llama-4")
+"""The same at the same workers: what is ejected is an endpoint of a model, and nobody wants to wait for it."""
+MASTER = "sk-master-0123456789"
+CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
+CALL: dict[str, Any] = ASKED | {"max_tokens": 40, "ignore_eos": True, "stream": True}
+WITH_USAGE = {"stream_options": {"include_usage": True}}
+
+
+class Pair:
+    """A gateway over a worker that will fail, which is asked first, and one that will not."""
+
+    def __init__(self, gw: Gateway, bad: SimWorker, good: SimWorker) -> None:
+        self.gw = gw
+        self.bad = bad
+        self.good = good
+
+    async def heard(self, path: str = CHAT, **more: Any) -> list[dict[str, Any]]:
+        """The events that a client gets; after the last comes [DONE] or an error."""
+        return await _events(self.gw, path, self.gw.key, CALL | more)
+
+    async def resumes(self) -> dict[tuple[str, str], float]:
+        """How streams went on, by cause and way, over all models."""
+        found: dict[tuple[str, str], float] = {}
+        for name, count in (await self.gw.metrics()).items():
+            if name.startswith("tidegate_resumes_total{"):
+                labels = dict(re.findall(r'(\w+)="([^"]*)"', name))
+                key = labels["cause"], labels["outcome"]
+                found[key] = found.get(key, 0) + count
+        return found
+
+    async def undisturbed(self, path: str = CHAT, **more: Any) -> list[dict[str, Any]]:
+        """What the good worker says by itself."""
+        asked = CALL | {"model": "sim"} | more
+        return await _events(self.good, path, "none", asked)
+
+
+async def _events(server: Any, path: str, key: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    if path == PLAIN:
+        body = {"prompt": "Why are there tides?"} | {k: v for k, v in body.items() if k != "messages"}
+    async with httpx2.AsyncClient(base_url=server.url, timeout=60) as http:
+        reply = await http.post(path, json=body, headers={"authorization": f"Bearer {key}"})
+    assert reply.status_code == 200, reply.text
+    lines = reply.text.split("\n\n")
+    assert lines.pop() == ""
+    events = [line.removeprefix("data: ") for line in lines]
+    if events[-1] == "[DONE]":
+        events.pop()
+    else:
+        assert events[-1].startswith('{"error"')
+    return [msgspec.json.decode(each) for each in events]
+
+
+@asynccontextmanager
+async def pair(home: Path, spec: WorkerSpec = QUICK, **sections: Any) -> AsyncIterator[Pair]:
+    async with SimWorker(spec) as bad, SimWorker(spec) as good:
+        served = {name: model(endpoint(bad, "bad"), endpoint(good, "good")) for name in MODELS}
+        async with gateway(home, models=served, **sections) as gw:
+            yield Pair(gw, bad, good)
+
+
+def text_of(events: list[dict[str, Any]]) -> str:
+    choices = [choice for event in events for choice in event.get("choices", ())]
+    return "".join(
+        choice["text"] if "text" in choice else choice["delta"].get("content") or "" for choice in choices
+    )
+
+
+def tokens_in(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All logprobs that were told, in the order of their tokens."""
+    told = [choice["logprobs"] for event in events for choice in event["choices"] if choice["logprobs"]]
+    if told and "content" in told[0]:
+        return [token for each in told for token in each["content"]]
+    columns = ("text_offset", "token_logprobs", "tokens", "top_logprobs")
+    return [
+        dict(zip(columns, row, strict=True))
+        for each in told
+        for row in zip(*(each[column] for column in columns), strict=True)
+    ]
+
+
+CALLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": (CHAT, {}),
+    "plain": (PLAIN, {}),
+    "plain, prompt as ids": (PLAIN, {"prompt": [1, 40, 50, 60]}),
+    "usage": (CHAT, WITH_USAGE),
+    "usage in every chunk": (
+        CHAT,
+        {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+    ),
+    "plain with usage": (PLAIN, WITH_USAGE),
+    "logprobs": (CHAT, {"logprobs": True, "top_logprobs": 2}),
+    "logprobs of one": (CHAT, {"logprobs": True}),
+    "plain with logprobs": (PLAIN, {"logprobs": 2}),
+    "ids": (CHAT, {"return_token_ids": True}),
+    "until its own end": (CHAT, {"ignore_eos": False, "max_tokens": None}),
+    "min_tokens": (CHAT, {"ignore_eos": False, "min_tokens": 35}),
+    "a long stop string": (CHAT, {"stop": ["never in any answer whatsoever"]}),
+    "seed": (CHAT, {"seed": 7}),
+}
+
+
+@pytest.mark.parametrize("how", CALLS)
+async def test_a_stream_cut_anywhere_goes_on_as_if_nothing_had_happened(how: str, tmp_path: Path):
+    path, more = CALLS[how]
+    async with pair(tmp_path) as both:
+        expected = await both.undisturbed(path, **more)
+        chunks = len([event for event in expected if event["choices"]])
+        first = next(place for place, event in enumerate(expected, start=1) if text_of([event]))
+        for name, after in zip(MODELS, (first, first + 1, (first + chunks) // 2, chunks - 1), strict=True):
+            both.bad.order(Fault("reset", after_chunks=after, count=1))
+            asked = len(both.good.requests)
+            heard = await both.heard(path, model=name, **more)
+            (taken_over,) = both.good.requests[asked:]
+            assert taken_over.target == PLAIN
+            assert isinstance(msgspec.json.decode(taken_over.body)["prompt"], list)
+            same(heard, expected, name)
+
+
+def same(heard: list[dict[str, Any]], expected: list[dict[str, Any]], name: str = "llama") -> None:
+    """The client has heard one stream, and the one that was expected."""
+    assert text_of(heard) == text_of(expected)
+    assert len({event["id"] for event in heard}) == 1
+    assert {event["model"] for event in heard} == {name}
+    assert {event["object"] for event in heard} == {expected[0]["object"]}
+    assert roles_in(heard) == roles_in(expected)
+    assert finishes_in(heard) == finishes_in(expected)
+    assert tokens_in(heard) == tokens_in(expected)
+    assert ids_in(heard) == ids_in(expected)
+    assert [counts(event) for event in heard if not event["choices"]] == [
+        counts(event) for event in expected if not event["choices"]
+    ]
+
+
+def counts(event: dict[str, Any]) -> tuple[int, int]:
+    return event["usage"]["prompt_tokens"], event["usage"]["completion_tokens"]
+
+
+def roles_in(events: list[dict[str, Any]]) -> list[str]:
+    deltas = [choice["delta"] for event in events for choice in event["choices"] if "delta" in choice]
+    return [delta["role"] for delta in deltas if "role" in delta]
+
+
+def finishes_in(events: list[dict[str, Any]]) -> list[tuple[str, Any]]:
+    choices = [choice for event in events for choice in event["choices"] if choice["finish_reason"]]
+    return [(choice["finish_reason"], choice["stop_reason"]) for choice in choices]
+
+
+def ids_in(events: list[dict[str, Any]]) -> list[int]:
+    return [
+        token for event in events for choice in event["choices"] for token in choice.get("token_ids") or ()
+    ]
+
+
+@pytest.mark.parametrize("path", [CHAT, PLAIN])
+@pytest.mark.parametrize("included", [{}, {"include_stop_str_in_output": True}], ids=["left out", "shown"])
+async def test_a_stop_string_across_the_seam_ends_the_answer(path: str, included: Any, tmp_path: Path):
+    async with pair(tmp_path) as both:
+        words = text_of(await both.undisturbed(path)).split(" ")
+        stop = " ".join(words[12:18])[2:-1]
+        more = {"stop": ["nowhere", stop]} | included | WITH_USAGE
+        expected = await both.undisturbed(path, **more)
+        assert finishes_in(expected) == [("stop", stop)]
+        chunks = [event for event in expected if event["choices"]]
+        for name, before_end in zip(MODELS, (1, 2, 4, 6), strict=True):
+            both.bad.order(Fault("reset", after_chunks=len(chunks) - before_end, count=1))
+            heard = await both.heard(path, model=name, **more)
+            same(heard, expected, name)
+        await until(
+            lambda: nothing_runs(both.good)
+        )  # what wrote on beyond the stop string has been cancelled
+
+
+async def nothing_runs(worker: SimWorker) -> bool:
+    return not worker.engine.running
+
+
+async def test_a_stream_that_was_whole_but_for_its_usage_is_brought_to_its_end(tmp_path: Path):
+    async with pair(tmp_path) as both:
+        expected = await both.undisturbed(**WITH_USAGE)
+        both.bad.order(Fault("reset", after_chunks=len(expected) - 1, count=1))
+        same(await both.heard(**WITH_USAGE), expected)
+        assert both.good.requests[1:] == ()
+        (row,) = await both.gw.rows()
+        assert (row.outcome, row.completion_tokens, row.estimated) == ("ok", 40, False)
+
+
+async def test_a_stream_that_breaks_again_goes_on_again(tmp_path: Path):
+    async with pair(tmp_path) as both:
+        expected = await both.undisturbed()
+        both.bad.order(Fault("reset", after_chunks=4, count=1))
+        both.good.order(Fault("reset", after_chunks=26, count=1))
+        same(await both.heard(), expected)
+        assert len(both.bad.requests) + len(both.good.requests) == 1 + 3
+        (row,) = await both.gw.rows()
+        assert (row.outcome, row.attempts, row.completion_tokens, row.estimated) == ("ok", 3, 40, False)
+
+
+async def test_a_call_under_which_two_workers_crash_at_the_same_point_goes_on_nowhere(tmp_path: Path):
+    async with pair(tmp_path) as both:
+        both.bad.order(Fault("reset", after_chunks=4, count=1))
+        both.good.order(Fault("reset", after_chunks=3, count=1))
+        *_, last = await both.heard()
+        assert last["error"]["code"] == "poisonous_call"
+        (row,) = await both.gw.rows()
+        assert (row.outcome, row.status) == ("poisonous_call", 200)
+
+
+async def test_a_stream_that_falls_silent_goes_on_before_its_client_is_out_of_patience(tmp_path: Path):
+    async with pair(tmp_path) as both:
+        expected = await both.undisturbed()
+        both.bad.order(Fault("stall", after_chunks=9, count=1))
+        began_s = time.monotonic()
+        same(await both.heard(), expected)
+        assert time.monotonic() - began_s < 25  # `timeouts.silence_s` is 30
+        assert (await both.resumes()) == {("upstream_silence_timeout", "tokens"): 1}
+
+
+async def test_a_silent_stream_is_waited_for_where_nobody_could_go_on_with_it(tmp_path: Path):
+    async with SimWorker(QUICK) as alone:
+        served = {"llama": model(endpoint(alone, "alone"))}
+        async with gateway(tmp_path, models=served, timeouts={"silence_s": 8}) as gw:
+            alone.order(Fault("stall", after_chunks=9, count=1))
+            began_s = time.monotonic()
+            both = Pair(gw, alone, alone)
+            same(await both.heard(), await both.undisturbed())
+            assert time.monotonic() - began_s >= 8  # and then it goes on where it was, once that is back
+
+
+async def test_a_stream_goes_on_elsewhere_when_its_worker_has_to_leave(tmp_path: Path):
+    async with pair(tmp_path, WorkerSpec(decode_s_per_token=0.1), auth={"master_key": MASTER}) as both:
+        listening = asyncio.create_task(both.heard())
+        await until(lambda: runs(both.bad))
+        asked = {"within_s": 1}, {"authorization": f"Bearer {MASTER}"}
+        (
+            await both.gw.http.post("/admin/nodes/bad/drain", json=asked[0], headers=asked[1])
+        ).raise_for_status()
+        heard, expected = await listening, await both.undisturbed()
+        same(heard, expected)
+        assert (await both.resumes()) == {("upstream_broken", "tokens"): 1}
+        (row,) = await both.gw.rows()
+        assert (row.outcome, row.endpoint, row.attempts, row.completion_tokens) == ("ok", "bad", 2, 40)
+        assert not row.estimated
+
+
+async def runs(worker: SimWorker) -> bool:
+    return any(len(sequence.emitted) > 3 for sequence in worker.engine.running)
