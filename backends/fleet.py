@@ -188,7 +188,7 @@ class Member(Standing):
         """It has failed so. Where only a key was refused, that is counted with the key."""
         leaves = failure.sort.leaves
         if isinstance(failure, Refused) and failure.of_key:
-            return
+            leaves = None
         if leaves == "pause":
             asked_s = failure.retry_after_s or BUSY_RETRY_S if isinstance(failure, Refused) else LANE_FULL_S
             self.cool_down(now_s, asked_s)
@@ -231,8 +231,7 @@ class Attempt:
         self.reply: Reply = member.backend.open(outgoing)
         self.completion_tokens = 0
         """Told by whoever counts them, so that the endpoint's speed can be learned."""
-        self.itl_s = 0.0
-        """What was expected between two of its tokens."""
+        self.itl_s = 0.0  # expected
         self._reported_cached: int | None = None
         self.call = call
         self._expected_cached = expected_cached
