@@ -319,7 +319,7 @@ class Fleet:
         """From now on these, by model, are what there is of `source`: others join, change and leave as it takes.
 
         A change of what is only said of an endpoint leaves its connections and what was learned of it as they are. A name
-        that another source has taken stays with that one.
+        that another source has taken stays with that one, but what is configured wins.
         """
         listed = {
             (model, endpoint.name): (endpoint, access)
@@ -333,6 +333,9 @@ class Fleet:
             self._pools.setdefault(model, Pool(self.settings.prefix_pieces))
         for key, (endpoint, access) in listed.items():
             known = self._members.get(key)
+            if known is not None and source == CONFIG != known.source:
+                self._leave(key)
+                known = None
             if known is None:
                 self._join(source, endpoint, access)
             elif known.source != source:

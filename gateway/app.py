@@ -150,7 +150,7 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))
         nodes = Nodes(fleet, config, NodeStore(store))
         await nodes.restore()
-        await stack.enter_async_context(_background(nodes.run(), "leases of nodes"))
+        await stack.enter_async_context(nodes.watched())
         discoveries = await stack.enter_async_context(Discoveries(fleet, config))
         administration = admin_routes(administrators, catalog, policies, planner, nodes)
         control = control_app(catalog, fleet, telemetry, edge.authenticate, administration)

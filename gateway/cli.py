@@ -177,6 +177,8 @@ def _summary(config: Config) -> Iterator[str]:
         yield f"model     {name}: {_model_line(model)}"
         for endpoint in model.endpoints:
             yield f"  {endpoint.kind:7}  {_endpoint_line(endpoint)}"
+        for discover in model.discover:
+            yield f"  {discover.described}"
     for name, alias in config.aliases.items():
         yield f"alias     {name}: {_alias_line(alias)}"
     for name, tenant in config.tenants.items():

@@ -116,6 +116,14 @@ class DiscoverSection(Section):
         if (given.get("dns") is None) == (given.get("kubernetes") is None):
             yield (), "needs exactly one of dns and kubernetes"
 
+    @property
+    def described(self) -> str:
+        """In a few words."""
+        if self.dns is not None:
+            return f"discover the addresses of {self.dns.host}, port {self.dns.port}"
+        kubernetes = self.kubernetes
+        return "" if kubernetes is None else f"discover endpoint slices {kubernetes.labels}"
+
     def endpoint(self, found: Found) -> EndpointSection:
         """The section of a worker that has been found."""
         shared = {key: getattr(self, key) for key in _SHARED}

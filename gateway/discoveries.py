@@ -45,13 +45,14 @@ class Discoveries:
         self._models: dict[str, ModelSection] = dict(config.models)
         self._resolve_s = resolve_s
         self._followed: dict[tuple[str, int], _Followed] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._start()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        tasks = [each.task for each in self._followed.values()]
+        tasks = [*self._ending, *(each.task for each in self._followed.values())]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -62,6 +63,8 @@ class Discoveries:
         for key, followed in list(self._followed.items()):
             if self._section(key) != followed.section:
                 followed.task.cancel()
+                self._ending.add(followed.task)
+                followed.task.add_done_callback(self._ending.discard)
                 del self._followed[key]
                 self._fleet.agree(_source(key), {})
             else:
@@ -102,10 +105,11 @@ class Discoveries:
             endpoint = section.endpoint(name, model.capabilities, model.context_tokens)
             listed.append((endpoint, access_of(section)))
         self._fleet.agree(_source(key), {name: listed})
-        draining = {each.name: each.draining for each in followed.found}
+        # Who terminates does not come back; that an operator has one drain that does not terminate stays as it is.
+        draining = {each.name for each in followed.found if each.draining}
         for member in self._fleet.members:
-            if member.source == _source(key) and member.draining != draining[member.endpoint.name]:
-                member.depart(None, draining=draining[member.endpoint.name])
+            if member.source == _source(key) and member.endpoint.name in draining and not member.draining:
+                member.depart(None, draining=True)
 
 
 def _source(key: tuple[str, int]) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from pydantic import ValidationError
 
+from backends.rounds import rounds
 from gateway.config_file import Problem
 from gateway.config_node import NodeSection, invalid
 from gateway.config_policy import no_such_model
@@ -23,6 +24,7 @@ from gateway.fleet import access_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
     from backends.fleet import Fleet, Listed, Member
     from gateway.config import Config
@@ -74,12 +76,13 @@ class Nodes:
             self._nodes[saved.name] = Node(section, until_s, saved.registered_ms)
         self._agree()
 
-    async def run(self) -> None:
-        """For ever: see who has gone."""
-        while True:
-            await asyncio.sleep(TICK_S)
-            for name, ending in self._gone(time.monotonic()):
-                await self._remove(name, ending)
+    def watched(self) -> AbstractAsyncContextManager[None]:
+        """See who has gone, as long as the block runs."""
+        return rounds(lambda _: self._look(), TICK_S, "looking at leases of nodes")
+
+    async def _look(self) -> None:
+        for name, ending in self._gone(time.monotonic()):
+            await self._remove(name, ending)
 
     def find(self, name: str) -> Node | None:
         return self._nodes.get(name)

@@ -191,8 +191,10 @@ async def test_a_source_speaks_for_its_own_endpoints_only(caplog: pytest.LogCapt
         assert "a of m is known by config already" in caplog.text
         assert names(fleet) == ["a", "b"]
         assert fleet.members[0].endpoint.url == url
+        fleet.agree(CONFIG, {"m": [listed(url, "a"), listed("http://127.0.0.1:8", "b")]})
+        assert [member.source for member in fleet.members] == [CONFIG, CONFIG]
         fleet.agree("registered", {})
-        assert names(fleet) == ["a"]
+        assert names(fleet) == ["a", "b"]
 
 
 async def test_a_thousand_joins_and_leaves_leave_no_task_and_no_descriptor():
