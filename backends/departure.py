@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from backends.base import EndpointLeaves
 
 if TYPE_CHECKING:
-    from backends.fleet import Member
+    from backends.member import Member
 
 HAND_OVER_S = 3.0
 HAND_OVER_SHARE = 0.2

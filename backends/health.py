@@ -16,7 +16,7 @@ from backends.rounds import rounds
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from backends.fleet import Member
+    from backends.member import Member
 
 
 MOST_BYTES = 65_536

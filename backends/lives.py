@@ -21,8 +21,9 @@ from backends.scrape import scraping
 from backends.sweep import Sweep
 
 if TYPE_CHECKING:
-    from backends.fleet import FleetSettings, Member
+    from backends.fleet import FleetSettings
     from backends.lane import Lane
+    from backends.member import Member
 
 log = logging.getLogger(__name__)
 

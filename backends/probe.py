@@ -22,7 +22,7 @@ from backends.worker import Outgoing
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from backends.fleet import Member
+    from backends.member import Member
 
 log = logging.getLogger(__name__)
 

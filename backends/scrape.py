@@ -18,7 +18,7 @@ from backends.rounds import rounds
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from backends.fleet import Member
+    from backends.member import Member
 
 PAGE_BYTES = 1_048_576
 """A vLLM server's page has some hundred kilobytes."""

@@ -12,7 +12,7 @@ from gateway.config_node import DrainSection, NodeSection, NoticeSection, read_s
 from gateway.node_history import LOOK_BACK_MS, History, history
 
 if TYPE_CHECKING:
-    from backends.fleet import Member
+    from backends.member import Member
     from gateway.nodes import Nodes
 
 State = Literal["serving", "ramping", "leaving", "draining", "probing", "out"]

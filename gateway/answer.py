@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from backends.base import AttemptFailed
-    from backends.fleet import Attempt
+    from backends.member import Attempt
     from backends.sse import CompletionStream
     from backends.usage import WholeReply
     from routing.types import Endpoint

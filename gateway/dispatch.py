@@ -27,7 +27,8 @@ from gateway.traits import shows_ids
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from backends.fleet import Attempt, Fleet
+    from backends.fleet import Fleet
+    from backends.member import Attempt
     from gateway.admission import Admission
     from gateway.catalog import Catalog, Model, Offer
     from gateway.client import Client

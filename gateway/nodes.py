@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
-    from backends.fleet import Fleet, Listed, Member
+    from backends.fleet import Fleet, Listed
+    from backends.member import Member
     from gateway.config import Config
     from gateway.node_store import NodeStore, Session
 

@@ -16,7 +16,7 @@ from routing.resume import stall_s
 from routing.types import Usage
 
 if TYPE_CHECKING:
-    from backends.fleet import Attempt
+    from backends.member import Attempt
     from backends.sse import CompletionStream
     from gateway.answer import Answer
     from gateway.client import Client

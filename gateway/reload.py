@@ -20,7 +20,7 @@ from msgspec import Struct, structs
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from backends.fleet import CONFIG
+from backends.member import CONFIG
 from backends.rounds import rounds
 from gateway.auth import ANYONE, Keyring
 from gateway.config import load

@@ -35,8 +35,9 @@ from routing.resume import LEAST_STALL_S, Way, goes_on, ways
 if TYPE_CHECKING:
     from collections import Counter
 
-    from backends.fleet import Attempt, Fleet, Member
+    from backends.fleet import Fleet
     from backends.handover import Fields
+    from backends.member import Attempt, Member
     from backends.said import Said
     from backends.sse import CompletionStream
     from gateway.admission import Admission

@@ -13,8 +13,9 @@ from scripted import OK, Server, answers, until
 from test_fleet import CALL, SETTINGS, STREAM, outgoing
 
 from backends.base import ConnectFailed, EndpointLeaves
-from backends.fleet import CONFIG, Fleet
+from backends.fleet import Fleet
 from backends.kv_events import KvSource
+from backends.member import CONFIG
 from backends.worker import Access
 from routing.types import Endpoint, Price
 

@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 import pytest
 from scripted import Script, Server, answers, ask, until
 
-from backends.fleet import FleetSettings, Member
+from backends.fleet import FleetSettings
 from backends.health import check, watch
 from backends.incoming import Patience
 from backends.lane import LaneLimits
+from backends.member import Member
 from backends.rounds import JITTER
 from backends.sweep import Sweep
 from backends.worker import Access

@@ -12,7 +12,8 @@ import pytest
 from scripted import Server, until
 from test_fleet import CALL, SETTINGS, outgoing
 
-from backends.fleet import CONFIG, Fleet, Member
+from backends.fleet import Fleet
+from backends.member import CONFIG, Member
 from backends.worker import Access
 from loadtest.worker import Fault, SimWorker, WorkerSpec
 from routing.types import Endpoint
