@@ -69,8 +69,17 @@ FIXED = (
     "hedge",
 )
 """Sections that stay as they were at the start: sockets, files, connections and their timers are made of them."""
-FIXED_LIMITS = ("body_bytes", "header_bytes", "connections_per_endpoint", "prefix_pieces")
+FIXED_LIMITS = (
+    "body_bytes",
+    "header_bytes",
+    "client_connections",
+    "connections_per_endpoint",
+    "prefix_pieces",
+)
 """The same of `limits`."""
+TAKEN = ("limits", "nodes", "queue", "resume", "models", "aliases", "tiers", "tenants")
+TAKEN_LIMITS = ("reply_bytes", "event_bytes", "attempts")
+"""Those that change. A test holds that every key is in one of these."""
 
 
 class ConfigFile(Struct, frozen=True):

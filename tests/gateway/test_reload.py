@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from config_files import MINIMAL
+
+from gateway.config import Config, Limits
+from gateway.reload import FIXED, FIXED_LIMITS, TAKEN, TAKEN_LIMITS, ConfigFile, Reload
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_of_every_key_it_is_decided_whether_it_changes_while_the_gateway_runs():
+    assert sorted((*FIXED, *TAKEN)) == sorted(Config.model_fields)
+    assert sorted((*FIXED_LIMITS, *TAKEN_LIMITS)) == sorted(Limits.model_fields)
+
+
+async def test_a_file_is_read_only_when_two_looks_have_seen_the_same(tmp_path: Path):
+    path, taken = tmp_path / "tidegate.yaml", []
+
+    async def take(new: Config) -> None:
+        taken.append(new)
+
+    path.write_text(MINIMAL)
+    file = ConfigFile.at(path, {}, {})
+    started_with = file.load()
+    reload = Reload(file, started_with, take)
+    for _ in range(3):
+        await reload.look()
+    assert taken == []
+    path.write_text(MINIMAL + "queue: {calls: 5}\nlisten: {port: 9}\n")
+    await reload.look()
+    assert taken == []
+    await reload.look()
+    (new,) = taken
+    assert (new.queue.calls, new.listen.port) == (5, started_with.listen.port)
+    await reload.look()
+    assert len(taken) == 1
+
+
+async def test_a_file_that_is_gone_changes_nothing(tmp_path: Path):
+    path, taken = tmp_path / "tidegate.yaml", []
+
+    async def take(new: Config) -> None:
+        taken.append(new)
+
+    path.write_text(MINIMAL)
+    file = ConfigFile.at(path, {}, {})
+    reload = Reload(file, file.load(), take)
+    path.unlink()
+    for _ in range(3):
+        await reload.look()
+    reload.ask()
+    await reload.look()
+    assert taken == []
+    path.write_text(MINIMAL + "queue: {calls: 5}\n")
+    reload.ask()
+    await reload.look()
+    assert len(taken) == 1
