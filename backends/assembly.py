@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FIELDS = frozenset({
-    *("model", "messages", "prompt", "stream", "stream_options", "n", "user", "metadata", "store", "routing"),
+    *("model", "messages", "prompt", "stream", "n", "user", "metadata", "store", "routing"),
     *("service_tier", "max_tokens", "max_completion_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos"),
     *("include_stop_str_in_output", "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty"),
     *("frequency_penalty", "repetition_penalty", "length_penalty", "logit_bias", "bad_words", "allowed_token_ids"),

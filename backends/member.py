@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from backends.lane import Lane
     from backends.probe import Probed, ProbeOutcome
     from backends.scrape import Scraped
-    from routing.types import Call, Endpoint, Usage
+    from routing.types import Call, Candidate, Endpoint, Usage
 
 CONFIG = "config"
 """The source of what stands in the configuration."""
@@ -184,18 +184,20 @@ class Attempt:
         "_was_well",
         "_watched",
         "call",
+        "candidate",
         "completion_tokens",
-        "itl_s",
         "member",
         "reply",
     )
+
+    candidate: Candidate
+    """As planned: its endpoint may be declared anew meanwhile."""
 
     def __init__(self, member: Member, outgoing: Outgoing, call: Call, expected_cached: int) -> None:
         self.member = member
         self.reply: Reply = member.backend.open(outgoing)
         self.completion_tokens = 0
         """Told by whoever counts them, so that the endpoint's speed can be learned."""
-        self.itl_s = 0.0  # expected
         self._reported_cached: int | None = None
         self.call = call
         self._expected_cached = expected_cached

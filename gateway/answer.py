@@ -38,7 +38,7 @@ class Answer:
     @property
     def endpoint(self) -> Endpoint:
         """Whose it is now."""
-        return self.attempt.member.endpoint
+        return self.attempt.candidate.endpoint
 
     async def broke(self, failure: AttemptFailed) -> None:
         """The attempt has failed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from backends.base import AttemptFailed, CallRejected, CallTimeout, ContextTooShort, Unable
+from backends.base import AttemptFailed, CallRejected, CallTimeout, Unable
 from backends.said import Said
 from backends.sse import DONE, CompletionStream, Shown
 from backends.usage import WholeReply, whole_reply
@@ -23,6 +23,8 @@ from gateway.meter import Arrival, Meter
 from gateway.relay import Relay
 from gateway.resuming import Resuming
 from gateway.traits import shows_ids
+from gateway.tries import Tries
+from gateway.whole import Making, as_stream, streamed
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -41,38 +43,6 @@ if TYPE_CHECKING:
     from routing.types import Call, Candidate, Endpoint, Plan
 
 _API_PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
-
-
-class Tries:
-    """What is left to try of one model for one call."""
-
-    __slots__ = ("_too_short_tokens", "failed_at", "last", "left")
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-        """Attempts that may still be made and fail after some work."""
-        self.failed_at: frozenset[str] = frozenset()
-        """Names of endpoints that are not asked again, since they failed otherwise than for want of room."""
-        self.last: AttemptFailed | None = None
-        """What the client is told: of an endpoint that cannot take such a call at all, only where all have said so."""
-        self._too_short_tokens = 0
-        """A context of so many is known not to do."""
-
-    def failed(self, endpoint: Endpoint, failure: AttemptFailed) -> None:
-        sort = failure.sort
-        if sort.then != "able" or self.last is None or self.last.sort.then == "able":
-            self.last = failure
-        if sort.then != "room":
-            self.failed_at |= {endpoint.name}
-        if sort.wastes is not None:
-            self.left -= 1
-        if isinstance(failure, ContextTooShort):
-            tokens = failure.context_tokens or endpoint.context_tokens or 0
-            self._too_short_tokens = max(self._too_short_tokens, tokens)
-
-    def too_short(self, endpoint: Endpoint) -> bool:
-        """Whether its context is known to be no longer than one that was too short."""
-        return endpoint.context_tokens is not None and endpoint.context_tokens <= self._too_short_tokens
 
 
 class _Unanswered(NamedTuple):
@@ -109,11 +79,9 @@ class Dispatch:
         with Meter(arrival, request, offer.models[0], self._record) as meter:
             self._crashes.refuse(request, arrival)
             try:
-                async with await self._answer(request, offer, arrival, client, meter) as answer:
-                    if answer.whole is not None:
-                        self._relay_whole(answer, answer.whole, client, meter)
-                    elif answer.stream is not None:
-                        await self._relay_stream(answer, answer.stream, request, arrival, client, meter)
+                tries = self._catalog.limits.attempts
+                while not await self._served(request, offer, arrival, client, meter, again=tries > 1):
+                    tries -= 1
                 self._crashes.answered(request, arrival)
             except CallRejected as rejected:
                 raise from_rejection(rejected) from rejected
@@ -129,6 +97,29 @@ class Dispatch:
                 if not client.started:
                     meter.given_up()
                 _end(shutting_down(), client, meter)
+
+    async def _served(
+        self, request: Request, offer: Offer, arrival: Arrival, client: Client, meter: Meter, *, again: bool
+    ) -> bool:
+        """Answer it; with `again`, False where it may be begun anew: its answer broke off, and the client has seen nothing."""
+        answer = await self._answer(request, offer, arrival, client, meter)
+        try:
+            async with answer:
+                if answer.whole is not None:
+                    self._relay_whole(answer, answer.whole, client, meter)
+                elif answer.stream is not None:
+                    relay = self._relay_stream if request.stream else self._relay_made
+                    await relay(answer, answer.stream, request, arrival, client, meter)
+        except CallTimeout:
+            raise
+        except AttemptFailed as failure:
+            if client.started:
+                raise
+            meter.failed(answer.endpoint, failure.sort.wastes)
+            if not again:
+                raise
+            return False
+        return True
 
     async def _answer(
         self, request: Request, offer: Offer, arrival: Arrival, client: Client, meter: Meter
@@ -212,10 +203,13 @@ class Dispatch:
         """
 
         def ask(candidate: Candidate) -> Coroutine[Any, Any, Answer]:
-            return self._ask(candidate, call, tries, request, arrival, meter)
+            # Only a worker's reply is known to be the same in pieces.
+            wanted = asked if candidate.endpoint.kind == "worker" else request
+            return self._ask(candidate, call, tries, wanted, arrival, meter)
 
         tried: list[Endpoint] = []
-        answer_of = self._races.racing(call, request, meter, ask, tried)
+        asked = as_stream(request, plan, call, self._admission.output_tokens)
+        answer_of = self._races.racing(call, asked, meter, ask, tried)
         for candidate in plan.ranked:
             if candidate.endpoint in tried or (
                 tries.last is not None and tries.too_short(candidate.endpoint)
@@ -229,7 +223,7 @@ class Dispatch:
                 if tries.left == 0:
                     break
             else:
-                meter.answered(answer.attempt.member.endpoint, answer.stream)
+                meter.answered(answer.endpoint, answer.stream)
                 if self._admission.waiting:
                     self._admission.look()
                 return answer
@@ -304,9 +298,12 @@ class Dispatch:
         return Answer(attempt, None, stream, block)
 
     def _relay_whole(self, answer: Answer, whole: WholeReply, client: Client, meter: Meter) -> None:
-        lines = self._header_lines(answer, meter, b"application/json")
         meter.usage = whole.usage
         answer.attempt.used(whole.usage)
+        self._reply(answer, whole, client, meter)
+
+    def _reply(self, answer: Answer, whole: WholeReply, client: Client, meter: Meter) -> None:
+        lines = self._header_lines(answer, meter, b"application/json")
         meter.status = 200
         meter.settle("ok")
         cost_usd = divmod(meter.charge_nano_usd, 1_000_000_000)
@@ -327,6 +324,22 @@ class Dispatch:
         last_block = await relay.run(answer, stream, client)
         meter.settle("ok")
         client.finish(last_block + DONE)
+        await answer.drain()
+
+    async def _relay_made(
+        self,
+        answer: Answer,
+        stream: CompletionStream,
+        request: Request,
+        arrival: Arrival,
+        client: Client,
+        meter: Meter,
+    ) -> None:
+        """The whole reply that is made of a stream."""
+        making = Making(request, self._catalog.limits.reply_bytes)
+        relay = Relay(self._resuming, streamed(request), arrival, meter, client)
+        making.write(await relay.run(answer, stream, making))
+        self._reply(answer, making.reply(answer.endpoint.model), client, meter)
         await answer.drain()
 
     def _header_lines(self, answer: Answer, meter: Meter, content_type: bytes) -> bytes:

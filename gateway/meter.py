@@ -165,6 +165,12 @@ class Meter:
             stream, self._answering, self._stream, self._first_token_s = self._stream, None, None, None
             if stream is not None:
                 tokens, usage = stream.tokens, usage or stream.usage
+            earlier, self._earlier = self._earlier, ()
+            for piece in earlier:
+                read = piece.reported or Usage(
+                    self._request.prompt_tokens, 0, piece.kept_tokens, estimated=True
+                )
+                self._wasted += (waste(piece.endpoint, read, cause or "broken"),)
         else:
             self._waits_no_more(endpoint)
         if cause is not None:

@@ -117,7 +117,7 @@ class Relay:
         def could_go_on() -> bool:
             return not stream.finished and self._resumed().has_somebody(said, begun)
 
-        reply.watch(stall_s(attempt.itl_s, self._resuming.silence_s), could_go_on)
+        reply.watch(stall_s(attempt.candidate.estimate.itl_s, self._resuming.silence_s), could_go_on)
 
     def _resumed(self) -> Resume:
         if self._resume is None:
