@@ -75,6 +75,7 @@ class Lease(BaseModel):
     lease_s: float | None = Field(description="None where it is not one that has registered.")
     heartbeat_s: float | None = Field(description="Send a heartbeat as often as this.")
     leaves_in_s: float | None = Field(description="Where it drains or has given notice.")
+    drained: bool = Field(description="It drains, and nothing runs there any more: it can be stopped.")
 
 
 def _state(member: Member, now_s: float) -> State:
@@ -108,12 +109,14 @@ def node_routes(nodes: Nodes) -> APIRouter:
 def _lease(nodes: Nodes, name: str) -> Lease:
     node = nodes.find(name)
     lease_s = None if node is None else nodes.lease_s(node.section)
-    departures = [member.departs_s for member in nodes.members(name) if member.departs_s is not None]
+    members = nodes.members(name)
+    departures = [member.departs_s for member in members if member.departs_s is not None]
     return Lease(
         name=name,
         lease_s=lease_s,
         heartbeat_s=None if lease_s is None else round(lease_s / 3, 3),
         leaves_in_s=round(min(departures) - time.monotonic(), 1) if departures else None,
+        drained=bool(members) and all(member.draining and not member.inflight for member in members),
     )
 
 

@@ -26,7 +26,7 @@ _COLUMNS = (
     *("name", "model", "source", "state", "inflight", "region", "gpu"),
     *("context_tokens", "lease_left_s", "leaves_in_s", "mean_stay_s", "reason"),
 )
-_LEASE = ("name", "leaves_in_s")
+_LEASE = ("name", "leaves_in_s", "drained")
 
 
 @app.command("list")

@@ -175,15 +175,19 @@ class Nodes:
                 raise ApiError("node_conflict", f"{section.name} is the name of {where}", param="name")
 
     def _gone(self, now_s: float) -> list[tuple[str, str]]:
-        """Those that have to be removed, and for what."""
+        """Those that have to be removed, and for what.
+
+        One that drains stays for as long as it is heard of: were it removed, it would register again.
+        """
         found = []
         for name, node in self._nodes.items():
             members = self._registered(name)
             if now_s >= node.lease_until_s:
-                for member in members:
-                    member.ejection.fell(now_s)
-                found.append((name, "lease_lost"))
-            elif node.ending is not None and all(_has_left(member, now_s) for member in members):
+                if node.ending is None:
+                    for member in members:
+                        member.ejection.fell(now_s)
+                found.append((name, node.ending or "lease_lost"))
+            elif node.ending == "preempted" and all(_time_is_up(member, now_s) for member in members):
                 found.append((name, node.ending))
         return found
 
@@ -226,10 +230,8 @@ class Nodes:
                 log.warning("what became of a node cannot be written down: %s", failure)
 
 
-def _has_left(member: Member, now_s: float) -> bool:
-    """Whether its time is up, or it drains and has nothing left to do."""
-    departs_s = member.departs_s
-    return (departs_s is not None and now_s >= departs_s) or (member.draining and not member.inflight)
+def _time_is_up(member: Member, now_s: float) -> bool:
+    return member.departs_s is not None and now_s >= member.departs_s
 
 
 def _not_found(name: str) -> ApiError:

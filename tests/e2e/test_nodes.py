@@ -74,7 +74,7 @@ async def test_a_node_that_registers_is_probed_and_then_serves(tmp_path: Path):
         status, lease = await admin(gw, "POST", "", said(worker, **more))
         assert (status, lease) == (
             201,
-            {"name": "node-1", "lease_s": 30.0, "heartbeat_s": 10.0, "leaves_in_s": None},
+            {"name": "node-1", "lease_s": 30.0, "heartbeat_s": 10.0, "leaves_in_s": None, "drained": False},
         )
         await is_in(gw, "node-1", "serving", "ramping")
         headers, _ = await ask(client)
@@ -153,7 +153,7 @@ async def _reached(held: HeldWorker, name: str) -> bool:
     return name in held.reached
 
 
-async def test_a_node_that_drains_is_gone_when_it_has_nothing_left_to_do(tmp_path: Path):
+async def test_a_node_that_drains_finishes_what_it_has_hears_so_and_stays_out(tmp_path: Path):
     slow = WorkerSpec(decode_s_per_token=0.01)
     async with SimWorker(slow) as worker, gateway(tmp_path, models=NOBODY, auth=AUTH, ready=False) as gw:
         await admin(gw, "POST", "", said(worker))
@@ -168,10 +168,19 @@ async def test_a_node_that_drains_is_gone_when_it_has_nothing_left_to_do(tmp_pat
         )
         await anext(stream)
         status, lease = await admin(gw, "POST", "/node-1/drain", {"within_s": 3600})
-        assert status == 200
+        assert (status, lease["drained"]) == (200, False)
         assert 3500 < lease["leaves_in_s"] <= 3600
         pieces = [piece async for piece in stream]
         assert pieces[-1].choices[0].finish_reason == "length"
+
+        async def hears_so() -> bool:
+            return (await admin(gw, "PUT", "/node-1/heartbeat"))[1]["drained"]
+
+        await until(hears_so)
+        assert (await shown(gw, "node-1"))["state"] == "draining"
+        with pytest.raises(openai.InternalServerError, match="is draining"):
+            await ask(client, service_tier="default")
+        assert (await admin(gw, "DELETE", "/node-1"))[0] == 204
         await is_gone(gw, "node-1")
         await stay_ended(gw, "node-1", "drained")
 
