@@ -82,7 +82,8 @@ class Workers:
 
     async def __aenter__(self) -> Self:
         try:
-            await asyncio.gather(*(self.start(number) for number in range(len(self._ports))))
+            for number in range(len(self._ports)):  # all at once would be too much for a small machine
+                await self.start(number)
         except BaseException:
             await self.__aexit__()
             raise
@@ -155,7 +156,8 @@ class Hand:
             case "kill" | "half":
                 await asyncio.gather(*(workers.kill(number) for number in mishap.workers))
                 await asyncio.sleep(mishap.for_s)
-                await asyncio.gather(*(workers.start(number) for number in mishap.workers))
+                for number in mishap.workers:
+                    await workers.start(number)
             case "stall":
                 workers[first].stop()
                 await asyncio.sleep(mishap.for_s)

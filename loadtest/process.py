@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-_START_S = 30.0
+_START_S = 120.0
 
 
 class WorkerProcess:
@@ -54,7 +54,7 @@ async def worker_process(**options: object) -> AsyncIterator[WorkerProcess]:
     """Start `python -m loadtest worker` and wait until it listens; at the end it is killed.
 
     `options` are those of the command line with underscores, `worker_process(model="sim", max_num_seqs=4)`; True is a
-    flag. RuntimeError where it does not start, TimeoutError where that takes half a minute.
+    flag. RuntimeError where it does not start, TimeoutError where that takes two minutes.
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable,

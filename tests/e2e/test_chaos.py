@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from loadtest.chaos import Plan, notes, run_chaos
 from loadtest.mishaps import KINDS
 from loadtest.proxies import Tidegate
-from loadtest.sample import OK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +24,4 @@ async def test_clients_get_the_right_answers_whatever_befalls_the_workers(tmp_pa
     assert result.calls >= SHORT.clients
     assert len(result.mishaps) >= len(KINDS) - 2
     assert result.left_behind == (), report
-    assert result.failed_by_kind.get("whole", 0) == 0, report
-    # A stream that breaks ends in an error, never in half an answer that looks whole.
-    assert all(kind == OK or kind.startswith("error event upstream_") for kind in result.outcomes), report
+    assert result.failures == 0, report
