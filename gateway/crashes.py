@@ -1,8 +1,9 @@
 """Stops calls under which workers crash: what `routing.poison` decides, asked by whoever runs attempts.
 
-    crashes.refuse(request, arrival)                              before the first attempt
-    crashes.after(failure, endpoint, request, arrival, tokens)    after each that failed, of a first answer or a resumed one
-    crashes.answered(request, arrival)                            when the call has been answered
+    crashes.refuse(request, arrival)                     before the first attempt
+    crashes.saw(failure, endpoint, arrival, tokens)      when one has failed, of a first answer or of a resumed one
+    await crashes.judge(failure, request, arrival)       before the next
+    crashes.answered(request, arrival)                   when the call has been answered
 
 The client is told with a 422. The call is to blame by all that is seen, and it is 4xx that no SDK repeats by itself:
 repeated, it would bring down two workers more.
@@ -10,6 +11,7 @@ repeated, it would bring down two workers more.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway.errors import ApiError
-from routing.poison import Poison
+from routing.poison import SETTLES_S, Poison
 
 if TYPE_CHECKING:
     from backends.base import AttemptFailed
@@ -47,18 +49,19 @@ class Crashes:
         if poison.any_known and poison.knows(_fingerprint(request, arrival), time.monotonic()):
             raise _poisonous("workers crashed under this call a moment ago")
 
-    def after(
-        self, failure: AttemptFailed, endpoint: Endpoint, request: Request, arrival: Arrival, tokens: int = 0
-    ) -> None:
-        """An attempt has failed after so many tokens of the answer, those of earlier attempts included.
+    def saw(self, failure: AttemptFailed, endpoint: Endpoint, arrival: Arrival, tokens: int = 0) -> None:
+        """An attempt has failed after so many tokens of the answer, those of earlier attempts included."""
+        if failure.crashed:
+            worker = (endpoint.model, endpoint.name)
+            self._poison.crashed(arrival.call_id, worker, tokens, time.monotonic())
 
-        Raises ApiError where the call is not to be tried again: a worker has crashed under it, and not the first.
-        """
-        if not failure.crashed:
+    async def judge(self, failure: AttemptFailed, request: Request, arrival: Arrival) -> None:
+        """Raises ApiError where the call is not to be tried again: a worker has crashed under it, and not the first."""
+        if not failure.crashed or not self._poison.suspects(arrival.call_id):
             return
+        await asyncio.sleep(SETTLES_S)
         now_s = time.monotonic()
-        worker = (endpoint.model, endpoint.name)
-        victims = self._poison.crashed(arrival.call_id, worker, tokens, now_s)
+        victims = self._poison.guilty(arrival.call_id, now_s)
         if not victims:
             return
         self._poison.remember(_fingerprint(request, arrival), now_s)

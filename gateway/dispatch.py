@@ -220,6 +220,7 @@ class Dispatch:
             except AttemptFailed as failure:
                 if failure.sort.then == "return":
                     raise
+                await self._crashes.judge(failure, request, arrival)
                 if tries.left == 0:
                     break
             else:
@@ -271,7 +272,7 @@ class Dispatch:
         except AttemptFailed as failure:
             meter.failed(endpoint, failure.sort.wastes)
             tries.failed(endpoint, failure)
-            self._crashes.after(failure, endpoint, request, arrival)
+            self._crashes.saw(failure, endpoint, arrival)
             raise
 
     async def _read(self, attempt: Attempt, request: Request) -> Answer:

@@ -159,6 +159,7 @@ class Meter:
         """An attempt is over and has brought nothing to the client: what it used is not the tenant's to pay.
 
         `cause` says whose it is, None that there was nothing to use; `usage` where it is known, otherwise it is estimated.
+        One that has not come to ask, because it was cancelled before, leaves nothing.
         """
         tokens = 0
         if endpoint is self._answering:
@@ -171,8 +172,10 @@ class Meter:
                     self._request.prompt_tokens, 0, piece.kept_tokens, estimated=True
                 )
                 self._wasted += (waste(piece.endpoint, read, cause or "broken"),)
-        else:
+        elif endpoint in self._waiting:
             self._waits_no_more(endpoint)
+        else:
+            return
         if cause is not None:
             self._wasted += (waste(endpoint, usage or self._read_by_now(tokens), cause),)
 

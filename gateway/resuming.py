@@ -175,7 +175,7 @@ class Resume:
                 raise failure
             self._failed_at.add(begun.name)
             broken = _Broken(stream, said, begun, failure, found)
-            self._crashed(failure, begun, broken)
+            await self._crashed(failure, begun, broken)
             outcome = (await self._find(answer, broken, call)).name.lower()
         finally:
             self._resuming.ended[begun.model, failure.code, outcome] += 1
@@ -230,9 +230,11 @@ class Resume:
             self._failed_at.add(candidate.endpoint.name)
         return None
 
-    def _crashed(self, failure: AttemptFailed, endpoint: Endpoint, broken: _Broken) -> None:
+    async def _crashed(self, failure: AttemptFailed, endpoint: Endpoint, broken: _Broken) -> None:
         """Raises ApiError where the call is what makes workers crash."""
-        self._resuming.crashes.after(failure, endpoint, self._request, self._arrival, broken.tokens)
+        crashes = self._resuming.crashes
+        crashes.saw(failure, endpoint, self._arrival, broken.tokens)
+        await crashes.judge(failure, self._request, self._arrival)
 
     def _wanted(self, broken: _Broken, call: Call) -> Call:
         """The call as routing is to see it now."""
@@ -293,7 +295,7 @@ class Resume:
             block, failure = await _first_block(attempt, stream)
         except AttemptFailed as failed:
             self._meter.failed(endpoint, failed.sort.wastes)
-            self._crashed(failed, endpoint, broken)
+            await self._crashed(failed, endpoint, broken)
             raise
         except CallRejected:
             self._meter.failed(endpoint)

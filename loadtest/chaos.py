@@ -163,7 +163,7 @@ async def _one(
             metrics = await _metrics(origin) if ours else {}
         if ours:
             left += _books(folder, calls)
-    return _result(plan, proxy.name, calls, expected, mishaps, metrics, left)
+    return _result(plan, proxy.name, calls, expected, hand.carried_out, metrics, left)
 
 
 async def _calls(

@@ -7,6 +7,7 @@ gateway under test is told beforehand of what operators announce (drain, preempt
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import AsyncExitStack
 from random import Random
 from typing import TYPE_CHECKING, Literal, Self, get_args
@@ -33,8 +34,9 @@ MEANINGS: dict[Kind, str] = {
 }
 SLOWNESS = 10.0
 _WARM_UP_S = 1.0
-_STARTS_S = 4.0
-"""Until a worker that was killed serves again, on a busy machine."""
+LEFT_ALONE = 2
+_STARTS_S = 6.0
+"""Until a worker that is back gets calls again: it is found by a health check, and probed."""
 
 
 class Mishap(Struct, frozen=True):
@@ -60,7 +62,7 @@ def schedule(
         free = [number for number, until_s in enumerate(busy_until_s) if until_s <= at_s]
         wanted = workers // 2 if kind == "half" else 1
         for_s = dice.uniform(1.0, 2.5) * every_s
-        if len(free) - wanted >= 2:
+        if len(free) - wanted >= LEFT_ALONE:
             struck = tuple(sorted(dice.sample(free, wanted)))
             for number in struck:
                 busy_until_s[number] = at_s + for_s + _STARTS_S
@@ -124,7 +126,10 @@ class Hand:
     def __init__(self, workers: Workers, admin_url: str | None, key: str) -> None:
         """`admin_url` is that of a gateway that takes notice of what is announced, and `key` its master key."""
         self._workers = workers
-        self._struck = [asyncio.Lock() for _ in workers.urls]
+        self._whole_from_s = [0.0] * len(workers.urls)
+        """When each can be taken for one that serves; infinite while it is struck."""
+        self.carried_out: list[Mishap] = []
+        """Not those for which too few would have been left alone: on a slow machine, workers are slow to be back."""
         self._admin_url = admin_url
         self._http = httpx2.AsyncClient(
             headers={"authorization": f"Bearer {key}"}, timeout=30, trust_env=False
@@ -145,10 +150,20 @@ class Hand:
                 group.create_task(self._strike(mishap))
 
     async def _strike(self, mishap: Mishap) -> None:
-        async with AsyncExitStack() as stack:
-            for number in mishap.workers:  # in order, so that no two mishaps wait for each other
-                await stack.enter_async_context(self._struck[number])
-            await self._do(mishap)
+        now_s = asyncio.get_running_loop().time()
+        left = [
+            number
+            for number, from_s in enumerate(self._whole_from_s)
+            if from_s <= now_s and number not in mishap.workers
+        ]
+        if len(left) < LEFT_ALONE or any(self._whole_from_s[number] > now_s for number in mishap.workers):
+            return
+        self.carried_out.append(mishap)
+        for number in mishap.workers:
+            self._whole_from_s[number] = math.inf
+        await self._do(mishap)
+        for number in mishap.workers:
+            self._whole_from_s[number] = asyncio.get_running_loop().time() + _STARTS_S
 
     async def _do(self, mishap: Mishap) -> None:
         workers, (first, *_) = self._workers, mishap.workers

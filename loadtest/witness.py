@@ -69,6 +69,7 @@ class Reply(Struct):
     ids: set[str] = set()
     roles: int = 0
     error: str = ""
+    message: str = ""
     ended: bool = False
     """With a whole body, or with [DONE]."""
 
@@ -82,6 +83,7 @@ class Reply(Struct):
     def read(self, chunk: dict[str, Any]) -> None:
         if "error" in chunk:
             self.error = str((chunk["error"] or {}).get("code"))
+            self.message = str((chunk["error"] or {}).get("message"))
         self.ids.add(chunk.get("id", ""))
         for choice in chunk.get("choices") or ():
             self.take(choice)

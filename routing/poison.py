@@ -7,7 +7,8 @@ that go down at the same point of it are no coincidence, and it is stopped after
 Unless they are. Where workers come and go anyway, a call may well lose two of them. What tells the two apart is
 
 - whether the answer had got any further in between: then the second went down at another point of it;
-- whether workers go down under which the call has not been: then it takes a third.
+- whether workers go down under which the call has not been: then it takes a third. Where half a fleet goes at once, a call is
+  carried from one that dies to the next; so it is judged a moment later, when what goes with them has been seen to go.
 
 A call that has been stopped is known again for a while, should its client repeat it. Clock and names are arguments.
 """
@@ -28,6 +29,9 @@ ENOUGH_IN_CHURN = 3
 
 CHURN_S = 60.0
 """How lately."""
+
+SETTLES_S = 1.0
+"""After the last crash, until it is known what else has gone with it."""
 
 SAME_POINT_TOKENS = 16
 """An engine does not die at the very token: it batches, and what it has written last is lost with it."""
@@ -52,25 +56,33 @@ class Poison:
         self._known: dict[bytes, float] = {}
         """Until when each is known again."""
 
-    def crashed(self, call_id: str, worker: Hashable, tokens: int, now_s: float) -> frozenset[Hashable]:
-        """`worker` has gone down under the call, whose answer had come to so many tokens.
-
-        Empty, or the workers that it has brought down: then it is to be stopped.
-        """
-        trail = self._trails.setdefault(call_id, [])
-        trail.append((worker, tokens))
+    def crashed(self, call_id: str, worker: Hashable, tokens: int, now_s: float) -> None:
+        """`worker` has gone down under the call, whose answer had come to so many tokens."""
+        self._trails.setdefault(call_id, []).append((worker, tokens))
         self._crashes.append((now_s, worker))
         if len(self._trails) > MOST_KEPT:
             del self._trails[next(iter(self._trails))]
-        victims = frozenset(each for each, at in trail if abs(at - tokens) <= SAME_POINT_TOKENS)
-        under_it = {each for each, _ in trail}
-        churn = any(at_s > now_s - CHURN_S and each not in under_it for at_s, each in self._crashes)
+
+    def suspects(self, call_id: str) -> bool:
+        """Whether the call is to be judged, in SETTLES_S."""
+        return len(self._victims(call_id)) >= ENOUGH
+
+    def guilty(self, call_id: str, now_s: float) -> frozenset[Hashable]:
+        """The workers that the call has brought down, and is to be stopped for; empty where it may be chance."""
+        victims = self._victims(call_id)
+        under_it = {worker for worker, _ in self._trails.get(call_id, ())}
+        churn = any(at_s > now_s - CHURN_S and worker not in under_it for at_s, worker in self._crashes)
         if len(victims) < (ENOUGH_IN_CHURN if churn else ENOUGH):
             return frozenset()
         # These were no churn, which would hide the next such call.
         kept = [crash for crash in self._crashes if crash[1] not in victims]
         self._crashes = deque(kept, maxlen=MOST_KEPT)
         return victims
+
+    def _victims(self, call_id: str) -> frozenset[Hashable]:
+        """Those that crashed where the last one did."""
+        trail = self._trails.get(call_id, [])
+        return frozenset(each for each, at in trail if abs(at - trail[-1][1]) <= SAME_POINT_TOKENS)
 
     @property
     def any_known(self) -> bool:

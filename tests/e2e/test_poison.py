@@ -147,7 +147,3 @@ async def test_many_such_calls_at_once_leave_the_pool_serving(tmp_path: Path):
 
             await until(serving)  # where all have crashed at once, nobody gets calls for a second
             assert (await ask(client, **CALM))[1]
-            before = asked(workers)
-            with pytest.raises(openai.UnprocessableEntityError):
-                await ask(client, **POISON)
-            assert asked(workers) == before

@@ -211,6 +211,14 @@ def test_the_loser_of_a_race_is_paid_by_the_gateway(rows: list[UsageRow]) -> Non
     assert row.charge_nano_usd == 10 * 50 + 5 * 100
 
 
+def test_one_that_did_not_come_to_ask_leaves_nothing(rows: list[UsageRow]) -> None:
+    with meter_for(rows) as meter:
+        meter.asked(A)
+        meter.answered(A, Seen(5, Usage(10, 0, 5)))
+        meter.failed(B, "hedge_lost")  # its task was cancelled before it began
+    assert (rows[0].attempts, rows[0].shares) == (1, ())
+
+
 def test_one_that_fails_in_a_race_leaves_the_other_in_it(rows: list[UsageRow]) -> None:
     with suppress(asyncio.CancelledError), meter_for(rows, prompt_tokens=12) as meter:
         meter.asked(A)
