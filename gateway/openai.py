@@ -110,7 +110,7 @@ class _Chat(_Common, kw_only=True):
 
 class _Completions(_Common, kw_only=True):
     prompt: str | list[str | int | list[int]] | None = None
-    prompt_embeds: Raw | None = None
+    prompt_embeds: Any = None
     suffix: str | None = None
 
 
