@@ -238,12 +238,12 @@ class Run:
             self._tally(flight.read_tokens, 0, wasted=True)
             if rival is None or rival.ended:
                 self._dispatch(story, call, flight.replica, tried)
-        elif isinstance(policy, Hides) and policy.resumes and flight.made_tokens < call.output_tokens:
+        elif isinstance(policy, Hides) and policy.resumes:
             self._tally(flight.read_tokens, 0, wasted=story.resumed)
-            self._tally(0, flight.made_tokens, wasted=False)
+            made = min(flight.made_tokens, call.output_tokens - 1)  # its end at the least has not come
+            self._tally(0, made, wasted=False)
             self._toll.resumes += 1
             story.resumed = True
-            made = flight.made_tokens
             rest = structs.replace(
                 call, prompt_tokens=call.prompt_tokens + made, output_tokens=call.output_tokens - made
             )
