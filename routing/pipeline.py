@@ -170,19 +170,3 @@ def missed(demands: Demands, expected: Estimate) -> tuple[str, str] | None:
         )
         return "min_tokens_per_s", reason
     return None
-
-
-def describe(plan: Plan) -> str:
-    """The plan in lines for a person: the ranking with its figures, then who was rejected and why."""
-    lines = [
-        f"{place}. {c.endpoint.name}: first token {c.estimate.ttft_s:.3g} s"
-        f"{f' ({c.cached_tokens} tokens cached)' if c.cached_tokens else ''}, "
-        f"then {c.estimate.itl_s * 1000:.3g} ms a token, delays others {c.estimate.imposed_s:.3g} s, "
-        f"costs {c.estimate.cost_nano_usd} nano-USD, score {c.score_nano_usd:.6g}"
-        f"{'' if c.on_time else ' (late for its tier)'}"
-        for place, c in enumerate(plan.ranked, start=1)
-    ]
-    lines += [f"-  {r.endpoint.name}: {r.reason} ({r.filter})" for r in plan.rejected]
-    if plan.passed_over:
-        lines.append(f"-  {len(plan.passed_over)} more could serve it and were not looked at")
-    return "\n".join(lines)

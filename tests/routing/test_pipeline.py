@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_inputs import CALLS, CAPABILITIES, DEFAULT, DEMANDS, LOADS, ROLLS, SNAPSHOTS, endpoints
 
-from routing.pipeline import LOOK_AT, describe, plan
+from routing.pipeline import LOOK_AT, plan
 from routing.types import NO_DEMANDS, Call, Demands, Endpoint, Load, Plan, Price, Trust
 
 
@@ -162,12 +162,3 @@ def test_nobody_is_passed_over_where_only_one_of_very_many_is_fast_enough(demand
     for k in range(5):
         chosen = plan(call, snapshot, k / 5)
         assert names(chosen)[0] == "e123"
-
-
-def test_a_plan_describes_itself():
-    b = msgspec.structs.replace(A, name="b")
-    text = describe(plan(CALL, [(A, Load(work_per_s=8800.0)), (b, Load(unavailable="draining"))], 0.0))
-    assert text.splitlines() == [
-        "1. a: first token 1 s, then 0 ms a token, delays others 0 s, costs 0 nano-USD, score 3.3e+06",
-        "-  b: draining (availability)",
-    ]
