@@ -70,6 +70,7 @@ class Member(Standing):
         self._own_context_tokens: int | None = None
         self.source = CONFIG
         self.keys = Keys(access.api_keys, endpoint.name)
+        self._has_keys = len(self.keys) > 0
         self.lane: Lane | None = None
         """None where litellm has its own connections."""
         self.backend: Backend
@@ -167,8 +168,8 @@ class Member(Standing):
 
     def unavailable(self, now_s: float) -> tuple[str | None, float | None]:
         """As for any endpoint, and for want of a key that the provider takes now."""
-        reason, retry_after_s = super().unavailable(now_s)
-        return (reason, retry_after_s) if reason is not None else self.keys.state(now_s)
+        state = Standing.unavailable(self, now_s)
+        return state if state[0] is not None or not self._has_keys else self.keys.state(now_s)
 
 
 class Attempt:

@@ -28,9 +28,12 @@ def as_stream(request: Request, plan: Plan, call: Call, output_tokens: Callable[
     """The request as workers are to be asked it: for a stream, where the best of the plan is a worker that is expected to
     take long for the tokens expected of the call, and where the reply is known to be the same.
     """
-    if request.stream or not plan.ranked or plan.ranked[0].endpoint.kind != "worker":
+    if request.stream or not plan.ranked:
         return request
-    expected = plan.ranked[0].estimate
+    best = plan.ranked[0]
+    if best.endpoint.kind != "worker":
+        return request
+    expected = best.estimate
     takes_s = expected.ttft_s + output_tokens(call) * expected.itl_s
     if takes_s < LONG_S or not can_be_assembled(request.fields, request.choices):
         return request

@@ -35,6 +35,7 @@ class Ranking(Sequence[Candidate]):
     """Candidates, best first. Most calls look at the first alone: the others are put in order when they are looked at."""
 
     __slots__ = (
+        "_best",
         "_cached_tokens",
         "_estimates",
         "_late",
@@ -62,6 +63,7 @@ class Ranking(Sequence[Candidate]):
         self._late = late
         self._roll = roll
         self._ordered = False
+        self._best: Candidate | None = None
         self._target_s = target_s
         self._cached_tokens = cached_tokens
 
@@ -76,12 +78,19 @@ class Ranking(Sequence[Candidate]):
     @overload
     def __getitem__(self, place: slice) -> Sequence[Candidate]: ...
     def __getitem__(self, place: int | slice) -> Candidate | Sequence[Candidate]:
+        if place == 0 and (self._on_time or self._late):
+            if self._best is None:
+                self._best = self._candidate(0)
+            return self._best
         if isinstance(place, slice):
             return tuple(self)[place]
         if place < 0:
             place += len(self)
-        if place < 0:
+        if not 0 <= place < len(self):
             raise IndexError(place)
+        return self._candidate(place)
+
+    def _candidate(self, place: int) -> Candidate:
         on_time = self._on_time
         if place == 0 and not self._ordered:
             first, second, index = _first(on_time or self._late, self._roll)

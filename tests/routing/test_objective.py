@@ -113,7 +113,10 @@ def test_the_first_is_the_same_whether_or_not_the_others_are_looked_at(kinds, ro
 
 
 def test_nothing_to_rank_is_ranked_as_nothing():
-    assert list(ranked_by(DEFAULT, [])) == []
+    nothing = ranked_by(DEFAULT, [])
+    assert list(nothing) == []
+    with pytest.raises(IndexError):
+        nothing[0]
 
 
 def test_a_ranking_is_a_sequence_like_any_other():
