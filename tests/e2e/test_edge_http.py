@@ -76,7 +76,8 @@ async def test_a_large_body_reaches_the_worker_whole(gw: Gateway, worker: SimWor
         else:
             await to.send(to.request(body, line=line))
         assert (await to.reply()).status == 200
-        assert worker.requests[-1].body == body.replace(b"llama", b"sim")
+        # Such a prompt takes long to read: the worker may be asked for a stream, of which the reply is made.
+        assert json.loads(worker.requests[-1].body)["prompt"] == text.decode()
 
 
 async def test_a_client_that_waits_for_100_continue_gets_it_and_then_its_answer(gw: Gateway):
