@@ -55,7 +55,7 @@ async def test_a_worker_that_does_not_answer_in_time_is_not_healthy():
     async with member_at(script) as (_, member):
         start_s = time.monotonic()
         await check(member, 0.1, 5.0)
-        assert time.monotonic() - start_s < 3
+        assert time.monotonic() - start_s < 0.5
         assert unavailable(member) == "health check failed: /health did not answer within 0.1 s"
 
 

@@ -142,7 +142,7 @@ async def test_a_reply_in_one_piece_may_take_as_long_as_the_call():
             with pytest.raises(AttemptFailed):
                 async with backend.open(outgoing()):
                     pass
-            assert 0.25 < time.monotonic() - start_s < 5
+            assert 0.25 < time.monotonic() - start_s < 1.0
             await lane.close()
 
 

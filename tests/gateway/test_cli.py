@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -187,11 +188,13 @@ def test_serve_says_in_one_line_why_it_cannot(
 def test_the_demo_on_a_busy_port_is_an_error_before_anything_starts():
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
+        start = time.monotonic()
         shown = tidegate("demo", "--port", str(port))
     assert (shown.returncode, shown.stdout) == (1, "")
     assert shown.stderr == (
         f"cannot listen on 127.0.0.1:{port}: address already in use; choose another port with --port\n"
     )
+    assert time.monotonic() - start < 10
 
 
 def test_loadtest_passes_its_arguments_on_as_they_are():

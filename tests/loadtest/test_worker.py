@@ -255,7 +255,7 @@ async def test_a_client_that_leaves_frees_its_slot_within_60_ms(*, streaming: bo
             writer.transport.abort()
             left = time.monotonic()
             await eventually(lambda: not worker.engine.running)
-            assert time.monotonic() - left < 2
+            assert time.monotonic() - left < 0.06
         assert worker.stats.requests_aborted == 1
         metrics = (await client.get("/metrics")).text
         assert 'request_success_total{engine="0",finished_reason="abort",model_name="sim"} 1.0' in metrics
