@@ -48,9 +48,11 @@ def problems(read: Read):
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    """Of a database that is not there yet."""
-    return f"sqlite:///{tmp_path}/tidegate.db"
+def url(sqlite_url: str) -> str:
+    """Of a new database. A file of tests that are to hold on both kinds says so by a fixture `url` of its own, which
+    returns `either_url`.
+    """
+    return sqlite_url
 
 
 @pytest.fixture

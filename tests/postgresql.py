@@ -1,0 +1,110 @@
+"""A real PostgreSQL for tests: Debian's, started once for a run of the tests in a folder of its own, and gone with it.
+
+It listens on a socket in that folder and on no port, so that runs beside each other cannot meet. It does not wait for
+the disk: nothing here outlives the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_UNPRIVILEGED = "nobody"
+"""Who runs it where the tests are run by root, which PostgreSQL refuses."""
+_START_S = 60
+_SETTINGS = {"listen_addresses": "", "fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+
+def programs() -> Path | None:
+    """The folder of the newest PostgreSQL here."""
+    debian = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    newest = sorted(debian, key=lambda path: float(path.parts[-3]))
+    found = str(newest[-1]) if newest else shutil.which("initdb")
+    return None if found is None else Path(found).resolve().parent
+
+
+class Server:
+    """A running server. A database of it is a URL."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def new_database(self, like: str | None = None) -> str:
+        """The URL of a new database: an empty one, or a copy of the one at the URL `like`, which nobody may be using."""
+        name = f"t_{secrets.token_hex(6)}"
+        template = "template0" if like is None else conninfo_to_dict(like)["dbname"]
+        with self._connected() as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self._url(name)
+
+    def drop(self, url: str) -> None:
+        """Whoever still uses it is thrown out."""
+        with self._connected() as connection:
+            name = conninfo_to_dict(url)["dbname"]
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def answers(self) -> bool:
+        try:
+            self._connected().close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self._url("postgres"), autocommit=True)
+
+    def _url(self, name: str) -> str:
+        return f"postgresql://tidegate@/{name}?host={self._folder}"
+
+
+@contextmanager
+def running(bin_folder: Path) -> Iterator[Server]:
+    """A server while the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as name:
+        folder, rights = Path(name), _rights()
+        if rights:
+            os.chown(folder, rights["user"], rights["group"])
+        # The C locale: what the tests see then does not depend on where they run.
+        words = f"{bin_folder}/initdb -D {folder}/data -U tidegate -A trust -E UTF8 --locale=C --no-sync"
+        made = subprocess.run(
+            words.split(), capture_output=True, text=True, check=False, cwd=folder, **rights
+        )
+        assert made.returncode == 0, made.stderr
+        settings = {**_SETTINGS, "unix_socket_directories": str(folder)}
+        given = [word for setting, value in settings.items() for word in ("-c", f"{setting}={value}")]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [bin_folder / "postgres", "-D", folder / "data", *given], stderr=log, cwd=folder, **rights
+            )
+        try:
+            server, ends_s = Server(folder), time.monotonic() + _START_S
+            while not server.answers():
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < ends_s, (folder / "log").read_text()
+                time.sleep(0.02)
+            yield server
+        finally:
+            process.send_signal(signal.SIGQUIT)  # at once: there is nothing to keep
+            process.wait()
+
+
+def _rights() -> dict[str, Any]:
+    if os.geteuid() != 0:
+        return {}
+    account = pwd.getpwnam(_UNPRIVILEGED)
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
