@@ -46,6 +46,9 @@ MAX_HEAD_BYTES = 65_536
 STALE_S = 1.0
 """After a call was sent, for how long the loss of a reused connection can be that of a stale one."""
 
+CROSSED_S = 0.02
+"""Where it is lost as soon as this, nobody has seen the call: no server reads a request and dies of it so quickly."""
+
 DRAIN_S = 0.5
 """For the last bytes of a reply, after its content; a worker that takes longer loses the connection, no more."""
 
@@ -120,9 +123,12 @@ class Exchange(Incoming):
             if self._begun or time.monotonic() - asked_s > STALE_S:
                 raise
             self._reset()
+            lost_s = time.monotonic()
             try:
                 connection = await self._lane.connect(self._ends_s)
             except ConnectFailed:
+                if lost_s - asked_s < CROSSED_S:
+                    raise  # who was there had gone before it was asked
                 raise broken from None  # it was not the connection that was at its end
             await self._ask(connection)
         return self

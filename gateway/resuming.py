@@ -23,14 +23,14 @@ from backends.base import (
 from backends.continuation import Continued, Seam
 from backends.exchange import Exchange
 from backends.handover import CannotGoOn
-from backends.refusal import refusal
 from backends.said import crc_of
 from backends.sse import Shown
 from backends.stops import Stops
+from backends.tokens import prompt_tokens, text_of
 from backends.worker import Outgoing
 from gateway.admission import Place
 from gateway.traits import shows_ids, traits_of, traits_shown
-from routing.resume import LEAST_STALL_S, Way, goes_on, ways
+from routing.resume import Way, goes_on, ways
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -60,13 +60,16 @@ LOOK_S = 0.25
 TOKENIZE_S = 5.0
 """For a worker to say what tokens a prompt has, or what text some tokens are."""
 
+SOON_S = 1.5
+"""The same where somebody else could say it: nothing is computed for it, and the client has waited already."""
+
 PATIENT_TTFT = 4.0
 """So many times its predicted time to first token has an endpoint that is to go on, where somebody else could."""
 
+LEAST_PATIENCE_S = 2.0
+"""And this long at least."""
+
 _API_PATHS = {"chat": "/chat/completions", "completions": "/completions"}
-_REPLY_BYTES = 64 * 1024 * 1024
-_MOST_HALF = 4
-"""Tokens, at the most, that are a part of one character."""
 
 
 class Resuming:
@@ -96,19 +99,6 @@ class Resuming:
         return self.catalog.resume and request.choices == 1 and endpoint.weights is not None
 
 
-class _Tokens(Struct):
-    """A reply of /tokenize."""
-
-    tokens: list[int]
-    max_model_len: int
-
-
-class _Text(Struct):
-    """A reply of /detokenize."""
-
-    prompt: str
-
-
 class _Broken(Struct, frozen=True):
     """What has broken, and how it can be gone on with."""
 
@@ -122,6 +112,12 @@ class _Broken(Struct, frozen=True):
     def own_tokens(self) -> int:
         """Written before this piece of the answer."""
         return self.stream.own_tokens if isinstance(self.stream, Continued) else 0
+
+    @property
+    def cause(self) -> Waste:
+        """Why what the client has not got of it was in vain."""
+        failure = self.failure
+        return "moved" if isinstance(failure, EndpointLeaves) else failure.sort.wastes or "broken"
 
     @property
     def tokens(self) -> int:
@@ -145,6 +141,8 @@ class Resume:
         self._left = resuming.catalog.limits.attempts
         self._failed_at: set[str] = set()
         """Endpoints that are not asked again, as long as there are others."""
+        self._unable: set[str] = set()
+        """Those that cannot go on with it, whatever comes."""
 
     def ways(self, said: Said | None) -> tuple[Way, ...]:
         """How what has been said so far can be gone on with."""
@@ -182,7 +180,7 @@ class Resume:
 
     async def _find(self, answer: Answer, broken: _Broken, call: Call) -> Way:
         """By which way it goes on. Raises the failure by which it broke where it does not."""
-        until_s = min(time.monotonic() + WAIT_S, self._ends_s)
+        until_s, asked = min(time.monotonic() + WAIT_S, self._ends_s), False
         while self._left > 0:
             wanted = self._wanted(broken, call)
             plan = self._resuming.planner.plan(wanted, self._request.model, self._arrival.call_id)
@@ -190,15 +188,17 @@ class Resume:
                 way = await self._in_turn(answer, broken, wanted, plan)
                 if way is not None:
                     return way
-            elif plan.retry_after_s is None:
-                if not self._failed_at:
-                    break
-                self._failed_at.clear()  # nobody else is left, and it may be back
+                asked = True
+            elif plan.retry_after_s is None and not self._failed_at:
+                break
             else:
                 left_s = until_s - time.monotonic()
                 if left_s <= 0.0:
                     break
-                await asyncio.sleep(min(left_s, LOOK_S, max(0.01, plan.retry_after_s)))
+                if asked or plan.retry_after_s is not None:
+                    await asyncio.sleep(min(left_s, LOOK_S, max(0.01, plan.retry_after_s or LOOK_S)))
+                if plan.retry_after_s is None:
+                    self._failed_at.clear()  # nobody else is left, and it may be back
         raise broken.failure
 
     async def _in_turn(self, answer: Answer, broken: _Broken, call: Call, plan: Plan) -> Way | None:
@@ -213,6 +213,7 @@ class Resume:
 
     async def _try(self, answer: Answer, broken: _Broken, call: Call, plan: Plan) -> Way | None:
         for candidate in plan.ranked:
+            put_with = self._unable
             for way in broken.ways:
                 if self._left <= 0 or not goes_on(way, broken.begun, candidate.endpoint):
                     continue
@@ -222,12 +223,13 @@ class Resume:
                     raise
                 except AttemptFailed as failure:
                     self._left -= failure.sort.wastes is not None
+                    put_with = self._failed_at
                     break
                 except (CannotGoOn, CallRejected):
                     continue
                 self._left -= 1
                 return way
-            self._failed_at.add(candidate.endpoint.name)
+            put_with.add(candidate.endpoint.name)
         return None
 
     async def _crashed(self, failure: AttemptFailed, endpoint: Endpoint, broken: _Broken) -> None:
@@ -245,7 +247,7 @@ class Resume:
             for each in standings
             if not any(goes_on(way, broken.begun, each.endpoint) for way in broken.ways)
         }
-        ignore = call.demands.ignore | unable | self._failed_at
+        ignore = call.demands.ignore | unable | self._unable | self._failed_at
         return structs.replace(
             call,
             prompt_tokens=call.prompt_tokens + tokens,
@@ -263,7 +265,10 @@ class Resume:
         """Have `answer` go on at this candidate. Raises AttemptFailed, CallRejected or CannotGoOn."""
         endpoint, member = candidate.endpoint, self._resuming.fleet.member(candidate.endpoint)
         by_ids = way is Way.TOKENS
-        fields, seam = await (self._from_token(member, broken) if by_ids else self._from_text(broken))
+        if by_ids:
+            fields, seam = await self._from_token(member, broken, TOKENIZE_S if alone else SOON_S)
+        else:
+            fields, seam = await self._from_text(broken)
         request = structs.replace(
             self._request, api="completions" if by_ids else self._request.api, fields=fields
         )
@@ -288,7 +293,7 @@ class Resume:
         stream = Continued(shown, self._resuming.catalog.limits.event_bytes, broken.said, seam)
         attempt = self._resuming.fleet.attempt(candidate, outgoing, call)
         if isinstance(attempt.reply, Exchange) and not alone:
-            attempt.reply.hasten(max(LEAST_STALL_S, PATIENT_TTFT * candidate.estimate.ttft_s))
+            attempt.reply.hasten(max(LEAST_PATIENCE_S, PATIENT_TTFT * candidate.estimate.ttft_s))
         self._meter.asked(endpoint)
         try:
             await attempt.__aenter__()
@@ -300,24 +305,20 @@ class Resume:
         except CallRejected:
             self._meter.failed(endpoint)
             raise
-        cause: Waste = (
-            "moved" if isinstance(broken.failure, EndpointLeaves) else broken.failure.sort.wastes or "broken"
-        )
-        kept_tokens = seam.own_tokens - broken.own_tokens
-        self._meter.continued(endpoint, stream, kept_tokens, cause)
+        self._meter.continued(endpoint, stream, seam.own_tokens - broken.own_tokens, broken.cause)
         answer.goes_on(attempt, stream, block, failure)
 
-    async def _from_token(self, member: Member, broken: _Broken) -> tuple[Fields, Seam]:
+    async def _from_token(self, member: Member, broken: _Broken, patience_s: float) -> tuple[Fields, Seam]:
         fields, said, chat = self._request.fields, broken.said, self._chat
         strings, context_tokens = handover.stop_strings(fields), 0
         prompt = None if chat else handover.given_ids(fields)
         if prompt is None:
             body = handover.prompt_request(fields, chat=chat, served_model=member.endpoint.served_model)
-            told = msgspec.json.decode(await _ask(member, "/tokenize", body), type=_Tokens)
+            told = await prompt_tokens(member, body, patience_s)
             prompt, context_tokens = told.tokens, told.max_model_len
             if said.prompt_tokens is not None and crc_of(msgspec.json.encode(prompt)) != said.prompt_crc:
                 raise CannotGoOn("the prompt is other tokens there")
-        ids, text = await _whole(member, said.token_ids() if strings else said.settled_ids())
+        ids, text = await text_of(member, said.token_ids() if strings else said.settled_ids(), patience_s)
         shown, held = said.text.decode(errors="replace"), ""
         if strings:
             unseen = handover.beyond(shown, text)
@@ -372,28 +373,3 @@ async def _first_block(attempt: Attempt, stream: Continued) -> tuple[bytes, Atte
         raise
     attempt.first_token()
     return block, failed
-
-
-async def _whole(member: Member, ids: list[int]) -> tuple[list[int], str]:
-    """The ids without those at the end that are a part of a character only, and their text. Raises CannotGoOn."""
-    for _ in range(_MOST_HALF):
-        body = handover.text_request(ids, member.endpoint.served_model)
-        text = msgspec.json.decode(await _ask(member, "/detokenize", body), type=_Text).prompt
-        if handover.whole_characters(text):
-            return ids, text
-        ids = ids[:-1]
-    raise CannotGoOn("the answer so far does not end with a character")
-
-
-async def _ask(member: Member, path: str, body: bytes) -> bytes:
-    """What a worker answers that takes no call for it. Raises AttemptFailed, CallRejected or CannotGoOn."""
-    try:
-        status, reply = await member.backend.post(path, body, TOKENIZE_S, _REPLY_BYTES)
-        if status in (404, 405):
-            raise CannotGoOn(f"there is no {path}")
-        if status != 200:
-            raise refusal(status, {}, reply)
-    except AttemptFailed as failure:
-        member.leave_alone(failure, time.monotonic())
-        raise
-    return reply

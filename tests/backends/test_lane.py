@@ -132,6 +132,32 @@ async def test_a_reused_connection_lost_before_a_byte_of_the_reply_is_replaced_o
         assert bodies == [[b"first", b"second"], [b"second"]]
 
 
+async def test_a_request_that_crosses_the_end_of_its_worker_was_seen_by_nobody():
+    async def script(peer):
+        await peer.request()
+        peers.append(peer)
+        await peer.send(OK)
+        await asyncio.Event().wait()
+
+    async def seen() -> bool:
+        async with serving(script) as (server, lane):
+            await ask(lane)
+            # No await between these: neither the end of the listener nor that of the connection can have been seen yet.
+            server.stop_listening()
+            peers.pop()._writer.transport.abort()
+            with pytest.raises((ConnectFailed, ReplyBroken)) as failed:
+                await ask(lane)
+            return failed.type is ReplyBroken
+
+    peers = []
+    for _ in range(
+        20
+    ):  # a machine that stands still for a moment makes it look as if the worker had died of it
+        if not await seen():
+            return
+    pytest.fail("each time the worker was taken to have died of the request")
+
+
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "fin"])
 async def test_the_replacement_is_not_replaced_again(reset):
     async def script(peer):

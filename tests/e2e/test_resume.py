@@ -250,6 +250,34 @@ async def test_a_silent_stream_is_waited_for_where_nobody_could_go_on_with_it(tm
             assert time.monotonic() - began_s >= 8  # and then it goes on where it was, once that is back
 
 
+async def test_a_worker_that_does_not_say_what_the_tokens_are_is_passed_over(tmp_path: Path):
+    async with SimWorker(QUICK) as bad, SimWorker(QUICK) as mute, SimWorker(QUICK) as good:
+        served = {"llama": model(endpoint(bad, "bad"), endpoint(mute, "mute"), endpoint(good, "good"))}
+        async with gateway(tmp_path, models=served) as gw:
+            both = Pair(gw, bad, good)
+            expected = await both.undisturbed()
+            mute.order(Fault("hang", path="/tokenize"))
+            bad.order(Fault("reset", after_chunks=9, count=1))
+            same(await both.heard(), expected)
+            assert mute.faults.left().struck == 1
+            (row,) = await gw.rows()
+            assert (row.outcome, row.attempts) == ("ok", 2)
+
+
+async def test_what_nobody_is_able_to_go_on_with_ends_in_an_error_at_once(tmp_path: Path):
+    async with pair(tmp_path) as both:
+        for worker in (both.bad, both.good):
+            worker.order(
+                Fault("reset", after_chunks=9, count=1, path=PLAIN),
+                Fault("status", status=400, path="/detokenize"),
+            )
+        began_s = time.monotonic()
+        *shown, last = await both.heard(PLAIN, prompt=[1, 40, 50, 60])
+        assert shown
+        assert last["error"]["code"] == "upstream_broken"
+        assert time.monotonic() - began_s < 8  # it does not wait for somebody to come back
+
+
 async def test_a_stream_goes_on_elsewhere_when_its_worker_has_to_leave(tmp_path: Path):
     async with pair(tmp_path, WorkerSpec(decode_s_per_token=0.1), auth={"master_key": MASTER}) as both:
         listening = asyncio.create_task(both.heard())
