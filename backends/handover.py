@@ -149,8 +149,11 @@ def shows_stop_string(fields: Mapping[str, Raw]) -> bool:
 
 
 def count_in(fields: Mapping[str, Raw], name: str) -> int:
-    """A field that is a number; 0 where it is not given."""
-    return int(_value(fields, name) or 0)
+    """A field that should be a number; 0 where it is not given. Raises CannotGoOn."""
+    try:
+        return int(_value(fields, name) or 0)
+    except (TypeError, ValueError):
+        raise CannotGoOn(f"{name} is no number") from None
 
 
 def whole_characters(text: str) -> bool:
@@ -195,8 +198,8 @@ def _one_prompt(fields: Mapping[str, Raw]) -> str:
 
 
 def _fewer(fields: Fields, name: str, by: int) -> None:
-    if _value(fields, name):
-        fields[name] = Raw(_encode(max(0, int(_value(fields, name)) - by)))
+    if count := count_in(fields, name):
+        fields[name] = Raw(_encode(max(0, count - by)))
 
 
 def _penalties(fields: Mapping[str, Raw], ids: Sequence[int]) -> dict[str, float]:

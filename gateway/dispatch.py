@@ -293,7 +293,7 @@ class Dispatch:
             if not raw:
                 break
             block += stream.feed(raw)
-        if stream.done or not stream.begun:
+        if stream.done or not stream.tokens:
             stream.end()
         attempt.first_token()
         return Answer(attempt, None, stream, block)

@@ -162,7 +162,9 @@ class Meter:
         One that has not come to ask, because it was cancelled before, leaves nothing.
         """
         tokens = 0
-        if endpoint is self._answering:
+        if endpoint in self._waiting:  # asked at first: an answer may go on where it broke off
+            self._waits_no_more(endpoint)
+        elif endpoint is self._answering:
             stream, self._answering, self._stream, self._first_token_s = self._stream, None, None, None
             if stream is not None:
                 tokens, usage = stream.tokens, usage or stream.usage
@@ -172,8 +174,6 @@ class Meter:
                     self._request.prompt_tokens, 0, piece.kept_tokens, estimated=True
                 )
                 self._wasted += (waste(piece.endpoint, read, cause or "broken"),)
-        elif endpoint in self._waiting:
-            self._waits_no_more(endpoint)
         else:
             return
         if cause is not None:

@@ -19,6 +19,7 @@ from backends.base import (
     CallRejected,
     CallTimeout,
     EndpointLeaves,
+    Unable,
 )
 from backends.continuation import Continued, Seam
 from backends.exchange import Exchange
@@ -221,12 +222,12 @@ class Resume:
                     await self._begin(answer, broken, call, candidate, way, alone=len(plan.ranked) == 1)
                 except CallTimeout:
                     raise
+                except (CannotGoOn, CallRejected, Unable):
+                    continue
                 except AttemptFailed as failure:
                     self._left -= failure.sort.wastes is not None
                     put_with = self._failed_at
                     break
-                except (CannotGoOn, CallRejected):
-                    continue
                 self._left -= 1
                 return way
             put_with.add(candidate.endpoint.name)
@@ -265,10 +266,13 @@ class Resume:
         """Have `answer` go on at this candidate. Raises AttemptFailed, CallRejected or CannotGoOn."""
         endpoint, member = candidate.endpoint, self._resuming.fleet.member(candidate.endpoint)
         by_ids = way is Way.TOKENS
-        if by_ids:
-            fields, seam = await self._from_token(member, broken, TOKENIZE_S if alone else SOON_S)
-        else:
-            fields, seam = await self._from_text(broken)
+        try:
+            if by_ids:
+                fields, seam = await self._from_token(member, broken, TOKENIZE_S if alone else SOON_S)
+            else:
+                fields, seam = await self._from_text(broken)
+        except msgspec.DecodeError as error:
+            raise CannotGoOn(f"what workers have told of tokens makes no sense: {error}") from None
         request = structs.replace(
             self._request, api="completions" if by_ids else self._request.api, fields=fields
         )

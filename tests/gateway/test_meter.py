@@ -360,3 +360,19 @@ def test_shares_add_up_to_the_row_and_the_answers_among_them_to_what_the_client_
             assert share.charge_nano_usd == 0
             paid = share.purpose in PAID_BY_GATEWAY
             assert share.cost_nano_usd == (share.waste_nano_usd if paid else 0)
+
+
+def test_what_the_client_has_stays_its_own_where_it_could_not_go_on_at_the_same_endpoint(
+    rows: list[UsageRow],
+) -> None:
+    stream = CompletionStream(Shown("llama", None, usage=False, choices=1), 65_536)
+    with suppress(asyncio.CancelledError), meter_for(rows, prompt_tokens=12) as meter:
+        meter.asked(WORKER)
+        stream.feed(CHUNK * 3)
+        meter.answered(WORKER, stream)
+        meter.asked(WORKER)
+        meter.failed(WORKER, "failed")
+        raise asyncio.CancelledError
+    (row,) = rows
+    assert (row.completion_tokens, row.estimated) == (3, True)
+    assert [(s.purpose, s.completion_tokens) for s in row.shares] == [("answer", 3), ("failed", 0)]

@@ -1,0 +1,69 @@
+"""Streams that break where those who could go on with them cannot, will not, or answer nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from failing import QUICK, model
+from pool import endpoint, gateway
+from test_resume import PLAIN, Pair, pair, same, text_of
+
+from loadtest.worker import Fault, SimWorker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+NOT_THERE = Fault("status", status=404, path="tokenize")
+"""No such thing as /tokenize and /detokenize."""
+
+
+def asked(worker: SimWorker, path: str) -> list[Any]:
+    return [each for each in worker.requests if each.target.endswith(path)]
+
+
+async def test_where_nobody_is_able_to_go_on_with_a_stream_it_ends_in_an_error_at_once(tmp_path: Path):
+    async with pair(tmp_path) as both:
+        for worker in (both.bad, both.good):
+            worker.order(NOT_THERE)
+        both.bad.order(NOT_THERE, Fault("reset", after_chunks=9, count=1))
+        began_s = time.monotonic()
+        async with asyncio.timeout(8):
+            *shown, last = await both.heard(PLAIN, prompt=[1, 40, 50, 60])
+        assert shown
+        assert last["error"]["code"] == "upstream_broken"
+        assert time.monotonic() - began_s < 5
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
+async def test_a_worker_that_tells_nonsense_of_tokens_goes_on_from_the_text(tmp_path: Path, path: str):
+    async with pair(tmp_path) as both:
+        expected = await both.undisturbed()
+        both.bad.order(Fault("reset", after_chunks=9, count=1))
+        both.good.order(Fault("garbage", path=path))
+        same(await both.heard(), expected)
+        assert await both.resumes() == {("upstream_broken", "text"): 1}
+
+
+async def test_a_stream_that_ends_before_it_has_shown_anything_is_begun_anew(tmp_path: Path):
+    async with pair(tmp_path) as both:
+        expected = await both.undisturbed()
+        both.bad.order(Fault("truncated", after_chunks=1, clean=True, count=1))
+        same(await both.heard(), expected)
+
+
+async def test_what_the_client_has_is_charged_though_nobody_could_go_on_with_it(tmp_path: Path):
+    async with SimWorker(QUICK) as alone:
+        served = {"llama": model(endpoint(alone, "alone"))}
+        async with gateway(tmp_path, models=served, limits={"attempts": 2}) as gw:
+            alone.order(Fault("reset", after_chunks=9, count=1), Fault("status", match="ignore_eos"))
+            both = Pair(gw, alone, alone)
+            *shown, last = await both.heard()
+            assert "error" in last
+            tokens = len([e for e in shown if text_of([e])])
+            (row,) = await gw.rows()
+            assert (row.completion_tokens, row.outcome) == (tokens, "upstream_broken")
+            assert row.charge_nano_usd == sum(share.charge_nano_usd for share in await gw.shares()) > 0
