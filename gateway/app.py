@@ -165,7 +165,8 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
 
 def _keys(config: Config, policies: Policies, store: Store) -> Keyring | Key:
     if config.auth.mode == "none":
-        return Key(id="", tenant=ANYONE, policy=policies.in_force(ANYONE))
+        held_to = policies.in_force(ANYONE)
+        return Key(id="", tenant=ANYONE, policy=held_to.policy, bounds=held_to.bounds)
     master_key = config.auth.master_key
     return Keyring.read(store, None if master_key is None else master_key.get_secret_value(), policies)
 

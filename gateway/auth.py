@@ -41,7 +41,10 @@ class Key(Struct, frozen=True):
     tenant: str
     name: str | None = None
     policy: Policy | None = None
-    """What bounds its calls: its own and its tenant's in one; None where nothing does."""
+    """What bounds each of its calls: its own, its project's and its tenant's in one; None where nothing does."""
+    project: str | None = None
+    bounds: tuple[tuple[str, Policy], ...] = ()
+    """What bounds how much of them there may be, by subject; see gateway.policy.InForce. Empty where nothing does."""
 
 
 class Keyring:
@@ -121,7 +124,8 @@ class Keyring:
     def _master(self) -> tuple[tuple[bytes, Key], ...]:
         if self._master_digest is None:
             return ()
-        return ((self._master_digest, Key(MASTER, MASTER, policy=self._policies.in_force(MASTER))),)
+        held_to = self._policies.in_force(MASTER)
+        return ((self._master_digest, Key(MASTER, MASTER, policy=held_to.policy, bounds=held_to.bounds)),)
 
     def _take(self, active: ActiveKeys) -> None:
         stored = ((digest, self._key(record)) for digest, record in active.keys)
@@ -129,8 +133,8 @@ class Keyring:
         self._revision = active.revision
 
     def _key(self, record: KeyRecord) -> Key:
-        policy = self._policies.in_force(record.tenant, record.policy)
-        return Key(record.id, record.tenant, record.name, policy)
+        held_to = self._policies.in_force(record.tenant, None, (f"key:{record.id}", record.policy))
+        return Key(record.id, record.tenant, record.name, held_to.policy, bounds=held_to.bounds)
 
     def _hold(self, keys: tuple[tuple[bytes, Key], ...]) -> None:
         # One assignment of a whole new dict: a lookup in another thread sees the old keys or the new, never a mixture.

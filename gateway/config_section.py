@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from ipaddress import ip_network
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError
 from typing import TYPE_CHECKING, Annotated, Any, Self
 from urllib.parse import SplitResult, urlsplit
@@ -123,6 +124,26 @@ def pico_usd_per_token(usd_per_million: Decimal) -> int:
     return int(usd_per_million * 1_000_000)
 
 
+def usd_per_million(pico_usd_per_token: int) -> str:
+    """The other way round, as text without an exponent."""
+    whole, rest = divmod(pico_usd_per_token, 1_000_000)
+    return f"{whole}.{rest:06d}".rstrip("0").rstrip(".")
+
+
+def nano_usd(usd: Decimal) -> int:
+    """Exact: nine decimals at most."""
+    return int(usd * 1_000_000_000)
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text))
+    except ValueError:
+        raise ValueError(
+            "should be a network such as 10.0.0.0/8, or an address, and no bits behind it"
+        ) from None
+
+
 def _sane_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]{0,127}", name):
         raise ValueError(
@@ -216,7 +237,7 @@ def _database_url(secret: SecretStr) -> SecretStr:
     url = secret.get_secret_value()
     if re.fullmatch(r"sqlite:///[^?#]+", url) and not url.endswith(":memory:"):
         return secret
-    if re.fullmatch(r"postgresql(\+\w+)?://[^/\s]+/[^/\s]+", url):
+    if re.fullmatch(r"postgresql(\+\w+)?://[^/\s]*/[^/?\s]+(\?\S+)?", url):
         return secret
     raise ValueError("should be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
 
@@ -244,6 +265,7 @@ DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 SharedStateUrl = Annotated[SecretStr, AfterValidator(_shared_state_url)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 ApiKey = Annotated[SecretStr, AfterValidator(_key)]
+NetworkText = Annotated[str, AfterValidator(_network)]
 Count = Annotated[int, BeforeValidator(no_boolean), Field(gt=0, le=2**53)]
 Seconds = Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=86_400, allow_inf_nan=False)]
 Usd = Annotated[
@@ -251,3 +273,10 @@ Usd = Annotated[
     BeforeValidator(no_boolean),
     Field(ge=0, le=1_000_000, decimal_places=6, allow_inf_nan=False),
 ]
+"""A price per million tokens."""
+Amount = Annotated[
+    Decimal,
+    BeforeValidator(no_boolean),
+    Field(ge=0, le=1_000_000_000, decimal_places=9, allow_inf_nan=False),
+]
+"""Of money, in USD, to the nano-USD."""

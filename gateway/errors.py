@@ -61,6 +61,13 @@ ERRORS: dict[str, ErrorKind] = {
         403, "permission_error", "The key's policy, or its tenant's, does not allow the model."
     ),
     "tier_not_allowed": ErrorKind(403, "permission_error", "Nor does it allow the service tier."),
+    "api_not_allowed": ErrorKind(403, "permission_error", "Nor does it allow the API."),
+    "network_not_allowed": ErrorKind(
+        403, "permission_error", "Nor does it allow calls from that network address."
+    ),
+    "tenant_suspended": ErrorKind(
+        403, "permission_error", "The key's tenant, or its project, has been suspended."
+    ),
     "explain_not_allowed": ErrorKind(
         403, "permission_error", "The key's tenant may not see plans; see `auth.explain_to`."
     ),

@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 
 from gateway.auth import Key
 from gateway.errors import ApiError
-from gateway.openai import Api, invalid_field, parse
+from gateway.malformed import invalid_field
+from gateway.openai import Api, parse
 from routing.estimate import ask
 from routing.types import TierName  # noqa: TC001 - pydantic reads annotations at run time
 
@@ -167,7 +168,7 @@ class Question(Struct, frozen=True):
     def caller(self, keys: Keyring, policies: Policies) -> Key:
         """Who calls. Raises ApiError where there is no such key, or another tenant has it."""
         if not self.key:
-            policy = policies.in_force(self.tenant) if self.tenant else None
+            policy = policies.in_force(self.tenant).policy if self.tenant else None
             return Key("", self.tenant, policy=policy)
         key = keys.identified(self.key)
         if self.tenant not in ("", key.tenant):

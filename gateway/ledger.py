@@ -126,6 +126,10 @@ class UsageRow(Struct, frozen=True, gc=False, omit_defaults=True):
     """What serving it cost us, all shares together."""
     waste_nano_usd: int = 0
     """What the work was worth that reached no client; what of it was paid is in the cost as well."""
+    project: str = ""
+    """The key's, within its tenant."""
+    customer: str = ""
+    """Whom the tenant made the call for, in its own words."""
     shares: tuple[Share, ...] = ()
     """Where it was not one endpoint alone: whose work it was."""
 

@@ -278,6 +278,8 @@ class Meter:
                 charge_nano_usd=self.charge_nano_usd,
                 cost_nano_usd=cost_nano_usd,
                 waste_nano_usd=waste_nano_usd,
+                project=caller.project or "",
+                customer=request.customer,
                 shares=shares,
             )
         )

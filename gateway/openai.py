@@ -15,7 +15,9 @@ import msgspec
 from msgspec import Meta, Raw, Struct, structs
 
 from backends.usage import MOST_TOKENS
+from gateway.customer import CUSTOMER, HEADER_PREFIX, customer
 from gateway.errors import ApiError
+from gateway.malformed import invalid_field, place_of
 from gateway.turns import ends_of
 from routing.prefix import Ends  # noqa: TC001 - a field of a Struct
 from routing.types import NO_DEMANDS, Capability, Demands, TierName, Trust
@@ -30,7 +32,6 @@ BYTES_PER_TOKEN = 4
 """Of prompt text, for estimates before the endpoint has counted: English in current tokenizers."""
 MEDIA_TOKENS = 1000
 """For each picture or piece of sound, whatever the length of its encoding."""
-HEADER_PREFIX = b"x-tidegate-"
 
 
 _Count = int | float | None
@@ -85,6 +86,7 @@ class _Common(Struct, kw_only=True):
     service_tier: str | None = None
     routing: Routing | None = None
     user: str | None = None
+    safety_identifier: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     n: _Count = None
@@ -120,6 +122,7 @@ class _Embeddings(Struct, kw_only=True):
     service_tier: str | None = None
     routing: Routing | None = None
     user: str | None = None
+    safety_identifier: str | None = None
     dimensions: int | None = None
     encoding_format: str | None = None
 
@@ -131,14 +134,9 @@ _DECODE: dict[Api, Any] = {
 }
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.Encoder().encode
-_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
-_MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
-_UNKNOWN = re.compile(r"unknown field `(?P<name>[^`]+)`")
 _MEDIA = re.compile(rb';base64,[A-Za-z0-9+/=_\\-]+|"data"\s*:\s*"[A-Za-z0-9+/=_\\-]+"')
 """Encoded media; with backslashes, since some write them as \\/ or \\u002B."""
 _PICTURE = re.compile(rb'"image_url"\s*:')
-_LONGEST_WORDS = 400
-"""Of a decoder's message: it may repeat a name that the client made up."""
 
 
 class Request(Struct, kw_only=True):
@@ -175,6 +173,8 @@ class Request(Struct, kw_only=True):
     """Whether a second attempt may race one that is late."""
     explain: bool = False
     """Whether the reply carries the plan."""
+    customer: str = ""
+    """Whom the tenant makes it for, in its own words."""
 
     def body_for(self, served_model: str, *, worker: bool = False, ids: bool = False) -> bytes:
         """The body for an endpoint. Streams report usage, for metering; only a `worker` knows the tenant's salt, and `ids`."""
@@ -203,10 +203,12 @@ def parse(api: Api, body: bytes, headers: dict[bytes, bytes]) -> Request:
     except msgspec.ValidationError as error:
         raise invalid_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError("invalid_json", f"the body is no JSON: {_where(body, error)}") from None
+        raise ApiError("invalid_json", f"the body is no JSON: {place_of(body, error)}") from None
     except RecursionError:
         raise ApiError("invalid_json", "the body is nested too deeply") from None
     request = Request(api=api, model=typed.model, fields=fields)
+    if CUSTOMER in headers or typed.safety_identifier or typed.user:
+        request.customer = customer(headers, typed.safety_identifier, typed.user)
     if typed.service_tier is not None:
         request.tier, request.tier_asked = _tier(typed.service_tier), True
         request.tier_insisted = typed.service_tier != "auto"
@@ -323,7 +325,7 @@ def _with_headers(routing: Routing | None, headers: dict[bytes, bytes]) -> Routi
     """The demands in headers, over which the body's own win."""
     given: dict[str, Any] = {}
     for header, value in headers.items():
-        if header.startswith(HEADER_PREFIX):
+        if header.startswith(HEADER_PREFIX) and header != CUSTOMER:
             name = header[len(HEADER_PREFIX) :].decode("latin-1").replace("-", "_")
             text = value.decode("latin-1").strip()
             if name in ("regions", "only", "ignore"):
@@ -362,38 +364,3 @@ def _over(below: _Fields, above: _Fields) -> _Fields:
 def _pico_usd(usd_per_million: float | None) -> int | None:
     """Pico-USD per token. The shortest text of the float is what the caller wrote."""
     return None if usd_per_million is None else int(Decimal(repr(usd_per_million)) * 1_000_000)
-
-
-def invalid_field(text: str) -> ApiError:
-    """A field of the wrong type, as msgspec puts it, in words and with the field's name."""
-    if len(text) > _LONGEST_WORDS:
-        text = f"{text[: _LONGEST_WORDS // 2]}...{text[-_LONGEST_WORDS // 2 :]}"
-    place = _PLACE.match(text)
-    what, path = (text, "") if place is None else (place["what"], place["path"] or "")
-    path = path.removeprefix(".")
-    if missing := _MISSING.search(what):
-        param = f"{path}.{missing['name']}" if path else missing["name"]
-        return ApiError("missing_required_parameter", f"{param} is missing", param=param)
-    unknown = _UNKNOWN.search(what)
-    if unknown:
-        path = f"{path}.{unknown['name']}" if path else unknown["name"]
-        return ApiError("invalid_value", f"{path} is no field of this object", param=path)
-    code = "invalid_type" if ", got `" in what else "invalid_value"
-    subject = path or "the body"
-    return ApiError(code, f"{subject}: {what[:1].lower()}{what[1:]}", param=path or None)
-
-
-def _where(body: bytes, error: Exception) -> str:
-    """The decoder's words, with line and column in place of an offset."""
-    text = str(error)
-    if not body:
-        return "it is empty"
-    offset = error.start if isinstance(error, UnicodeDecodeError) else None
-    if offset is None and (found := re.search(r" \(byte (\d+)\)", text)):
-        offset = int(found[1])
-        text = text.replace(found[0], "")
-    if offset is None:
-        return text
-    before = body[:offset]
-    line, column = before.count(b"\n") + 1, offset - before.rfind(b"\n")
-    return f"{text} at line {line}, column {column}"

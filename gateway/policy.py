@@ -1,20 +1,23 @@
-"""What the calls of a tenant, or with one of its keys, may do and must insist on.
+"""What the calls of a tenant, of a project or with a key may do and must insist on, and how much of it there may be.
 
-The configuration bounds tenants, the database keys with their keys, and a call insists on what it likes: in each point
-the narrowest of the three holds, so nobody can be allowed more than somebody else allows. What is in force for a key is
-worked out when the key is read, so that a call with an unbounded one pays a look at None.
+The configuration bounds tenants; the database bounds tenants, projects and keys; and a call insists on what it likes. In
+each point the narrowest holds, so nobody can be allowed more than somebody else allows. Limits are another matter: each
+counts the calls of its own subject, so those of a tenant, a project and a key stand side by side. What is in force for a
+key is worked out when the key is read, so that a call with an unbounded one pays a look at None.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, get_args
 
 import msgspec
 from msgspec import Struct, structs
 
 from gateway.errors import ApiError
+from gateway.output import usd
 from routing.types import TierName, Trust
 
 if TYPE_CHECKING:
@@ -26,12 +29,18 @@ if TYPE_CHECKING:
     from routing.types import Demands
 
 TrustName = Literal["provider", "verified", "community"]
+ApiName = Literal["chat", "completions", "embeddings", "models"]
+Period = Literal["day", "week", "month", "total"]
+"""What a budget is for: a day, a week that begins on Monday, a month, each of UTC; or all time."""
+Network = IPv4Network | IPv6Network
 
 TENANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+"""A project's is of the same kind."""
 
 log = logging.getLogger(__name__)
 
 _Some = TypeVar("_Some")
+_A_PERIOD: dict[Period, str] = {"day": "a day", "week": "a week", "month": "a month", "total": "in all"}
 _INSTEAD: tuple[TierName, ...] = ("default", "flex", "priority")
 """Which tier a call gets that leaves the choice to us: the first of these that it may have."""
 
@@ -47,6 +56,16 @@ class Policy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
     max_input_pico_usd: int | None = None
     """Per token; a pico-USD per token is a micro-USD per million tokens."""
     max_output_pico_usd: int | None = None
+    apis: frozenset[ApiName] | None = None
+    networks: frozenset[str] | None = None
+    """Where calls may come from, as `10.0.0.0/8`."""
+
+    # Limits
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None
+    concurrency: int | None = None
+    budgets: dict[Period, int] = {}
+    """In nano-USD."""
 
     @classmethod
     def read(cls, text: str) -> Self:
@@ -54,7 +73,7 @@ class Policy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
         try:
             return msgspec.json.decode(text, type=cls)
         except msgspec.DecodeError as failure:
-            log.error("a key's policy cannot be read, so the key may do nothing: %s", failure)  # noqa: TRY400 - it says what is wrong; where in our code adds nothing
+            log.error("a policy cannot be read, so it allows nothing: %s", failure)  # noqa: TRY400 - it says what is wrong; where in our code adds nothing
             return cls(models=frozenset(), tiers=frozenset())
 
     def text(self) -> str:
@@ -63,23 +82,48 @@ class Policy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
 
     def described(self) -> str:
         """In words, on one line; empty where nothing is bounded."""
-        parts = []
-        if self.models is not None:
-            parts.append(f"models {_listed(self.models)}")
-        if self.tiers is not None:
-            parts.append(f"tiers {_listed(self.tiers)}")
-        if self.least_trust != "community":
-            parts.append(f"trust {self.least_trust}")
-        if self.regions is not None:
-            parts.append(f"regions {_listed(self.regions)}")
-        if self.max_input_pico_usd is not None:
-            parts.append(f"input up to {self.max_input_pico_usd / 1e6:g}")
-        if self.max_output_pico_usd is not None:
-            parts.append(f"output up to {self.max_output_pico_usd / 1e6:g}")
+        named = [
+            ("models", self.models),
+            ("tiers", self.tiers),
+            ("trust", None if self.least_trust == "community" else [self.least_trust]),
+            ("regions", self.regions),
+            ("APIs", self.apis),
+            ("networks", self.networks),
+        ]
+        parts = [f"{what} {_listed(names)}" for what, names in named if names is not None]
+        for side, most in [("input", self.max_input_pico_usd), ("output", self.max_output_pico_usd)]:
+            if most is not None:
+                parts.append(f"{side} up to {most / 1e6:g}")
+        counts = [
+            (self.requests_per_min, "requests/min"),
+            (self.tokens_per_min, "tokens/min"),
+            (self.concurrency, "at once"),
+        ]
+        parts += [f"{count} {what}" for count, what in counts if count is not None]
+        parts += [
+            f"{usd(self.budgets[period])} USD {_A_PERIOD[period]}"
+            for period in get_args(Period)
+            if period in self.budgets
+        ]
         return "; ".join(parts)
 
+    @property
+    def limited(self) -> bool:
+        """Whether it says how much there may be."""
+        counts = (self.requests_per_min, self.tokens_per_min, self.concurrency)
+        return counts != (None, None, None) or bool(self.budgets)
+
+    def without_limits(self) -> Policy:
+        """What it says of each single call."""
+        return structs.replace(self, requests_per_min=None, tokens_per_min=None, concurrency=None, budgets={})
+
+    @property
+    def source_networks(self) -> tuple[Network, ...] | None:
+        """Those that calls may come from; None where it does not matter."""
+        return None if self.networks is None else tuple(map(ip_network, sorted(self.networks)))
+
     def narrowed(self, other: Policy) -> Policy:
-        """What both allow."""
+        """What both allow; of limits on the same subject, the lower."""
         return Policy(
             models=_both(self.models, other.models),
             tiers=_both(self.tiers, other.tiers),
@@ -87,10 +131,22 @@ class Policy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
             regions=_both(self.regions, other.regions),
             max_input_pico_usd=_least(self.max_input_pico_usd, other.max_input_pico_usd),
             max_output_pico_usd=_least(self.max_output_pico_usd, other.max_output_pico_usd),
+            apis=_both(self.apis, other.apis),
+            networks=_common(self.networks, other.networks),
+            requests_per_min=_least(self.requests_per_min, other.requests_per_min),
+            tokens_per_min=_least(self.tokens_per_min, other.tokens_per_min),
+            concurrency=_least(self.concurrency, other.concurrency),
+            budgets={
+                period: min(each[period] for each in (self.budgets, other.budgets) if period in each)
+                for period in self.budgets.keys() | other.budgets.keys()
+            },
         )
 
     def bind(self, request: Request) -> None:
-        """Hold `request` to tiers and demands. Raises ApiError where nothing is left. Models are the catalog's to leave out."""
+        """Hold `request` to APIs, tiers and demands. Raises ApiError where nothing is left. Models are the catalog's to
+        leave out, and networks the edge's.
+        """
+        self.expect_api(request.api)
         if self.tiers is not None and request.tier not in self.tiers:
             request.tier = self._tier_instead_of(request)
         if self._demands_nothing:
@@ -103,6 +159,13 @@ class Policy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
             max_input_pico_usd=_least(demands.max_input_pico_usd, self.max_input_pico_usd),
             max_output_pico_usd=_least(demands.max_output_pico_usd, self.max_output_pico_usd),
         )
+
+    def expect_api(self, api: ApiName) -> None:
+        """Raises ApiError."""
+        if self.apis is not None and api not in self.apis:
+            raise ApiError(
+                "api_not_allowed", f"This key may not use the API {api}; it may use {_listed(self.apis)}."
+            )
 
     @property
     def _demands_nothing(self) -> bool:
@@ -136,8 +199,17 @@ class Policy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
         raise ApiError("demands_not_met", f"{what} key may use {_listed(allowed)}.", param="routing.regions")
 
 
+class InForce(Struct, frozen=True):
+    """What bounds the calls with a key."""
+
+    policy: Policy | None = None
+    """Of each single call: what all its subjects allow; None where nothing is bounded."""
+    bounds: tuple[tuple[str, Policy], ...] = ()
+    """Those of its subjects that have limits, with the policy that says them: `tenant:acme`, `project:acme/web`, `key:ID`."""
+
+
 class Policies:
-    """The policies of tenants, and what is in force for their keys."""
+    """The policies of tenants in the configuration, and what is in force with those of the database."""
 
     def __init__(self, by_tenant: Mapping[str, Policy], behind: Callable[[str], Iterable[str]]) -> None:
         """`behind` says which models a name may stand for: none, where it is no longer one."""
@@ -148,13 +220,26 @@ class Policies:
         """From now on these are the tenants' policies, and names stand for what they stand for now."""
         self._by_tenant = {tenant: self._resolved(policy) for tenant, policy in by_tenant.items()}
 
-    def in_force(self, tenant: str, own: Policy | None = None) -> Policy | None:
-        """What bounds calls with a key of `tenant` that has a policy of its `own`; None where nothing does."""
+    def in_force(
+        self, tenant: str, stored: Policy | None = None, *below: tuple[str, Policy | None]
+    ) -> InForce:
+        """What bounds calls of `tenant`, which has `stored` in the database, and of the subjects `below` it."""
+        policy: Policy | None = None
+        bounds: list[tuple[str, Policy]] = []
         of_tenant = self._by_tenant.get(tenant)
-        if own is None:
-            return of_tenant
-        own = self._resolved(own)
-        return own if of_tenant is None else of_tenant.narrowed(own)
+        if stored is not None:
+            stored = self._resolved(stored)
+            of_tenant = stored if of_tenant is None else of_tenant.narrowed(stored)
+        for subject, own in ((f"tenant:{tenant}", of_tenant), *below):
+            if own is None:
+                continue
+            resolved = self._resolved(own)
+            if resolved.limited:
+                bounds.append((subject, resolved))
+                resolved = resolved.without_limits()
+            if resolved != UNLIMITED:
+                policy = resolved if policy is None else policy.narrowed(resolved)
+        return InForce(policy, tuple(bounds))
 
     def _resolved(self, policy: Policy) -> Policy:
         if policy.models is None:
@@ -163,6 +248,7 @@ class Policies:
         return structs.replace(policy, models=models)
 
 
+UNLIMITED = Policy()
 UNBOUNDED = Policies({}, lambda _: ())
 
 
@@ -187,6 +273,19 @@ def _both(one: frozenset[_Some] | None, other: frozenset[_Some] | None) -> froze
     if one is None or other is None:
         return other if one is None else one
     return one & other
+
+
+def _common(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+    """The networks within both: of two, either one lies in the other or they have nothing in common."""
+    if one is None or other is None:
+        return other if one is None else one
+    pairs = ((ip_network(left), ip_network(right)) for left in one for right in other)
+    inner = (max(pair, key=lambda network: network.prefixlen) for pair in pairs if _overlap(*pair))
+    return frozenset(map(str, inner))
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    return one.version == other.version and one.overlaps(other)
 
 
 def _least(one: int | None, other: int | None) -> int | None:

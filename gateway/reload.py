@@ -137,7 +137,8 @@ class Parts(Struct, frozen=True):
         if isinstance(self.keys, Keyring):
             await asyncio.to_thread(self.keys.read_again, self.store)
         else:
-            self.edge.take_key(structs.replace(self.keys, policy=self.policies.in_force(ANYONE)))
+            held_to = self.policies.in_force(ANYONE)
+            self.edge.take_key(structs.replace(self.keys, policy=held_to.policy, bounds=held_to.bounds))
 
 
 def queue_limits(config: Config) -> QueueLimits:

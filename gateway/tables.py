@@ -1,5 +1,7 @@
 """The tables, in one place: queries are built from these, migrations create them, and a test holds the two together.
 
+Rows of the audit log are never changed nor deleted: triggers, which the migration makes, see to that.
+
 Money is integers (nano-USD), time is integer milliseconds since 1970 UTC. A usage row names its tenant and key
 without a foreign key: calls with the master key, or with keys switched off, are metered as well.
 """
@@ -12,6 +14,7 @@ from sqlalchemy import (
     Column,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -28,7 +31,7 @@ META = Table(
     METADATA,
     Column("id", Integer, primary_key=True, autoincrement=False),  # one row, 1
     Column("key_secret", LargeBinary(32), nullable=False),  # what the digests of keys are keyed with
-    Column("keys_revision", BigInteger, nullable=False),  # goes up with every key created or revoked
+    Column("keys_revision", BigInteger, nullable=False),  # goes up with every change of the next five tables
 )
 
 TENANTS = Table(
@@ -36,6 +39,20 @@ TENANTS = Table(
     METADATA,
     Column("name", String(64), primary_key=True),
     Column("created_ms", BigInteger, nullable=False),
+    Column("suspended_ms", BigInteger),
+    Column("policy", Text),  # JSON; see gateway.policy
+    Column("metadata", Text),  # JSON: the operator's own words, texts by name
+)
+
+PROJECTS = Table(
+    "projects",
+    METADATA,
+    Column("tenant", ForeignKey("tenants.name", name="projects_tenant_fkey"), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("suspended_ms", BigInteger),
+    Column("policy", Text),
+    Column("metadata", Text),
 )
 
 KEYS = Table(
@@ -49,8 +66,55 @@ KEYS = Table(
     Column("last4", String(4), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("revoked_ms", BigInteger),
-    Column("policy", Text),  # JSON; see gateway.policy
+    Column("policy", Text),
+    Column("project", String(64)),
+    Column("expires_ms", BigInteger),
+    Column("metadata", Text),
     Index("keys_tenant", "tenant"),
+    ForeignKeyConstraint(
+        ["tenant", "project"], ["projects.tenant", "projects.name"], name="keys_project_fkey"
+    ),
+)
+
+FORMER_SECRETS = Table(
+    "key_former_secrets",  # of keys that have been rotated: each admits calls until it ends
+    METADATA,
+    Column("digest", LargeBinary(32), primary_key=True),
+    Column("key_id", ForeignKey("keys.id", name="key_former_secrets_key_fkey"), nullable=False),
+    Column("ends_ms", BigInteger, nullable=False),
+    Index("key_former_secrets_key", "key_id"),
+)
+
+ADMIN_KEYS = Table(
+    "admin_keys",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(128)),
+    Column("role", String(16), nullable=False),
+    Column("digest", LargeBinary(32), nullable=False, unique=True),
+    Column("prefix", String(16), nullable=False),
+    Column("last4", String(4), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger),
+    Column("revoked_ms", BigInteger),
+)
+
+AUDIT = Table(
+    "audit",
+    METADATA,
+    # SQLite makes numbers by itself only for its own INTEGER.
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("time_ms", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("tenant", Text),
+    Column("before", Text),  # JSON, without secrets
+    Column("after", Text),
+    Index("audit_tenant", "tenant", "id"),
+    Index("audit_subject", "subject", "id"),
+    sqlite_autoincrement=True,  # a number is never used again
 )
 
 USAGE = Table(
@@ -78,6 +142,8 @@ USAGE = Table(
     Column("charge_nano_usd", BigInteger, nullable=False),
     Column("cost_nano_usd", BigInteger, nullable=False),
     Column("waste_nano_usd", BigInteger, nullable=False, server_default="0"),
+    Column("project", Text, nullable=False, server_default=""),
+    Column("customer", Text, nullable=False, server_default=""),
     Index("usage_time_ms", "time_ms"),
 )
 

@@ -61,6 +61,15 @@ def test_what_the_endpoint_reported_is_what_is_charged(rows: list[UsageRow]) -> 
     assert row.outcome == "ok"
 
 
+def test_a_row_says_which_project_and_which_customer_a_call_was_made_for(rows: list[UsageRow]) -> None:
+    request = Request(api="chat", model="llama", fields={}, customer="c-1")
+    for project in ("web", None):
+        arrival = Arrival("call", "req_call", Key("key_1", "acme", project=project), time.monotonic())
+        with Meter(arrival, request, Model("llama", PRICE), rows.append):
+            pass
+    assert [(row.project, row.customer) for row in rows] == [("web", "c-1"), ("", "c-1")]
+
+
 def test_a_whole_reply_without_usage_is_charged_with_the_prompt_as_estimated(rows: list[UsageRow]) -> None:
     with meter_for(rows, prompt_tokens=12) as meter:
         meter.asked(WORKER)

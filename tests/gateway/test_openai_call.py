@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from request_bodies import LEAST, refused, request
 
+from gateway.errors import ApiError
 from gateway.openai import MEDIA_TOKENS, Api, parse
 from routing.decision import Decision
 from routing.misses import shortfalls
@@ -214,3 +215,42 @@ def test_what_a_call_needs_of_an_endpoint_is_read_off_its_body(
 def test_the_tier_is_the_one_asked_for(api: Api, service_tier: str | None, tier: str, asked: bool):  # noqa: FBT001  a parameter of the test
     read = request(api, service_tier=service_tier)
     assert (read.tier, read.tier_asked) == (tier, asked)
+
+
+@pytest.mark.parametrize(
+    ("header", "fields", "customer"),
+    [
+        (None, {}, ""),
+        (None, {"user": "u-1"}, "u-1"),
+        (None, {"user": "u-1", "safety_identifier": "s-1"}, "s-1"),
+        (None, {"user": "u-1", "safety_identifier": ""}, "u-1"),
+        ("c-1", {"user": "u-1", "safety_identifier": "s-1"}, "c-1"),
+        (" é ☃ ", {}, "é ☃"),
+        ("", {"user": "u-1"}, ""),
+        (None, {"user": "x" * 128}, "x" * 128),
+    ],
+)
+def test_whom_a_call_is_made_for_is_said_by_a_header_or_else_by_its_body(
+    header: str | None, fields: dict[str, str], customer: str
+):
+    headers = {} if header is None else {b"x-tidegate-customer": header.encode()}
+    for api, least in LEAST.items():
+        assert parse(api, json.dumps({**least, **fields}).encode(), headers).customer == customer
+
+
+@pytest.mark.parametrize("name", ["x" * 129, "☃" * 43, "a\nb", "a\x00", "\x7f", "a\u0085b"])
+def test_a_customer_that_fits_no_row_of_usage_is_refused_at_its_place(name: str):
+    for field in ("user", "safety_identifier"):
+        assert refused("chat", {**LEAST["chat"], field: name}).param == field
+
+
+def test_a_customer_in_bytes_that_are_no_text_is_refused():
+    with pytest.raises(ApiError) as error:
+        parse("chat", json.dumps(LEAST["chat"]).encode(), {b"x-tidegate-customer": b"caf\xe9"})
+    assert (error.value.code, error.value.param) == ("invalid_value", "x-tidegate-customer")
+
+
+def test_a_customer_is_no_demand_beside_those_in_other_headers():
+    headers = {b"x-tidegate-customer": b"c", b"x-tidegate-max-ttft-ms": b"250"}
+    call = parse("chat", json.dumps(LEAST["chat"]).encode(), headers)
+    assert (call.customer, call.demands.max_ttft_s) == ("c", 0.25)

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import logging
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway.errors import ApiError
 from gateway.openai import Request
-from gateway.policy import UNBOUNDED, Policies, Policy, TrustName
+from gateway.policy import UNBOUNDED, ApiName, InForce, Period, Policies, Policy, TrustName
 from routing.filters import filters_for
 from routing.types import NO_DEMANDS, Call, Demands, Endpoint, Price, Tier, TierName, Trust
 
@@ -19,6 +21,26 @@ if TYPE_CHECKING:
 NAMES = ["a", "b", "c"]
 TIERS = get_args(TierName)
 MONEY = st.none() | st.integers(0, 5)
+NETWORKS = [
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.1.0.0/16",
+    "10.1.2.3/32",
+    "192.168.0.0/16",
+    "::/0",
+    "fd00::/8",
+    "fd00::1/128",
+]
+ADDRESSES = [
+    "10.1.2.3",
+    "10.1.0.1",
+    "10.9.9.9",
+    "192.168.1.1",
+    "8.8.8.8",
+    "fd00::1",
+    "fd00::2",
+    "2001:db8::1",
+]
 
 
 def some(names: Iterable[str]):
@@ -33,6 +55,12 @@ POLICIES = st.builds(
     regions=st.none() | some(NAMES),
     max_input_pico_usd=MONEY,
     max_output_pico_usd=MONEY,
+    apis=st.none() | some(get_args(ApiName)),
+    networks=st.none() | some(NETWORKS),
+    requests_per_min=MONEY,
+    tokens_per_min=MONEY,
+    concurrency=MONEY,
+    budgets=st.dictionaries(st.sampled_from(get_args(Period)), st.integers(0, 5)),
 )
 DEMANDS = st.just(NO_DEMANDS) | st.builds(
     Demands,
@@ -112,6 +140,18 @@ def test_what_is_kept_can_be_read_by_people_too():
     assert policy.described() == "models a, b; trust verified; input up to 0.5"
     rest = Policy(tiers=frozenset(), regions=frozenset({"eu"}), max_output_pico_usd=1)
     assert rest.described() == "tiers none; regions eu; output up to 1e-06"
+    limits = Policy(
+        apis=frozenset({"chat"}),
+        networks=frozenset({"10.0.0.0/8"}),
+        requests_per_min=5,
+        tokens_per_min=1000,
+        concurrency=2,
+        budgets={"total": 1, "day": 1_500_000_000},
+    )
+    assert limits.described() == (
+        "APIs chat; networks 10.0.0.0/8; 5 requests/min; 1000 tokens/min; 2 at once; "
+        "1.50 USD a day; 0.000000001 USD in all"
+    )
     assert Policy().described() == ""
 
 
@@ -172,9 +212,61 @@ def test_a_policy_that_is_met_by_every_endpoint_leaves_a_call_without_demands():
 def test_a_key_is_held_to_its_own_policy_and_its_tenants_by_the_models_behind_each_name():
     behind = {"smart": {"a", "b"}, "a": {"a"}, "b": {"b"}, "c": {"c"}}
     policies = Policies({"acme": Policy(models=frozenset({"smart"}))}, lambda name: behind.get(name, ()))
-    assert policies.in_force("acme") == Policy(models=frozenset({"a", "b"}))
+    assert policies.in_force("acme").policy == Policy(models=frozenset({"a", "b"}))
     own = Policy(models=frozenset({"a", "c", "gone"}), least_trust="provider")
-    assert policies.in_force("acme", own) == Policy(models=frozenset({"a"}), least_trust="provider")
-    assert policies.in_force("zeta", own) == Policy(models=frozenset({"a", "c"}), least_trust="provider")
-    assert policies.in_force("zeta") is None
-    assert UNBOUNDED.in_force("acme") is None
+    of_key = ("key:k", own)
+    assert policies.in_force("acme", None, of_key).policy == Policy(
+        models=frozenset({"a"}), least_trust="provider"
+    )
+    assert policies.in_force("acme", own, ("project:acme/web", Policy(regions=frozenset({"eu"})))) == InForce(
+        Policy(models=frozenset({"a"}), least_trust="provider", regions=frozenset({"eu"}))
+    )
+    assert policies.in_force("zeta", None, of_key).policy == Policy(
+        models=frozenset({"a", "c"}), least_trust="provider"
+    )
+    assert policies.in_force("zeta") == UNBOUNDED.in_force("acme") == InForce()
+
+
+def test_limits_stand_side_by_side_by_subject_and_narrow_only_on_the_same_one():
+    policies = Policies(
+        {"acme": Policy(requests_per_min=10, budgets={"day": 5, "week": 6})}, lambda name: (name,)
+    )
+    stored = Policy(
+        requests_per_min=7, concurrency=2, budgets={"day": 9, "month": 1}, regions=frozenset({"eu"})
+    )
+    held_to = policies.in_force(
+        "acme", stored, ("project:acme/web", None), ("key:k", Policy(requests_per_min=100))
+    )
+    assert held_to.policy == Policy(regions=frozenset({"eu"}))
+    assert held_to.bounds == (
+        (
+            "tenant:acme",
+            structs.replace(stored, requests_per_min=7, budgets={"day": 5, "week": 6, "month": 1}),
+        ),
+        ("key:k", Policy(requests_per_min=100)),
+    )
+
+
+def test_a_policy_of_limits_alone_costs_single_calls_nothing():
+    held_to = UNBOUNDED.in_force("acme", Policy(tokens_per_min=1))
+    assert (held_to.policy, len(held_to.bounds)) == (None, 1)
+
+
+def test_an_api_that_is_not_allowed_is_refused_with_those_that_are():
+    policy = Policy(apis=frozenset({"models", "embeddings"}))
+    with pytest.raises(ApiError) as refused:
+        policy.bind(request())
+    assert (refused.value.code, refused.value.status) == ("api_not_allowed", 403)
+    assert "may use embeddings, models" in refused.value.message
+    policy.expect_api("models")
+
+
+@given(some(NETWORKS), some(NETWORKS), st.sampled_from(ADDRESSES))
+def test_an_address_is_in_the_common_networks_exactly_where_it_is_in_both(
+    one: frozenset[str], other: frozenset[str], address: str
+):
+    def within(policy: Policy) -> bool:
+        return any(ip_address(address) in network for network in policy.source_networks or ())
+
+    policies = Policy(networks=one), Policy(networks=other)
+    assert within(policies[0].narrowed(policies[1])) == all(map(within, policies))

@@ -18,7 +18,7 @@ from gateway.tables import METADATA, SHARES, USAGE
 if TYPE_CHECKING:
     from pathlib import Path
 
-OLD_COLUMNS = set(UsageRow.__struct_fields__) - {"waste_nano_usd", "shares"}
+OLD_COLUMNS = UsageRow.__struct_fields__[: UsageRow.__struct_fields__.index("waste_nano_usd")]
 
 
 @pytest.fixture
