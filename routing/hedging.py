@@ -8,12 +8,17 @@ Being late is no reason by itself. The guard asks whether another endpoint is ex
 that the first is still expected to need, the delay of others included, and whether those seconds are worth its price.
 Near saturation everybody is late and nobody would be quicker, so the guard silences hedging there by itself. Whatever
 else is wrong, the budget keeps hedges at a fixed share of the calls.
+
+A stream that has begun may turn out to run far below the speed predicted for it. Then there is nothing to race for: what it
+has said is kept, and another endpoint goes on with it, where that is worth what it takes.
 """
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +46,12 @@ LEAST_WAIT_S = 0.1
 
 QUICKER = 0.5
 """At most this share of what the first still needs may the other one need."""
+
+FAR_SLOWER = 3.0
+"""A stream that needs so many times as long for a token as predicted is slow."""
+
+SLOW_AFTER_S = 2.0
+"""No stream is before: a prompt that is read beside it makes it stand still as well."""
 
 SHARE = 0.02
 """Of the calls that may be hedged."""
@@ -99,11 +110,13 @@ class Budget:
 class Hedging:
     """What hedging knows of one model's calls."""
 
-    __slots__ = ("budget", "lateness")
+    __slots__ = ("budget", "lateness", "moves")
 
     def __init__(self) -> None:
         self.lateness = Lateness()
         self.budget = Budget()
+        self.moves = Budget()
+        """For streams that are slow: a worker under which many are should not leave none for those that have not begun."""
 
 
 def still_needs_s(waited_s: float, predicted_s: float) -> float:
@@ -130,6 +143,60 @@ def quicker(waited_s: float, predicted_s: float, others: Iterable[Candidate], ti
         takes_s = expected.ttft_s + expected.imposed_s
         worth_nano_usd = (needs_s - takes_s) * tier.waiting_nano_usd_per_s
         if takes_s <= QUICKER * needs_s and expected.cost_nano_usd <= worth_nano_usd:
+            return candidate
+    return None
+
+
+class Going(Struct, frozen=True):
+    """How a stream goes that has begun."""
+
+    ran_s: float
+    """Since its first token."""
+    tokens: int
+    """After that."""
+    itl_s: float
+    """Predicted for it, seconds per token."""
+    left_tokens: float
+    """Expected to come."""
+
+    @property
+    def slow(self) -> bool:
+        """Whether it runs far below its predicted speed. The token that has not come yet counts as if it came now."""
+        return self.ran_s >= SLOW_AFTER_S and self.ran_s > FAR_SLOWER * self.itl_s * (self.tokens + 1)
+
+    @property
+    def still_needs_s(self) -> float:
+        """How long it is expected to take from now on: as slow as it has been, but no longer than it has been so, for the
+        same reason as above.
+        """
+        as_slow_s = self.left_tokens * self.ran_s / (self.tokens + 1)
+        return min(as_slow_s, self.ran_s + self.left_tokens * self.itl_s)
+
+
+def left_tokens(written: int, expected: float, most: int | None) -> float:
+    """How many tokens an answer is expected to have still, that was expected to have so many in all, and has `most` at most.
+
+    One that has come to what was expected is expected to be half as long again, as are all of that length.
+    """
+    left = max(expected - written, written / 2.0)
+    return left if most is None else min(left, max(0, most - written))
+
+
+def better(going: Going, others: Iterable[Candidate], tier: Tier) -> Candidate | None:
+    """The guard for streams: the first of `others` that is worth going on at; None where none is, or the stream is not slow.
+
+    The tokens that are left have to be made there as well, so what it loses by staying is what is beyond these. To begin
+    there, the delay of others included, may take at most QUICKER of that.
+    """
+    if not going.slow:
+        return None
+    needs_s = going.still_needs_s
+    for candidate in others:
+        expected = candidate.estimate
+        loses_s = needs_s - going.left_tokens * expected.itl_s
+        takes_s = expected.ttft_s + expected.imposed_s
+        worth_nano_usd = (loses_s - takes_s) * tier.waiting_nano_usd_per_s
+        if takes_s <= QUICKER * loses_s and expected.cost_nano_usd <= worth_nano_usd:
             return candidate
     return None
 

@@ -30,6 +30,20 @@ MOST_FASTER = 0.25
 full of running calls makes their tokens quickly because it cannot read the next prompt, and would look like the best
 place for it."""
 
+RECENT_HALF_LIFE_S = 1.5
+"""The same of what streams that still run have shown, where it is told while they do."""
+
+FAR_SLOWER = 3.0
+"""By so much slower than usual, what streams show just now is believed at once. Half a minute of good pace before would
+outweigh it for as long, while every new call is sent where none comes to its end. Less than that is noise: prompts are read in
+between, batches change."""
+
+RECENT_PRIOR_S = 0.5
+"""Seconds of such observation that the usual pace counts for then."""
+
+BELIEVED_S = 10.0
+"""And for so long, unless streams show that it is over."""
+
 LONGEST_SAMPLE_S = 60.0
 """Seconds one observation counts for at most. What took longer (a suspended process, a dead network) says little of
 speed, and two half-lives are enough to believe it."""
@@ -97,12 +111,28 @@ class Pace:
     have there are in the batch as well, so that what they take is not put down to the endpoint.
     """
 
-    __slots__ = ("_at_s", "_expected", "_peers", "_prior", "_seen", "decoding", "others", "reading_prompts")
+    __slots__ = (
+        "_at_s",
+        "_expected",
+        "_peers",
+        "_prior",
+        "_recent",
+        "_seen",
+        "_slow_until_s",
+        "_slower_now",
+        "decoding",
+        "others",
+        "reading_prompts",
+    )
 
     def __init__(self, prior: Prior, peers: Peers) -> None:
         self._prior = prior
         self._peers = peers
         self._seen = Sums()
+        self._recent = Sums(RECENT_HALF_LIFE_S)
+        self._slow_until_s = float("-inf")
+        """Until then it is `_slower_now` times as slow as guessed."""
+        self._slower_now = 1.0
         self._expected = self._at_s = 0.0
         self.decoding = 0
         self.others = 0
@@ -119,14 +149,29 @@ class Pace:
         self._at_s = now_s
         return self._expected
 
-    def learn(self, now_s: float, seconds: float, expected_tokens: float, tokens: int) -> None:
-        """A stream of `tokens` after the first took `seconds`, in which `expected_tokens` were expected."""
+    def learn(
+        self, now_s: float, seconds: float, expected_tokens: float, tokens: int, *, running: bool = False
+    ) -> None:
+        """`tokens` of a stream took `seconds`, in which `expected_tokens` were expected; `running` where it is not over."""
         if tokens <= 0 or expected_tokens <= 0.0 or seconds < LEAST_SAMPLE_S:
             return
         share = min(1.0, LONGEST_SAMPLE_S / seconds)
         guessed_s = tokens * seconds / expected_tokens * share
         self._seen.add(now_s, seconds * share, guessed_s)
         self._peers.decoded(now_s, guessed_s, seconds * share)
+        if running:
+            self._learn_now(now_s, seconds * share, guessed_s)
+
+    def _learn_now(self, now_s: float, seconds: float, guessed_s: float) -> None:
+        """The same of what has just been: it may be far from what was until now."""
+        self._recent.add(now_s, seconds, guessed_s)
+        observed_s, expected_s = self._recent.sums(now_s)
+        usual = self._slower(now_s)
+        slower = (RECENT_PRIOR_S * usual + observed_s) / (RECENT_PRIOR_S + expected_s)
+        if slower > FAR_SLOWER * usual:
+            self._slow_until_s, self._slower_now = now_s + BELIEVED_S, slower
+        elif slower < FAR_SLOWER / 2.0 * usual:
+            self._slow_until_s = float("-inf")
 
     def crowding(self, batch: int) -> float:
         """Share by which one sequence more makes a step longer than in a batch of `batch`."""
@@ -135,7 +180,11 @@ class Pace:
 
     def itl_s(self, now_s: float, batch: int) -> float:
         """Seconds per token in a batch of `batch`."""
+        slower = self._slower_now if now_s < self._slow_until_s else self._slower(now_s)
+        return (self._prior.step_s + self._prior.sequence_s * batch) * slower
+
+    def _slower(self, now_s: float) -> float:
+        """How many times as slow as guessed it usually is."""
         observed_s, expected_s = self._seen.sums(now_s)
         guess = self._peers.decode_slower
-        slower = max(MOST_FASTER * guess, (PRIOR_S * guess + observed_s) / (PRIOR_S + expected_s))
-        return (self._prior.step_s + self._prior.sequence_s * batch) * slower
+        return max(MOST_FASTER * guess, (PRIOR_S * guess + observed_s) / (PRIOR_S + expected_s))

@@ -212,6 +212,10 @@ class Run:
         self._standing.speed.first_token(self._ticket, now_s)
         self._standing.changed()
 
+    def progress(self, now_s: float, completion_tokens: int) -> None:
+        """It goes on, with so many tokens so far."""
+        self._standing.speed.progress(self._ticket, now_s, completion_tokens)
+
     def unanswered(self, now_s: float, *, refused: bool = False) -> None:
         """It ends without a whole answer: of its prompt the endpoint has in its cache what it had before and what it has
         read since, which is nothing where it `refused` the call. To be said before `ended`.

@@ -60,13 +60,16 @@ class Ticket(Struct, eq=False):
     """Whether its first token can be seen: that of a reply which comes as one piece cannot."""
     mark: float = 0.0
     """What `Speed` expected a stream to have produced by then; see `Pace`."""
+    seen_s: float = 0.0
+    """Up to when it has been learned from, in the stream and `mark`."""
+    seen_tokens: int = 1
     ended: bool = False
 
 
 class Speed:
     """The work under way at one endpoint and the speed learned from it.
 
-    Each attempt is a ticket: `start`, then `first_token` if one comes, then `finish`, however it ended. A ticket that
+    Each attempt is a ticket: `start`, then `first_token` if one comes, `progress` now and then, and `finish`, however it ended. A ticket that
     never finishes counts as a stalled call for ever, so finish it in a `finally`. Finishing twice does nothing.
 
     A reply that comes as one piece shows no first token. Its ticket is not watched: it teaches nothing, counts as a
@@ -144,9 +147,19 @@ class Speed:
         self._learn_base(ticket, now_s)
         self._learn_rate(now_s, ticket.work, self._serving_s(ticket, now_s))
         self._drop_pending(ticket)
-        ticket.first_s = now_s
+        ticket.first_s = ticket.seen_s = now_s
         ticket.mark = self._pace.reading(now_s)
         self._pace.decoding += 1
+
+    def progress(self, ticket: Ticket, now_s: float, completion_tokens: int) -> None:
+        """It goes on, with so many tokens so far: what it shows of the pace need not wait for its end."""
+        if ticket.ended or ticket.first_s is None or completion_tokens <= ticket.seen_tokens:
+            return
+        now_s = self._forward(now_s)
+        reading = self._pace.reading(now_s)
+        new = completion_tokens - ticket.seen_tokens
+        self._pace.learn(now_s, now_s - ticket.seen_s, reading - ticket.mark, new, running=True)
+        ticket.seen_s, ticket.mark, ticket.seen_tokens = now_s, reading, completion_tokens
 
     def finish(self, ticket: Ticket, now_s: float, completion_tokens: int = 0) -> None:
         """It has ended, whole or not, with so many tokens received.
@@ -174,7 +187,8 @@ class Speed:
             return
         expected_tokens = self._pace.reading(now_s) - ticket.mark
         self._pace.decoding -= 1
-        self._pace.learn(now_s, now_s - ticket.first_s, expected_tokens, completion_tokens - 1)
+        new = completion_tokens - ticket.seen_tokens
+        self._pace.learn(now_s, now_s - ticket.seen_s, expected_tokens, new)
 
     def shared_with(self, running: int, waiting: int, now_s: float) -> None:
         """So many calls that others have sent run and wait there from now on."""

@@ -7,9 +7,11 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from plan_inputs import DEFAULT, TIERS
 
 from routing.hedging import (
+    FAR_SLOWER,
     FIRST_SAVED,
     LEAST_RATIO,
     LEAST_WAIT_S,
@@ -17,8 +19,12 @@ from routing.hedging import (
     MOST_SAVED,
     QUICKER,
     SHARE,
+    SLOW_AFTER_S,
     Budget,
+    Going,
     Lateness,
+    better,
+    left_tokens,
     quicker,
     still_needs_s,
     within_cap,
@@ -138,3 +144,54 @@ def test_a_quiet_day_saves_up_for_some_hedges_and_no_more():
 def test_both_attempts_together_stay_within_the_cap_on_the_price_of_input(first, second, cap):
     within = within_cap(candidate(1, 0, first), candidate(1, 0, second), cap)
     assert within == (cap is None or first + second <= cap)
+
+
+GOINGS = st.builds(Going, SECONDS, st.integers(0, 10_000), st.floats(0.001, 2), st.floats(0, 10_000))
+
+
+@given(GOINGS, st.lists(st.builds(candidate, SECONDS, imposed_s=SECONDS)), st.sampled_from(TIERS))
+def test_a_stream_that_keeps_about_its_predicted_speed_is_never_moved(going, others, tier):
+    at_speed = structs.replace(going, ran_s=min(going.ran_s, FAR_SLOWER * going.itl_s * going.tokens))
+    assert better(at_speed, others, tier) is None
+
+
+@given(GOINGS, st.lists(st.builds(candidate, SECONDS, imposed_s=SECONDS)), st.sampled_from(TIERS))
+def test_a_slow_stream_is_moved_only_where_it_takes_at_most_half_of_what_it_saves(going, others, tier):
+    found = better(going, others, tier)
+    if found is None:
+        return
+    assert going.ran_s >= SLOW_AFTER_S
+    begins_s = found.estimate.ttft_s + found.estimate.imposed_s
+    there_s = begins_s + going.left_tokens * found.estimate.itl_s
+    assert there_s <= going.still_needs_s
+    assert begins_s <= 0.5 * (going.still_needs_s - going.left_tokens * found.estimate.itl_s)
+
+
+@given(GOINGS, st.floats(0, 100))
+def test_a_slow_stream_needs_the_longer_the_longer_it_has_been_slow(going, more_s):
+    later = structs.replace(going, ran_s=going.ran_s + more_s)
+    assert later.still_needs_s >= going.still_needs_s
+    assert not going.slow or later.slow
+
+
+def test_a_stream_at_a_tenth_of_its_speed_is_moved_soon_and_one_that_is_nearly_done_is_not():
+    slow = Going(ran_s=2.4, tokens=3, itl_s=0.08, left_tokens=50)
+    assert better(slow, [candidate(0.2)], DEFAULT) is not None
+    assert better(structs.replace(slow, ran_s=1.9), [candidate(0.2)], DEFAULT) is None
+    assert better(structs.replace(slow, left_tokens=0), [candidate(0.2)], DEFAULT) is None
+
+
+def test_where_everybody_is_slow_a_stream_stays_where_it_is():
+    going = Going(ran_s=20, tokens=20, itl_s=0.05, left_tokens=100)
+    as_slow = structs.replace(candidate(0.1), estimate=Estimate(0.1, 1.0, 0.0, 0))
+    assert better(going, [as_slow], DEFAULT) is None
+
+
+@given(st.integers(0, 5000), st.floats(1, 5000), st.none() | st.integers(1, 5000))
+def test_no_answer_is_expected_to_be_longer_than_it_may(written, expected, most):
+    left = left_tokens(written, expected, most)
+    assert left >= 0
+    if most is not None:
+        assert left <= max(0, most - written)
+    else:
+        assert left >= expected - written

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from routing.gpu import GPUS, UNKNOWN_GPU, kv_tokens_for, prior_for
-from routing.pace import CHUNK_TOKENS, MOST_FASTER, PRIOR_S, Peers
-from routing.speed import MOST_OTHERS, Speed
+from routing.pace import BELIEVED_S, CHUNK_TOKENS, MOST_FASTER, PRIOR_S, Peers
+from routing.speed import MOST_OTHERS, Speed, Ticket
 from routing.types import Load
 
 
@@ -250,6 +250,58 @@ def test_the_pace_of_streams_is_learned_for_the_batch_they_ran_in(factor: float)
     assert speed.load(end_s, 30).itl_s > speed.load(end_s, 3).itl_s
 
 
+def running(speed: Speed, at_s: float, streams: int = 4) -> list[Ticket]:
+    """Streams that have just begun."""
+    tickets = [speed.start(at_s, 16.0) for _ in range(streams)]
+    for ticket in tickets:
+        speed.first_token(ticket, at_s)
+    return tickets
+
+
+@pytest.mark.parametrize("looks", [1, 7, 50])
+def test_a_stream_looked_at_while_it_runs_teaches_as_much_in_all_as_one_seen_at_its_end(looks: int):
+    at_once, by_and_by = Speed("a100"), Speed("a100")
+    for speed in (at_once, by_and_by):
+        (ticket,) = running(speed, 0.0, streams=1)
+        if speed is by_and_by:
+            for look in range(1, looks + 1):
+                speed.progress(ticket, 4.0 * look / looks, 1 + 100 * look // looks)
+        speed.finish(ticket, 4.0, 101)
+    # What came first has faded a little more by then.
+    assert by_and_by.load(4.0, 0).itl_s == pytest.approx(at_once.load(4.0, 0).itl_s, rel=0.02)
+
+
+def test_a_worker_that_slows_down_under_its_streams_looks_slow_within_seconds_and_well_again_as_soon_as_it_is():
+    speed = Speed("a100")
+    usual_s = speed.load(0.0, 3).itl_s
+    now_s = decode(speed, seconds_per_token=usual_s, rounds=40)
+    usual_s = speed.load(now_s, 4).itl_s
+    tickets, tokens = running(speed, now_s), 1.0
+    for slowness, limit in ((10.0, 4.0), (1.0, 1.5)):
+        for _ in range(6):
+            now_s += 0.5
+            tokens += 0.5 / (usual_s * slowness)
+            for ticket in tickets:
+                speed.progress(ticket, now_s, int(tokens))
+        looks = speed.load(now_s, 4).itl_s / usual_s
+        assert looks > limit if slowness > 1.0 else looks < limit
+
+
+def test_that_streams_were_slow_is_not_believed_for_ever_where_none_runs_any_more():
+    speed = Speed("a100")
+    usual_s = speed.load(0.0, 3).itl_s
+    now_s = decode(speed, seconds_per_token=usual_s, rounds=40)
+    tickets = running(speed, now_s)
+    for tokens in (2, 3, 4):
+        now_s += 1.0
+        for ticket in tickets:
+            speed.progress(ticket, now_s, tokens)
+    for ticket in tickets:
+        speed.finish(ticket, now_s, 4)
+    assert speed.load(now_s, 3).itl_s > 5 * usual_s
+    assert speed.load(now_s + BELIEVED_S, 3).itl_s < 2 * usual_s
+
+
 def test_a_stream_is_judged_by_the_batches_it_lived_through():
     speed = Speed("a100")
     prior = prior_for("a100")
@@ -307,7 +359,7 @@ def test_a_clock_that_steps_back_stands_still():
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["start", "start_unwatched", "first_token", "finish", "load", "shared"]),
+        st.sampled_from(["start", "start_unwatched", "first_token", "progress", "finish", "load", "shared"]),
         st.floats(-5.0, 5.0) | st.sampled_from([0.0, 3600.0, 1e6]),
         st.floats(0.0, 1e6),
         st.integers(0, 20),
@@ -332,9 +384,11 @@ def test_no_interleaving_makes_a_figure_negative_or_infinite(
         elif what != "load" and tickets:
             index = number % len(tickets)
             # The prefill of an unwatched ticket is pending for as long as predicted, even if it has ended.
-            if tickets[index].watched:
+            if tickets[index].watched and what != "progress":
                 work_left.pop(index, None)
-            if what == "first_token":
+            if what == "progress":
+                speed.progress(tickets[index], now_s, number)
+            elif what == "first_token":
                 speed.first_token(tickets[index], now_s)
             else:
                 speed.finish(tickets[index], now_s, number)
