@@ -265,37 +265,14 @@ class Resume:
     ) -> None:
         """Have `answer` go on at this candidate. Raises AttemptFailed, CallRejected or CannotGoOn."""
         endpoint, member = candidate.endpoint, self._resuming.fleet.member(candidate.endpoint)
-        by_ids = way is Way.TOKENS
         try:
-            if by_ids:
+            if way is Way.TOKENS:
                 fields, seam = await self._from_token(member, broken, TOKENIZE_S if alone else SOON_S)
             else:
                 fields, seam = await self._from_text(broken)
         except msgspec.DecodeError as error:
             raise CannotGoOn(f"what workers have told of tokens makes no sense: {error}") from None
-        request = structs.replace(
-            self._request, api="completions" if by_ids else self._request.api, fields=fields
-        )
-        outgoing = Outgoing(
-            api=_API_PATHS[request.api],
-            body=request.body_for(
-                endpoint.served_model,
-                worker=endpoint.kind == "worker",
-                ids=by_ids or shows_ids(self._request),
-            ),
-            request_id=self._arrival.request_id,
-            stream=True,
-            ends_s=self._ends_s,
-            trace=self._arrival.trace,
-        )
-        shown = Shown(
-            endpoint.model,
-            request.tier if request.tier_asked else None,
-            usage=request.shows_usage,
-            ids=shows_ids(self._request),
-        )
-        stream = Continued(shown, self._resuming.catalog.limits.event_bytes, broken.said, seam)
-        attempt = self._resuming.fleet.attempt(candidate, outgoing, call)
+        attempt, stream = self._attempt(broken, call, candidate, fields, seam)
         if isinstance(attempt.reply, Exchange) and not alone:
             attempt.reply.hasten(max(LEAST_PATIENCE_S, PATIENT_TTFT * candidate.estimate.ttft_s))
         self._meter.asked(endpoint)
@@ -311,6 +288,34 @@ class Resume:
             raise
         self._meter.continued(endpoint, stream, seam.own_tokens - broken.own_tokens, broken.cause)
         answer.goes_on(attempt, stream, block, failure)
+
+    def _attempt(
+        self, broken: _Broken, call: Call, candidate: Candidate, fields: Fields, seam: Seam
+    ) -> tuple[Attempt, Continued]:
+        """What asks the candidate for the rest, and what reads it."""
+        api = "completions" if seam.by_ids else self._request.api
+        request = structs.replace(self._request, api=api, fields=fields)
+        endpoint = candidate.endpoint
+        outgoing = Outgoing(
+            api=_API_PATHS[request.api],
+            body=request.body_for(
+                endpoint.served_model,
+                worker=endpoint.kind == "worker",
+                ids=seam.by_ids or shows_ids(self._request),
+            ),
+            request_id=self._arrival.request_id,
+            stream=True,
+            ends_s=self._ends_s,
+            trace=self._arrival.trace,
+        )
+        shown = Shown(
+            endpoint.model,
+            request.tier if request.tier_asked else None,
+            usage=request.shows_usage,
+            ids=shows_ids(self._request),
+        )
+        stream = Continued(shown, self._resuming.catalog.limits.event_bytes, broken.said, seam)
+        return self._resuming.fleet.attempt(candidate, outgoing, call), stream
 
     async def _from_token(self, member: Member, broken: _Broken, patience_s: float) -> tuple[Fields, Seam]:
         fields, said, chat = self._request.fields, broken.said, self._chat
