@@ -1,4 +1,4 @@
-"""What the database keeps of nodes: those registered now, and when each has been there.
+"""What the database keeps of nodes: those registered now, which of all leave and when, and when each has been there.
 
 Heartbeats are not written. After a restart of the gateway, a node that was registered has one lease's time to be heard of
 again: it could not be heard meanwhile, and where it is gone its probe says so at once. A node with a key of its own is not
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy import delete, select, update
 
-from gateway.tables import NODE_SESSIONS, NODES
+from gateway.tables import NODE_DEPARTURES, NODE_SESSIONS, NODES
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from gateway.store import Store
 
 
@@ -23,6 +25,15 @@ class SavedNode(Struct, frozen=True):
     section: str
     """As JSON."""
     registered_ms: int
+
+
+class SavedDeparture(Struct, frozen=True):
+    """That a node leaves, be it one that has registered or another."""
+
+    name: str
+    leaves_ms: int
+    draining: bool
+    """Whether it gets nothing new until then."""
 
 
 class Session(Struct, frozen=True):
@@ -48,6 +59,21 @@ class NodeStore:
             connection.execute(ended)
             return saved
 
+    def departures(self) -> list[SavedDeparture]:
+        with self._store.reading() as connection:
+            return [SavedDeparture(*row) for row in connection.execute(select(NODE_DEPARTURES))]
+
+    def leaves(self, departure: SavedDeparture) -> None:
+        """It is going to leave."""
+        with self._store.writing() as connection:
+            _stays(connection, departure.name)
+            connection.execute(NODE_DEPARTURES.insert(), structs.asdict(departure))
+
+    def stays(self, name: str) -> None:
+        """It is not going to leave after all."""
+        with self._store.writing() as connection:
+            _stays(connection, name)
+
     def joined(self, name: str, section: str | None, now_ms: int, *, new: bool) -> None:
         """It has registered with this to be written down, or nothing; `new` where its stay begins."""
         with self._store.writing() as connection:
@@ -63,6 +89,7 @@ class NodeStore:
         open_ones = (NODE_SESSIONS.c.name == name) & NODE_SESSIONS.c.ended_ms.is_(None)
         with self._store.writing() as connection:
             connection.execute(delete(NODES).where(NODES.c.name == name))
+            _stays(connection, name)
             connection.execute(update(NODE_SESSIONS).where(open_ones).values(ended_ms=now_ms, ending=ending))
 
     def sessions(self, since_ms: int, name: str | None = None) -> dict[str, list[Session]]:
@@ -76,3 +103,7 @@ class NodeStore:
             for row in connection.execute(query):
                 found.setdefault(row.name, []).append(Session(row.started_ms, row.ended_ms, row.ending))
         return found
+
+
+def _stays(connection: Connection, name: str) -> None:
+    connection.execute(delete(NODE_DEPARTURES).where(NODE_DEPARTURES.c.name == name))

@@ -21,6 +21,7 @@ from gateway.config_policy import no_such_model
 from gateway.database import StoreAway
 from gateway.errors import ApiError
 from gateway.fleet import access_of
+from gateway.node_store import SavedDeparture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,11 +51,26 @@ class Node(Struct):
     """What its stay will have ended by, where that is known already."""
 
 
+class Leaving(Struct, frozen=True):
+    """That a node leaves, whether it has registered or not."""
+
+    at_s: float
+    """On the monotonic clock."""
+    draining: bool
+    """Whether it gets nothing new until then."""
+
+    @property
+    def ending(self) -> str:
+        return "drained" if self.draining else "preempted"
+
+
 class Nodes:
     def __init__(self, fleet: Fleet, config: Config, store: NodeStore) -> None:
         self._fleet = fleet
         self._store = store
         self._nodes: dict[str, Node] = {}
+        self._leaving: dict[str, Leaving] = {}
+        """By name: also of those that are not there now."""
         self._writing = asyncio.Lock()
         self.configure(config)
 
@@ -66,7 +82,10 @@ class Nodes:
         self._agree()
 
     async def restore(self) -> None:
-        """Take in again those that were there when the gateway was last up, for one lease."""
+        """Take in again those that were there when the gateway was last up, for one lease. Who was leaving leaves."""
+        for departure in await asyncio.to_thread(self._store.departures):
+            at_s = time.monotonic() + (departure.leaves_ms - _now_ms()) / 1000
+            self._leaving[departure.name] = Leaving(at_s, departure.draining)
         for saved in await asyncio.to_thread(self._store.restore, _now_ms()):
             try:
                 section = NodeSection.model_validate_json(saved.section)
@@ -74,16 +93,29 @@ class Nodes:
                 log.warning("the node %s has to register again: %s", saved.name, error)
                 continue
             until_s = time.monotonic() + self.lease_s(section)
-            self._nodes[saved.name] = Node(section, until_s, saved.registered_ms)
+            leaving = self._leaving.get(saved.name)
+            ending = None if leaving is None else leaving.ending
+            self._nodes[saved.name] = Node(section, until_s, saved.registered_ms, ending)
         self._agree()
+        self._announce()
 
     def watched(self) -> AbstractAsyncContextManager[None]:
         """See who has gone, as long as the block runs."""
         return rounds(lambda _: self._look(), TICK_S, "looking at leases of nodes")
 
     async def _look(self) -> None:
+        if self._leaving:
+            self._announce()
         for name, ending in self._gone(time.monotonic()):
             await self._remove(name, ending)
+
+    def _announce(self) -> None:
+        """Tell it to those that do not know yet that they leave: found, configured or registered since it was said."""
+        now_s = time.monotonic()
+        for member in self.members():
+            leaving = self._leaving.get(member.endpoint.name)
+            if leaving is not None and member.departs_s is None:
+                member.departure.announce(max(0.0, leaving.at_s - now_s), draining=leaving.draining)
 
     def find(self, name: str) -> Node | None:
         return self._nodes.get(name)
@@ -106,11 +138,19 @@ class Nodes:
         self._check(section)
         known, now_ms = self._nodes.get(section.name), _now_ms()
         until_s = time.monotonic() + self.lease_s(section)
-        registered_ms = now_ms if known is None else known.registered_ms
-        self._nodes[section.name] = Node(section, until_s, registered_ms)
+        if known is not None:
+            await self._stays(section.name)
+        leaving = self._leaving.get(
+            section.name
+        )  # said before the gateway was restarted, of a node with a key
+        self._nodes[section.name] = Node(
+            section,
+            until_s,
+            now_ms if known is None else known.registered_ms,
+            None if leaving is None else leaving.ending,
+        )
         self._agree()
-        for member in self._registered(section.name):
-            member.departure.cancel()
+        self._announce()
         if known is None or known.section != section:
             text = None if section.api_key else section.model_dump_json(exclude_none=True)
             await self._write(self._store.joined, section.name, text, now_ms, new=known is None)
@@ -126,21 +166,33 @@ class Nodes:
         node.lease_until_s = time.monotonic() + self.lease_s(node.section)
         return node
 
-    def leave_in(self, name: str, seconds: float | None, *, draining: bool) -> None:
+    async def leave_in(self, name: str, seconds: float | None, *, draining: bool) -> None:
         """It is going to leave. Raises ApiError."""
         seconds = self._drain_s if seconds is None else seconds
-        for member in self.members(name):
+        members = self.members(name)
+        leaving = self._leaving[name] = Leaving(time.monotonic() + seconds, draining)
+        for member in members:
             member.departure.announce(seconds, draining=draining)
         if name in self._nodes:
-            self._nodes[name].ending = "drained" if draining else "preempted"
+            self._nodes[name].ending = leaving.ending
         log.info("the node %s leaves within %g s%s", name, seconds, ", and drains" if draining else "")
+        leaves_ms = _now_ms() + round(seconds * 1000)
+        await self._write(self._store.leaves, SavedDeparture(name, leaves_ms, draining))
 
-    def stay(self, name: str) -> None:
+    async def stay(self, name: str) -> None:
         """It is not going to leave after all. Raises ApiError."""
-        for member in self.members(name):
-            member.departure.cancel()
+        self.members(name)
+        await self._stays(name)
+
+    async def _stays(self, name: str) -> None:
+        known = self._leaving.pop(name, None) is not None
+        for member in self._fleet.members:
+            if member.endpoint.name == name:
+                member.departure.cancel()
         if name in self._nodes:
             self._nodes[name].ending = None
+        if known:
+            await self._write(self._store.stays, name)
 
     async def remove(self, name: str) -> None:
         """It leaves now: its running calls finish. Raises ApiError where it is not one that has registered."""
@@ -207,6 +259,7 @@ class Nodes:
             name,
             ending.replace("_", " "),
         )
+        self._leaving.pop(name, None)
         self._agree()
         await self._write(self._store.left, name, ending, _now_ms())
 

@@ -180,3 +180,11 @@ NODE_SESSIONS = Table(
     Column("ended_ms", BigInteger),
     Column("ending", Text),
 )
+
+NODE_DEPARTURES = Table(
+    "node_departures",  # of those that drain or have given notice, whether they have registered or not
+    METADATA,
+    Column("name", String(128), primary_key=True),
+    Column("leaves_ms", BigInteger, nullable=False),
+    Column("draining", Boolean, nullable=False),
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -211,6 +212,50 @@ async def test_nodes_outlive_a_restart_of_the_gateway_but_not_those_with_a_key(t
             histories = (await admin(gw, "GET"))[1]["histories"]
             assert (histories["node-1"]["stays"], histories["node-1"]["endings"]) == (1, {})
             assert histories["with-key"]["endings"] == {"gateway_stopped": 1}
+
+
+async def test_who_drains_or_has_given_notice_does_so_after_a_restart_of_the_gateway_as_well(tmp_path: Path):
+    async with SimWorker(QUICK) as worker, SimWorker(QUICK) as keyed, SimWorker(QUICK) as other:
+        models = {"llama": {"price": PRICE, "endpoints": [endpoint(other, "configured")]}}
+        with_key = said(keyed, "with-key", api_key="worker-key-0123456789")
+        async with gateway(tmp_path, models=models, auth=AUTH) as gw:
+            await admin(gw, "POST", "", said(worker))
+            await admin(gw, "POST", "", with_key)
+            await admin(gw, "POST", "/configured/drain", {"within_s": 3600})
+            await admin(gw, "POST", "/with-key/drain", {"within_s": 3600})
+            await admin(gw, "POST", "/node-1/preempt", {"in_s": 3600})
+        async with gateway(tmp_path, models=models, auth=AUTH, ready=False) as gw:
+            configured = await shown(gw, "configured")
+            assert configured["state"] == "draining"
+            assert 3000 < configured["leaves_in_s"] <= 3600
+            await is_in(gw, "node-1", "leaving")
+            assert 3000 < (await shown(gw, "node-1"))["leaves_in_s"] <= 3600
+            assert (await ask(gw.client()))[0]["x-tidegate-endpoint"] == "node-1"
+            await admin(gw, "POST", "", with_key)  # which it has to, as its key is not written down
+            assert (await shown(gw, "with-key"))["state"] == "draining"
+            assert (await admin(gw, "DELETE", "/configured/drain"))[0] == 200
+            assert (await admin(gw, "DELETE", "/with-key"))[0] == 204
+        async with gateway(tmp_path, models=models, auth=AUTH) as gw:
+            assert (await shown(gw, "configured"))["state"] == "serving"
+            await admin(gw, "POST", "", with_key)
+            await is_in(gw, "with-key", "serving", "ramping")
+            assert (await shown(gw, "node-1"))["leaves_in_s"] is not None
+
+
+async def test_a_deadline_that_has_passed_while_the_gateway_was_down_has_passed(tmp_path: Path):
+    async with SimWorker(QUICK) as worker, SimWorker(QUICK) as other:
+        models = {"llama": {"price": PRICE, "endpoints": [endpoint(other, "configured")]}}
+        async with gateway(tmp_path, models=models, auth=AUTH) as gw:
+            await admin(gw, "POST", "", said(worker))
+            await admin(gw, "POST", "/configured/drain", {"within_s": 0.01})
+            await admin(gw, "POST", "/node-1/preempt", {"in_s": 3600})
+        with sqlite3.connect(tmp_path / "tidegate.db") as connection:
+            connection.execute("UPDATE node_departures SET leaves_ms = leaves_ms - 7200000")
+        connection.close()
+        async with gateway(tmp_path, models=models, auth=AUTH, ready=False) as gw:
+            assert (await shown(gw, "configured"))["state"] == "draining"
+            await is_gone(gw, "node-1")
+            await stay_ended(gw, "node-1", "preempted")
 
 
 async def test_what_a_node_says_is_checked_and_names_are_taken_once(tmp_path: Path):

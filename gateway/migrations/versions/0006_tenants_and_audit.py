@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0006"
-down_revision = "0004"
+down_revision = "0005"
 
 _REFUSE = "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
 _TAKEN = "EXISTS (SELECT 1 FROM audit WHERE id = NEW.id)"
