@@ -106,7 +106,7 @@ class Continued(CompletionStream):
             return self._usage_chunk(fields.get("system_fingerprint"))
         try:
             return self._rest_of(chunk, fields)
-        except (msgspec.DecodeError, UnicodeError) as error:
+        except (msgspec.DecodeError, ValueError, LookupError) as error:
             raise ReplyMalformed(f"a stream event that is no completion chunk: {error}") from None
 
     def _rest_of(self, chunk: Chunk, fields: dict[str, Raw]) -> bytes:
@@ -144,6 +144,8 @@ class Continued(CompletionStream):
         said, listed = self.said, None
         if self._seam.by_ids:
             listed = b",".join(b"%d" % each for each in ids)
+            if listed and self._count == len(ids):  # its first
+                said.goes_on_behind(self._seam.own_tokens)
         else:
             said.knows_ids = False
         if choice.delta is not None:

@@ -6,6 +6,7 @@ digits of its id. Whoever goes on with a stream adds to the same account, so tha
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ class _Offsets(Struct):
     tokens: list[str] = []
 
 
-_decode_ids = msgspec.json.Decoder(list[int]).decode
+_ids_only = re.compile(rb"(?:\d{1,18}(?:,\d{1,18})*)?").fullmatch
 _decode_text = msgspec.json.Decoder(str).decode
 _decode_offsets = msgspec.json.Decoder(_Offsets).decode
 
@@ -46,6 +47,7 @@ class Said:
         "settled",
         "text",
         "text_offset",
+        "told",
         "unclear",
     )
 
@@ -59,6 +61,8 @@ class Said:
         self.settled = 0
         """How many bytes of `ids` had come when content was last shown: their text has been shown, unless it is held back
         for a stop string."""
+        self.told = 0
+        """Tokens of which the client may have been told before the last piece began, by ids or logprobs if not by text."""
         self.knows_ids = True
         """Whatever was shown came with its ids."""
         self.prompt_tokens: int | None = None
@@ -81,6 +85,14 @@ class Said:
     def tokens(self) -> int:
         """How many have come, where their ids are known."""
         return self.ids.count(b",")
+
+    def goes_on_behind(self, tokens: int) -> None:
+        """So many stand. Whoever goes on writes those that came after them anew, if perhaps not the same."""
+        self.told = max(self.told, self.tokens)
+        kept = self.ids.split(b",", tokens)[:-1] if tokens < self.tokens else None
+        if kept is not None:
+            self.ids = bytearray(b"".join(each + b"," for each in kept))
+            self.settled = min(self.settled, len(self.ids))
 
     def token_ids(self) -> list[int]:
         return ids_in(bytes(self.ids))
@@ -111,7 +123,7 @@ class Said:
             if prompt.startswith(b"["):
                 self.prompt(prompt)
         ids: bytes | None = bytes(choice.token_ids).translate(None, b" []")
-        if not bytes(choice.token_ids).startswith(b"["):
+        if not (bytes(choice.token_ids).startswith(b"[") and _ids_only(ids or b"")):
             ids = None
         delta, content = choice.delta, choice.content
         if delta is not None:
@@ -127,9 +139,16 @@ class Said:
         if choice.finish_reason:
             self.finish_reason = choice.finish_reason
         if choice.delta is None and bytes(choice.logprobs).startswith(b"{"):
-            offsets = _decode_offsets(choice.logprobs)
-            if offsets.text_offset and offsets.tokens:
-                self.text_offset = offsets.text_offset[-1] + len(offsets.tokens[-1])
+            self._note_offsets(choice.logprobs)
+
+    def _note_offsets(self, logprobs: Raw) -> None:
+        try:
+            offsets = _decode_offsets(logprobs)
+        except msgspec.DecodeError:
+            self.unclear = True
+            return
+        if offsets.text_offset and offsets.tokens:
+            self.text_offset = offsets.text_offset[-1] + len(offsets.tokens[-1])
 
     def note_delta(self, delta: Delta) -> None:
         """What is shown beside content, or follows when it has ended."""
@@ -146,7 +165,7 @@ class Said:
 
 def ids_in(listed: bytes) -> list[int]:
     """Ids with a comma behind each."""
-    return _decode_ids(b"[%b]" % listed[:-1])
+    return [int(each) for each in listed.split(b",")[:-1]]
 
 
 def crc_of(raw: bytes) -> int:

@@ -9,7 +9,7 @@ Both raise AttemptFailed, which has been counted with the member, CallRejected, 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +21,8 @@ from backends.refusal import refusal
 
 if TYPE_CHECKING:
     from backends.member import Member
+
+_Kind = TypeVar("_Kind", bound=Struct)
 
 _REPLY_BYTES = 64 * 1024 * 1024
 _MOST_HALF = 4
@@ -42,7 +44,7 @@ class _Text(Struct):
 
 async def prompt_tokens(member: Member, body: bytes, patience_s: float) -> Tokens:
     """Those of the prompt that `body` asks for."""
-    return msgspec.json.decode(await _ask(member, "/tokenize", body, patience_s), type=Tokens)
+    return _read(await _ask(member, "/tokenize", body, patience_s), Tokens)
 
 
 async def text_of(member: Member, ids: list[int], patience_s: float) -> tuple[list[int], str]:
@@ -50,11 +52,18 @@ async def text_of(member: Member, ids: list[int], patience_s: float) -> tuple[li
     for _ in range(_MOST_HALF):
         body = handover.text_request(ids, member.endpoint.served_model)
         reply = await _ask(member, "/detokenize", body, patience_s)
-        text = msgspec.json.decode(reply, type=_Text).prompt
+        text = _read(reply, _Text).prompt
         if handover.whole_characters(text):
             return ids, text
         ids = ids[:-1]
     raise CannotGoOn("the answer so far does not end with a character")
+
+
+def _read(reply: bytes, kind: type[_Kind]) -> _Kind:
+    try:
+        return msgspec.json.decode(reply, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CannotGoOn(f"what it says of tokens makes no sense: {error}") from None
 
 
 async def _ask(member: Member, path: str, body: bytes, patience_s: float) -> bytes:

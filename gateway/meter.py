@@ -6,10 +6,10 @@ when the meter's block is left, from what had been counted by then.
 
 Whoever runs attempts tells the meter of each, and counts nothing:
 
-    asked(endpoint)                            an attempt begins; several may be under way
-    answered(endpoint, stream)                 the client gets its answer: the first chunk is there, or a whole reply
-    failed(endpoint, cause)                    it is over, and the client has nothing of it; cause None: no work was done
-    continued(endpoint, stream, kept, cause)   the answer that had begun goes on here
+    asked(endpoint)                       an attempt begins; several may be under way
+    answered(endpoint, stream)            the client gets its answer: the first chunk is there, or a whole reply
+    failed(endpoint, cause)               it is over, and the client has nothing of it; cause None: no work was done
+    continued(endpoint, stream, kept_tokens, again_tokens, cause)       the answer that had begun goes on here
 
 Nothing is to be told when a call is cancelled: what is under way then is settled as it stands.
 """
@@ -180,18 +180,23 @@ class Meter:
             self._wasted += (waste(endpoint, usage or self._read_by_now(tokens), cause),)
 
     def continued(
-        self, endpoint: Endpoint, stream: Counting, kept_tokens: int, cause: Waste = "broken"
+        self,
+        endpoint: Endpoint,
+        stream: Counting,
+        kept_tokens: int,
+        again_tokens: int = 0,
+        cause: Waste = "broken",
     ) -> None:
         """An answer that had begun goes on here, and this is the rest of it.
 
         The client has, or will be shown, `kept_tokens` of those that the one before has written; it is for `cause` that
-        the others come again.
+        the others, `again_tokens`, come again.
         """
         self._waits_no_more(endpoint)
         before, written = self._answering, self._stream
         if before is not None and written is not None:
-            if written.tokens > kept_tokens:
-                again = Usage(0, 0, written.tokens - kept_tokens, estimated=True)
+            if again_tokens > 0:
+                again = Usage(0, 0, again_tokens, estimated=True)
                 self._wasted += (waste(before, again, cause),)
             self._earlier += (_Piece(before, written.usage, kept_tokens),)
         self._answering, self._stream = endpoint, stream

@@ -108,6 +108,8 @@ class _Broken(Struct, frozen=True):
     begun: Endpoint
     failure: AttemptFailed
     ways: tuple[Way, ...]
+    tokens: int
+    """Written in all, by then: whoever goes on adds to the same account."""
 
     @property
     def own_tokens(self) -> int:
@@ -119,11 +121,6 @@ class _Broken(Struct, frozen=True):
         """Why what the client has not got of it was in vain."""
         failure = self.failure
         return "moved" if isinstance(failure, EndpointLeaves) else failure.sort.wastes or "broken"
-
-    @property
-    def tokens(self) -> int:
-        """Written in all."""
-        return self.own_tokens + self.stream.tokens
 
 
 class Resume:
@@ -173,7 +170,8 @@ class Resume:
             if said is None or not found:
                 raise failure
             self._failed_at.add(begun.name)
-            broken = _Broken(stream, said, begun, failure, found)
+            own_tokens = stream.own_tokens if isinstance(stream, Continued) else 0
+            broken = _Broken(stream, said, begun, failure, found, own_tokens + stream.tokens)
             await self._crashed(failure, begun, broken)
             outcome = (await self._find(answer, broken, call)).name.lower()
         finally:
@@ -265,13 +263,10 @@ class Resume:
     ) -> None:
         """Have `answer` go on at this candidate. Raises AttemptFailed, CallRejected or CannotGoOn."""
         endpoint, member = candidate.endpoint, self._resuming.fleet.member(candidate.endpoint)
-        try:
-            if way is Way.TOKENS:
-                fields, seam = await self._from_token(member, broken, TOKENIZE_S if alone else SOON_S)
-            else:
-                fields, seam = await self._from_text(broken)
-        except msgspec.DecodeError as error:
-            raise CannotGoOn(f"what workers have told of tokens makes no sense: {error}") from None
+        if way is Way.TOKENS:
+            fields, seam = await self._from_token(member, broken, TOKENIZE_S if alone else SOON_S)
+        else:
+            fields, seam = await self._from_text(broken)
         attempt, stream = self._attempt(broken, call, candidate, fields, seam)
         if isinstance(attempt.reply, Exchange) and not alone:
             attempt.reply.hasten(max(LEAST_PATIENCE_S, PATIENT_TTFT * candidate.estimate.ttft_s))
@@ -286,7 +281,8 @@ class Resume:
         except CallRejected:
             self._meter.failed(endpoint)
             raise
-        self._meter.continued(endpoint, stream, seam.own_tokens - broken.own_tokens, broken.cause)
+        kept_tokens, again_tokens = seam.own_tokens - broken.own_tokens, broken.tokens - seam.own_tokens
+        self._meter.continued(endpoint, stream, kept_tokens, again_tokens, broken.cause)
         answer.goes_on(attempt, stream, block, failure)
 
     def _attempt(
@@ -339,7 +335,11 @@ class Resume:
         )
         seam = self._seam(broken, len(ids), shown, held)
         return goes_on_with, structs.replace(
-            seam, by_ids=True, prompt_tokens=len(prompt), estimated=False, told_again=said.tokens - len(ids)
+            seam,
+            by_ids=True,
+            prompt_tokens=len(prompt),
+            estimated=False,
+            told_again=max(said.tokens, said.told) - len(ids),
         )
 
     async def _from_text(self, broken: _Broken) -> tuple[Fields, Seam]:

@@ -1,12 +1,15 @@
 """A stream cut anywhere and gone on with is, to its client, the stream that was not cut."""
 
 import json
+import re
+from contextlib import suppress
 
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends import handover
+from backends.base import ReplyMalformed
 from backends.continuation import Continued, Seam
 from backends.said import Said
 from backends.sse import CompletionStream, Shown
@@ -16,8 +19,8 @@ from loadtest.simworker.chat_format import ChatFormat, Heading
 from loadtest.simworker.completion_format import CompletionFormat
 from loadtest.simworker.engine import Sampling, Sequence
 from loadtest.simworker.reply import Counted
-from loadtest.simworker.source import FreeText
-from loadtest.simworker.tokenizer import Tokenizer
+from loadtest.simworker.source import FreeText, checksum
+from loadtest.simworker.tokenizer import EOS, FIRST_WORD, Tokenizer, _bytes_token
 from routing.types import Usage
 
 PROMPT = [1, 4, 40, 50, 5]
@@ -34,6 +37,34 @@ class Call(msgspec.Struct, frozen=True):
     logprobs: int | None = None
     ids: bool = False
     seed: int = 0
+    halves: bool = False
+    """Whether some of its characters are two tokens."""
+
+
+HALVES = {
+    _bytes_token(whole[:cut]): _bytes_token(whole[cut:])
+    for whole, cut in (("🌊".encode(), 2), ("潮".encode(), 1))
+}
+"""Tokens that are the first part of a character, with those that are the rest."""
+
+
+class Halves:
+    """Free text in which every other word or so is one character of two tokens."""
+
+    def __init__(self, prompt_ids: list[int], seed: int) -> None:
+        self._ids = list(prompt_ids)
+        self._seed = seed
+        self.roll = 0
+
+    def next(self, *, may_end: bool) -> int:
+        self.roll = roll = checksum(self._ids, self._seed) * 2654435761 >> 8
+        token = HALVES.get(self._ids[-1])
+        if token is None:
+            token = (
+                EOS if may_end and roll % 40 == 0 else [*HALVES, *range(FIRST_WORD, FIRST_WORD + 3)][roll % 5]
+            )
+        self._ids.append(token)
+        return token
 
 
 def said_by_a_worker(
@@ -49,7 +80,9 @@ def said_by_a_worker(
     """The stream of a worker that was asked for ids and usage."""
     stops = simulated.Stops(stop, include=call.include)
     sampling = Sampling(max_tokens, min_tokens)
-    sequence = Sequence(0, prompt, FreeText(prompt, call.seed), stops, sampling, None)
+    sequence = Sequence(
+        0, prompt, (Halves if call.halves else FreeText)(prompt, call.seed), stops, sampling, None
+    )
     heading = Heading(f"id-{name}", 1, name, f"fingerprint-{name}")
     wording = (CompletionFormat if plain else ChatFormat)(heading, token_ids=True, top_logprobs=call.logprobs)
     chunks = wording.opening([sequence])
@@ -72,7 +105,10 @@ def gone_on(call: Call, wire: bytes, cuts: list[int]) -> tuple[bytes, Completion
     stream = CompletionStream(shown, 1 << 20, said)
     out = b""
     for place in [*cuts, None]:
+        ends = [found.end() for found in re.finditer(b"\n\n", wire)]
         cut = len(wire) if place is None else place % (len(wire) + 1)
+        if place is not None and place % 3:  # most often between two events
+            cut = ends[place % len(ends)]
         out += stream.feed(wire[: cut // 2]) + stream.feed(wire[cut // 2 : cut])
         if stream.finished:
             return out, stream
@@ -89,7 +125,7 @@ def gone_on(call: Call, wire: bytes, cuts: list[int]) -> tuple[bytes, Completion
         asked = handover.from_token(fields, chat=False, prompt=PROMPT, ids=ids, context_tokens=0)
         seam = Seam(
             chat=call.chat, own_tokens=len(ids), by_ids=True, prompt_tokens=len(PROMPT),
-            told_again=said.tokens - len(ids), top_logprobs=call.logprobs or 0, min_tokens=call.min_tokens,
+            told_again=max(said.tokens, said.told) - len(ids), top_logprobs=call.logprobs or 0, min_tokens=call.min_tokens,
             stops=Stops(call.stop, said.text.decode(), held, include=call.include) if call.stop else None,
         )  # fmt: skip
         stream = Continued(shown, 1 << 20, said, seam)
@@ -123,9 +159,16 @@ def summed_up(out: bytes) -> dict:
 
 def _rows(logprobs: dict) -> list:
     if "content" in logprobs:
-        return logprobs["content"]
+        # Of half a character a plain completion does not tell the bytes.
+        return [
+            [word for word in _words_in(token) if "\ufffd" not in word[0]] for token in logprobs["content"]
+        ]
     names = ("text_offset", "token_logprobs", "tokens", "top_logprobs")
     return list(zip(*(logprobs[name] for name in names), strict=True))
+
+
+def _words_in(token: dict) -> list:
+    return [(each["token"], each["logprob"], each["bytes"]) for each in (token, *token["top_logprobs"])]
 
 
 def _counts(usage: dict) -> tuple[int, int, int]:
@@ -141,6 +184,7 @@ def calls(draw) -> Call:
     call = Call(
         chat=draw(st.booleans()), max_tokens=draw(st.integers(1, 40)), seed=draw(st.integers(0, 5)),
         min_tokens=draw(st.sampled_from([0, 0, 10, 30])), logprobs=draw(st.sampled_from([None, 0, 2])), ids=draw(st.booleans()),
+        halves=draw(st.booleans()),
     )  # fmt: skip
     if draw(st.booleans()):
         text = text_of(call)
@@ -165,3 +209,20 @@ def test_a_stream_cut_anywhere_and_gone_on_with_is_the_one_that_was_not_cut(call
     assert seen == expected
     if isinstance(stream, Continued) and stream.told is not None:
         assert stream.told == Usage(len(PROMPT), 0, stream.own_tokens + stream.tokens)
+
+
+@settings(deadline=None)
+@given(short=st.sampled_from(["text_offset", "tokens", "token_logprobs", "top_logprobs"]), chat=st.booleans())
+def test_logprobs_that_do_not_fit_one_another_are_a_malformed_reply(*, short: str, chat: bool):
+    columns = {
+        "text_offset": [0, 4],
+        "tokens": [" a", " b"],
+        "token_logprobs": [-1.0, -2.0],
+        "top_logprobs": [None, None],
+    }
+    columns[short] = []
+    choice = {"index": 0, "text": " a b", "logprobs": columns, "token_ids": [40, 41], "finish_reason": None}
+    seam = Seam(chat=chat, own_tokens=1, by_ids=True, prompt_tokens=5)
+    stream = Continued(Shown("pub"), 1 << 20, Said(), seam)
+    with suppress(ReplyMalformed):  # a plain one is told what there is
+        stream.feed(b"data: %b\n\n" % msgspec.json.encode({"choices": [choice]}))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.base import ReplyMalformed
 from backends.chunk import decode_chunk
 from backends.said import Said, crc_of
 from backends.sse import CompletionStream, Shown
@@ -158,3 +159,25 @@ def test_logprobs_of_plain_completions_tell_where_the_next_token_begins():
     }
     seen([line(HEAD | {"choices": [{"index": 0, "text": " IN proxy", "logprobs": logprobs}]})], [], said=said)
     assert said.text_offset == 9
+
+
+@pytest.mark.parametrize("ids", ['["1"]', "[-1]", "[1.5]", '"all"', "[1,]"])
+def test_ids_that_are_none_are_not_known(ids: str):
+    choice = '{"index":0,"delta":{"content":" sea"},"token_ids":%s}'
+    said = Said()
+    try:
+        CompletionStream(Shown("pub"), 1 << 20, said).feed(
+            b'data: {"choices":[%b]}\n\n' % (choice % ids).encode()
+        )
+    except ReplyMalformed:
+        return
+    assert said.text == b" sea"
+    assert not said.knows_ids
+    assert said.token_ids() == []
+
+
+def test_logprobs_that_make_no_sense_are_no_end_of_the_stream():
+    choice = {"index": 0, "text": " sea", "logprobs": {"text_offset": "none"}, "token_ids": [7]}
+    said = Said()
+    assert b" sea" in CompletionStream(Shown("pub"), 1 << 20, said).feed(line(HEAD | {"choices": [choice]}))
+    assert said.unclear

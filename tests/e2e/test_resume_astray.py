@@ -67,3 +67,13 @@ async def test_what_the_client_has_is_charged_though_nobody_could_go_on_with_it(
             (row,) = await gw.rows()
             assert (row.completion_tokens, row.outcome) == (tokens, "upstream_broken")
             assert row.charge_nano_usd == sum(share.charge_nano_usd for share in await gw.shares()) > 0
+
+
+async def test_of_a_stream_that_went_on_each_worker_is_paid_for_its_own_tokens_and_for_nothing_else(
+    tmp_path: Path,
+):
+    async with pair(tmp_path) as both:
+        both.bad.order(Fault("reset", after_chunks=9, count=1))
+        await both.heard()
+        work = [(share.endpoint, share.purpose, share.completion_tokens) for share in await both.gw.shares()]
+        assert work == [("bad", "answer", 8), ("good", "read_again", 0), ("good", "answer", 32)]

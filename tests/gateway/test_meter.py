@@ -264,7 +264,7 @@ def test_of_an_answer_that_went_on_elsewhere_each_is_paid_for_its_own(rows: list
         meter.asked(A)
         meter.answered(A, first)
         meter.asked(B)
-        meter.continued(B, second, 7)
+        meter.continued(B, second, 7, 2)
         second.usage = Usage(prompt_tokens=10 + 7, cached_tokens=8, completion_tokens=13)
     (row,) = rows
     assert (row.endpoint, row.prompt_tokens, row.completion_tokens, row.estimated) == ("A", 10, 20, False)
