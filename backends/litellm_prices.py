@@ -40,6 +40,7 @@ class _Entry(Struct):
     input_cost_per_token: Decimal | None = None
     output_cost_per_token: Decimal | None = None
     cache_read_input_token_cost: Decimal | None = None
+    output_cost_per_reasoning_token: Decimal | None = None
     max_input_tokens: int | None = None
     supports_function_calling: bool | None = None
     supports_vision: bool | None = None
@@ -49,11 +50,12 @@ class _Entry(Struct):
         """None where it has no price per token."""
         if self.input_cost_per_token is None:
             return None
-        cached = self.cache_read_input_token_cost
+        cached, reasoning = self.cache_read_input_token_cost, self.output_cost_per_reasoning_token
         price = Price(
             _pico_usd(self.input_cost_per_token),
             _pico_usd(self.output_cost_per_token or Decimal()),
             None if cached is None else _pico_usd(cached),
+            None if reasoning is None else _pico_usd(reasoning),
         )
         return Known(price, self.max_input_tokens, self._capabilities())
 

@@ -27,19 +27,27 @@ class _PromptDetails(Struct):
     cached_tokens: int | None = None
 
 
+class _CompletionDetails(Struct):
+    reasoning_tokens: int | None = None
+
+
 class WireUsage(Struct):
     """`usage` on the wire."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
 
     def tokens(self) -> Usage:
-        """The counts, made sane: none is negative or absurd, and no more tokens are cached than there are."""
+        """The counts, made sane: none is negative or absurd, and no more tokens are cached, or thought, than there are."""
         prompt = _sane(self.prompt_tokens)
         details = self.prompt_tokens_details
         cached = 0 if details is None else _sane(details.cached_tokens)
-        return Usage(prompt, min(cached, prompt), _sane(self.completion_tokens))
+        completion = _sane(self.completion_tokens)
+        thought = self.completion_tokens_details
+        reasoning = 0 if thought is None else min(_sane(thought.reasoning_tokens), completion)
+        return Usage(prompt, min(cached, prompt), completion, reasoning_tokens=reasoning)
 
 
 def _sane(count: int | None) -> int:

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, structs
 
 from gateway.errors import ApiError
+from gateway.ledger import ONCE, multiplied
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gateway.config import Config, Limits
     from gateway.policy import Policy
     from routing.types import Price, Tier, TierName
@@ -35,6 +38,13 @@ class Model(Struct, frozen=True):
     """What tenants are charged."""
     caches_apart: bool = False
     """Whether no tenant may profit from what another has left in a worker's prefix cache."""
+    in_tiers: Mapping[TierName, Price] = {}
+    """What they are charged in tiers with a price of their own."""
+
+    def price_for(self, tier: TierName, millionths: int) -> Price:
+        """What a tenant is charged in `tier` whose prices are multiplied with so many millionths."""
+        price = self.in_tiers.get(tier, self.price)
+        return price if millionths == ONCE else multiplied(price, millionths)
 
 
 class Offer(Struct, frozen=True):
@@ -59,7 +69,16 @@ class Catalog:
         self.total_s = float(config.timeouts.total_s)
         self.tiers: dict[TierName, Tier] = {name: config.tier(name) for name in TIERS}
         self.models = {
-            name: Model(name, section.price.price(), section.prefix_cache == "per_tenant")
+            name: Model(
+                name,
+                section.price.price(),
+                section.prefix_cache == "per_tenant",
+                {
+                    tier: multiplied(section.price.price(), millionths)
+                    for tier in TIERS
+                    if (millionths := config.price_millionths(tier)) != ONCE
+                },
+            )
             for name, section in config.models.items()
         }
         self._listed = dict.fromkeys((*self.models, *config.aliases))

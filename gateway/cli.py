@@ -236,4 +236,5 @@ def _usd_per_million(pico_usd_per_token: int) -> str:
 
 def _price_text(price: PriceTable) -> str:
     cached = "" if price.cached_input is None else f", cached {price.cached_input}"
-    return f"input {price.input}, output {price.output}{cached} USD per million tokens"
+    reasoning = "" if price.reasoning is None else f", reasoning {price.reasoning}"
+    return f"input {price.input}, output {price.output}{cached}{reasoning} USD per million tokens"

@@ -1,4 +1,4 @@
-"""`tidegate usage`: what tenants, models, endpoints or keys used in a span of time, and the money for it.
+"""`tidegate usage`: what was used in a span of time by whom and where, and the money for it.
 
 `app` is mounted by gateway.cli under the name `usage`; it has one command, which needs no name of its own.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, time, timedelta
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
-from msgspec import structs
 
 from gateway.cli_keys import DEFAULT_CONFIG, ConfigOption, FormatOption, open_store
 from gateway.output import Format, show, usd
+from gateway.usage_totals import GROUPINGS, Grouping, Order, Question, shown
 
 app = typer.Typer()
 
@@ -24,6 +23,8 @@ _COLUMNS = (
     "prompt_tokens",
     "cached_tokens",
     "completion_tokens",
+    "reasoning_tokens",
+    "wasted_tokens",
     "estimated_calls",
     "charge_usd",
     "cost_usd",
@@ -32,16 +33,11 @@ _COLUMNS = (
 _SPANS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-class By(StrEnum):
-    TENANT = "tenant"
-    MODEL = "model"
-    ENDPOINT = "endpoint"
-    KEY = "key"
-
-
 @app.callback(invoke_without_command=True)
-def usage(
-    by: Annotated[By, typer.Option("--by", help="What to sum by.")] = By.TENANT,
+def usage(  # noqa: PLR0913, PLR0917  a command's options are its parameters
+    by: Annotated[
+        str, typer.Option("--by", help=f"What to sum by, one or several with commas: {', '.join(GROUPINGS)}.")
+    ] = "tenant",
     since: Annotated[
         str | None,
         typer.Option(
@@ -52,21 +48,39 @@ def usage(
         str | None,
         typer.Option("--to", help="As --from. A date includes that whole day, a date-time is not included."),
     ] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only of this tenant.")] = None,
+    project: Annotated[str | None, typer.Option(help="Only of this project of it.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only of the key with this id.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
+    customer: Annotated[str | None, typer.Option(help="Only for this customer of the tenant's.")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
     as_format: FormatOption = Format.TABLE,
 ) -> None:
-    """Calls, tokens and money by tenant, model, endpoint or key; of the current month unless told otherwise."""
+    """Calls, tokens and money, summed up; of the current month unless told otherwise."""
     start, end = span(since, until, datetime.now(UTC))
+    groups = groupings(by)
+    given = {"tenant": tenant, "project": project, "key": key, "model": model, "customer": customer}
+    only = {name: value for name, value in given.items() if value is not None}
+    order: Order = "group" if groups[0] in ("hour", "day", "month") else "charge"
     with open_store(config) as store:
-        totals = store.usage(by.value, _ms(start), _ms(end))
+        found = store.usage(Question(_ms(start), _ms(end), groups, cast("Any", only), order))
     rows: list[dict[str, Any]] = []
-    for total in totals:
-        row = structs.asdict(total)
-        row = {by.value: row.pop("name"), **row}
+    for total in found:
+        row: dict[str, Any] = shown(total, groups)
         for amount in ("charge", "cost", "waste"):
             row[f"{amount}_usd"] = usd(row[f"{amount}_nano_usd"])
         rows.append(row)
-    show(rows, (by.value, *_COLUMNS), as_format)
+    helped = ("helped_calls",) if "endpoint" in groups else ()
+    show(rows, (*groups, _COLUMNS[0], *helped, *_COLUMNS[1:]), as_format)
+
+
+def groupings(by: str) -> tuple[Grouping, ...]:
+    """What `--by` names."""
+    names = tuple(dict.fromkeys(part.strip() for part in by.split(",")))
+    for name in names:
+        if name not in GROUPINGS:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(GROUPINGS)}", param_hint="--by")
+    return cast("tuple[Grouping, ...]", names)
 
 
 def span(since: str | None, until: str | None, now: datetime) -> tuple[datetime, datetime]:

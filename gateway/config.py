@@ -23,6 +23,7 @@ from gateway.config_section import (
     Count,
     DatabaseUrl,
     Location,
+    Multiplier,
     Name,
     Origin,
     Seconds,
@@ -32,6 +33,7 @@ from gateway.config_section import (
     TenantName,
     Usd,
     given_in,
+    millionths,
     no_boolean,
 )
 from routing.types import Endpoint, Tier, TierName
@@ -155,6 +157,10 @@ class TierSection(Section):
     max_ttft_ms: Count = Field(description="The time to first token it aims at, in milliseconds.")
     waiting_usd_per_hour: Usd = Field(description="What an hour of waiting is worth.")
 
+    price_multiplier: Multiplier = Field(
+        Decimal(1), description="What models' prices are multiplied with in this tier."
+    )
+
     def tier(self, name: TierName) -> Tier:
         nano_usd_per_s = self.waiting_usd_per_hour * 1_000_000_000 / 3600
         return Tier(name, self.max_ttft_ms / 1000, float(nano_usd_per_s))
@@ -256,6 +262,11 @@ class Config(Section):
     def tier(self, name: TierName) -> Tier:
         section: TierSection = getattr(self.tiers, name)
         return section.tier(name)
+
+    def price_millionths(self, tier: TierName) -> int:
+        """What models' prices are multiplied with in `tier`."""
+        section: TierSection = getattr(self.tiers, tier)
+        return millionths(section.price_multiplier)
 
 
 def load(path: Path, environ: Mapping[str, str], listen: Mapping[str, Any] | None = None) -> Config:

@@ -38,13 +38,18 @@ class PriceTable(Section):
     cached_input: Usd | None = Field(
         None, description="USD per million prompt tokens found in the prefix cache; without it, as `input`."
     )
+    reasoning: Usd | None = Field(
+        None,
+        description="USD per million completion tokens of reasoning, where they are reported; without it, as `output`.",
+    )
 
     def price(self) -> Price:
-        cached = self.cached_input
+        cached, reasoning = self.cached_input, self.reasoning
         return Price(
             pico_usd_per_token(self.input),
             pico_usd_per_token(self.output),
             None if cached is None else pico_usd_per_token(cached),
+            None if reasoning is None else pico_usd_per_token(reasoning),
         )
 
 

@@ -124,6 +124,11 @@ def pico_usd_per_token(usd_per_million: Decimal) -> int:
     return int(usd_per_million * 1_000_000)
 
 
+def millionths(multiplier: Decimal) -> int:
+    """Exact, as above."""
+    return int(multiplier * 1_000_000)
+
+
 def usd_per_million(pico_usd_per_token: int) -> str:
     """The other way round, as text without an exponent."""
     whole, rest = divmod(pico_usd_per_token, 1_000_000)
@@ -280,3 +285,8 @@ Amount = Annotated[
     Field(ge=0, le=1_000_000_000, decimal_places=9, allow_inf_nan=False),
 ]
 """Of money, in USD, to the nano-USD."""
+Multiplier = Annotated[
+    Decimal,
+    BeforeValidator(no_boolean),
+    Field(ge=0, le=1000, decimal_places=6, allow_inf_nan=False),
+]

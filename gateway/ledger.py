@@ -18,15 +18,19 @@ what it was paid for the tokens that the client has. A node's death is no debt: 
 
 from __future__ import annotations
 
+from math import gcd
 from typing import TYPE_CHECKING, Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 if TYPE_CHECKING:
     from routing.types import Endpoint, Price, Usage
 
 Waste = Literal["hedge_lost", "given_up", "read_again", "moved", "broken", "late", "failed"]
 """Why work reached no client."""
+
+ONCE = 1_000_000
+"""Multipliers of prices are in millionths; this one changes nothing."""
 
 PAID_BY_GATEWAY: frozenset[Waste] = frozenset({"hedge_lost", "given_up", "read_again", "moved"})
 """Waste of the gateway's choosing. The rest is the node's, who is not paid for it."""
@@ -60,6 +64,10 @@ class Share(Struct, frozen=True, gc=False):
     """What the endpoint is paid for it."""
     waste_nano_usd: int
     """What it is worth by the endpoint's prices where it reached no client, paid or not."""
+    reasoning_tokens: int = 0
+    """Of the completion tokens."""
+    hosted: bool = False
+    """Whether it is a provider that is paid, and not a node."""
 
 
 def waste(endpoint: Endpoint, usage: Usage, cause: Waste) -> Share:
@@ -86,6 +94,8 @@ def _share(endpoint: Endpoint, usage: Usage, purpose: str, charge: int, cost: in
         charge_nano_usd=charge,
         cost_nano_usd=cost,
         waste_nano_usd=wasted,
+        reasoning_tokens=usage.reasoning_tokens,
+        hosted=endpoint.kind != "worker",
     )
 
 
@@ -130,6 +140,10 @@ class UsageRow(Struct, frozen=True, gc=False, omit_defaults=True):
     """The key's, within its tenant."""
     customer: str = ""
     """Whom the tenant made the call for, in its own words."""
+    reasoning_tokens: int = 0
+    """Of the completion tokens."""
+    hosted: bool = False
+    """Whether the endpoint is a provider's, and not a node."""
     shares: tuple[Share, ...] = ()
     """Where it was not one endpoint alone: whose work it was."""
 
@@ -144,7 +158,25 @@ def amount_nano_usd(price: Price, usage: Usage) -> int:
         + usage.cached_tokens * cached_price
         + usage.completion_tokens * price.output_pico_usd
     )
-    nano, rest = divmod(pico, 1000)
-    if rest > 500 or (rest == 500 and nano % 2 == 1):
+    if usage.reasoning_tokens and price.reasoning_pico_usd is not None:
+        pico += usage.reasoning_tokens * (price.reasoning_pico_usd - price.output_pico_usd)
+    parts = 1000 * price.parts
+    nano, rest = divmod(pico, parts)
+    if 2 * rest > parts or (2 * rest == parts and nano % 2 == 1):
         nano += 1
     return nano
+
+
+def multiplied(price: Price, millionths: int) -> Price:
+    """`price` times that many millionths, exactly."""
+    shared = gcd(millionths, ONCE)
+    factor, parts = millionths // shared, ONCE // shared
+    cached, reasoning = price.cached_input_pico_usd, price.reasoning_pico_usd
+    return structs.replace(
+        price,
+        input_pico_usd=price.input_pico_usd * factor,
+        output_pico_usd=price.output_pico_usd * factor,
+        cached_input_pico_usd=None if cached is None else cached * factor,
+        reasoning_pico_usd=None if reasoning is None else reasoning * factor,
+        parts=price.parts * parts,
+    )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gateway.catalog import Model
     from gateway.ledger import Share, Waste
     from gateway.openai import Request
+    from routing.types import Price
 
 CLIENT_LEFT = 499
 """The status of a call whose client left before it got one; nginx's number for it."""
@@ -250,7 +251,7 @@ class Meter:
         usage, endpoint, request, ttft_s = self._counted(), self.endpoint, self._request, self.ttft_s
         arrival, caller = self._arrival, self._arrival.caller
         duration_s = time.monotonic() - arrival.started_s
-        self.charge_nano_usd = amount_nano_usd(self.model.price, usage)
+        self.charge_nano_usd = amount_nano_usd(self._price, usage)
         if self._earlier or self._wasted or len(self._waiting) > (self._answering is None):
             shares = self._shares(usage)
             cost_nano_usd = sum(share.cost_nano_usd for share in shares)
@@ -285,9 +286,16 @@ class Meter:
                 waste_nano_usd=waste_nano_usd,
                 project=caller.project or "",
                 customer=request.customer,
+                reasoning_tokens=usage.reasoning_tokens,
+                hosted=endpoint is not None and endpoint.kind != "worker",
                 shares=shares,
             )
         )
+
+    @property
+    def _price(self) -> Price:
+        """What this tenant is charged for a token, in this tier."""
+        return self.model.price_for(self._request.tier, self._arrival.caller.price_millionths)
 
     def _counted(self) -> Usage:
         """What the endpoint reported, or else what was counted here. Nothing was used where no endpoint is at work."""
@@ -311,7 +319,12 @@ class Meter:
         # The last one was given what had been written as a part of its prompt.
         own_prompt = Usage(max(0, last.usage.prompt_tokens - kept_tokens))
         first = self._earlier[0].reported or own_prompt
-        return Usage(first.prompt_tokens, first.cached_tokens, kept_tokens + last.usage.completion_tokens)
+        return Usage(
+            first.prompt_tokens,
+            first.cached_tokens,
+            kept_tokens + last.usage.completion_tokens,
+            reasoning_tokens=last.usage.reasoning_tokens,
+        )
 
     def _shares(self, usage: Usage) -> tuple[Share, ...]:
         """The work of all who were asked, `usage` being what the client received."""
@@ -336,11 +349,15 @@ class Meter:
                 shares.append(waste(piece.endpoint, again, "read_again"))
                 read = Usage(estimated=usage.estimated)
             tokens = min(piece.kept_tokens, usage.completion_tokens - written)
+            thought = min(tokens, max(0, usage.reasoning_tokens - written))  # it comes first
             written += tokens
-            so_far = Usage(usage.prompt_tokens, usage.cached_tokens, written)
-            charge_nano_usd = amount_nano_usd(self.model.price, so_far) - charged_nano_usd
+            reasoning_tokens = min(written, usage.reasoning_tokens)
+            so_far = Usage(
+                usage.prompt_tokens, usage.cached_tokens, written, reasoning_tokens=reasoning_tokens
+            )
+            charge_nano_usd = amount_nano_usd(self._price, so_far) - charged_nano_usd
             charged_nano_usd += charge_nano_usd
-            wrote = Usage(read.prompt_tokens, read.cached_tokens, tokens, usage.estimated)
+            wrote = Usage(read.prompt_tokens, read.cached_tokens, tokens, usage.estimated, thought)
             shares.append(answer(piece.endpoint, wrote, charge_nano_usd))
         return shares
 

@@ -19,36 +19,36 @@ import time
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from msgspec import Struct, structs
-from sqlalchemy import case, func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
+from gateway.bookkeeping import Books
 from gateway.database import StoreAway, StoreError, bring_up_to_date, engine_for, reason
 from gateway.policy import TENANT_NAME, Policy
 from gateway.tables import KEYS, META, SHARES, TENANTS, USAGE
+from gateway.usage_report import totals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
     from typing import Any, Self
 
-    from sqlalchemy import ColumnElement, Connection, Engine, FromClause, Row, Table
+    from sqlalchemy import Connection, Engine, Row, Table
     from sqlalchemy.dialects import postgresql
 
     from gateway.ledger import UsageRow
+    from gateway.usage_totals import Question, Total
 
 MASTER = "master"
 """The tenant that calls with the configured master key are metered under; nobody else may have that name."""
 
-Grouping = Literal["tenant", "model", "endpoint", "key"]
-
-_NO_ERRORS = ("ok", "client_left")
 _LEAST_ID_PREFIX = len("key_") + 4
 _ROWS_AT_ONCE = 200
-"""In one INSERT: 22 parameters each, of which SQLite takes 32,766."""
+"""In one INSERT: 26 parameters each, of which SQLite takes 32,766."""
 
 
 class RowsRefused(StoreError):
@@ -91,23 +91,6 @@ class ActiveKeys(Struct, frozen=True):
     keys: tuple[tuple[bytes, KeyRecord], ...]
 
 
-class UsageTotal(Struct, frozen=True):
-    """What one tenant, model, endpoint or key used in a span of time."""
-
-    name: str
-    calls: int
-    errors: int
-    """Calls that ended in neither a whole answer nor the client's leaving."""
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    estimated_calls: int
-    """Calls whose tokens the gateway counted itself."""
-    charge_nano_usd: int
-    cost_nano_usd: int
-    waste_nano_usd: int
-
-
 def digest_of(secret: bytes, key_secret: bytes) -> bytes:
     """What is stored of a key. A fast hash is enough for 256 random bits; keyed, a stolen table cannot be tried out."""
     return blake2b(secret, digest_size=32, key=key_secret).digest()
@@ -123,6 +106,7 @@ class Store:
         self._record_sql, self._positional = _record_statement(engine, USAGE)
         self._record_shares_sql, _ = _record_statement(engine, SHARES)
         self._record_many_sql = _for_many(self._record_sql)
+        self._books = Books(engine.dialect)
 
     @classmethod
     @contextmanager
@@ -223,32 +207,41 @@ class Store:
     # Usage
 
     def record(self, rows: Sequence[UsageRow]) -> int:
-        """Keep `rows` in one transaction and say how many were new; one that is there already counts once."""
-        if not rows:
-            return 0
+        """Keep `rows` and what follows from them in one transaction, and say how many were new; one that is there already
+        counts once.
+        """
         try:
             with self._writer.begin() as connection:
-                self._record_shares(connection, rows)
-                if not self._positional:
-                    by_name = [structs.asdict(row) for row in rows]
-                    return connection.exec_driver_sql(self._record_sql, by_name).rowcount
-                whole = len(rows) - len(rows) % _ROWS_AT_ONCE
-                new = 0
-                for start in range(0, whole, _ROWS_AT_ONCE):
-                    some = map(_columns, rows[start : start + _ROWS_AT_ONCE])
-                    flat = tuple(chain.from_iterable(some))
-                    new += connection.exec_driver_sql(self._record_many_sql, flat).rowcount
-                if whole < len(rows):
-                    rest = [_columns(row) for row in rows[whole:]]
-                    new += connection.exec_driver_sql(self._record_sql, rest).rowcount
-                return new
+                self._books.lock(connection)
+                by_id = {row.call_id: row for row in rows}
+                known = self._books.known(connection, list(by_id)) if by_id else by_id.keys()
+                fresh = [row for call_id, row in by_id.items() if call_id not in known]
+                if fresh:
+                    self._record_rows(connection, fresh)
+                    self._record_shares(connection, fresh)
+                    self._books.follow(connection, [row.call_id for row in fresh])
+                return len(fresh)
         except (DataError, IntegrityError, OverflowError, ValueError) as failure:
             raise RowsRefused(reason(failure)) from failure
         except SQLAlchemyError as failure:
+            if (
+                reason(failure) == "integer overflow"
+            ):  # a sum that SQLite cannot hold, which is no DataError there
+                raise RowsRefused(reason(failure)) from failure
             raise StoreAway(reason(failure)) from failure
 
+    def _record_rows(self, connection: Connection, rows: Sequence[UsageRow]) -> None:
+        if not self._positional:
+            connection.exec_driver_sql(self._record_sql, [structs.asdict(row) for row in rows])
+            return
+        whole = len(rows) - len(rows) % _ROWS_AT_ONCE
+        for start in range(0, whole, _ROWS_AT_ONCE):
+            some = map(_columns, rows[start : start + _ROWS_AT_ONCE])
+            connection.exec_driver_sql(self._record_many_sql, tuple(chain.from_iterable(some)))
+        if whole < len(rows):
+            connection.exec_driver_sql(self._record_sql, [_columns(row) for row in rows[whole:]])
+
     def _record_shares(self, connection: Connection, rows: Sequence[UsageRow]) -> None:
-        """In the transaction of their rows, so that a call's shares count once as well."""
         found = [
             (row.call_id, number, *structs.astuple(share))
             for row in rows
@@ -262,48 +255,10 @@ class Store:
         elif found:
             connection.exec_driver_sql(self._record_shares_sql, found)
 
-    def usage(self, by: Grouping, since_ms: int, until_ms: int) -> list[UsageTotal]:
-        """Totals of the calls that began at or after `since_ms` and before `until_ms`, the largest charge first.
-
-        By endpoint, a call counts at each that has worked for it, there with its share.
-        """
-        source: FromClause = USAGE
-        columns: dict[str, ColumnElement[Any]] = dict(USAGE.c.items())
-        if by == "endpoint":
-            source = USAGE.outerjoin(SHARES, SHARES.c.call_id == USAGE.c.call_id)
-            for field in SHARES.c.keys() & columns.keys():
-                columns[field] = func.coalesce(SHARES.c[field], USAGE.c[field])
-        failed = case((USAGE.c.outcome.in_(_NO_ERRORS), None), else_=USAGE.c.call_id)
-        estimated = case((columns["estimated"], USAGE.c.call_id), else_=None)
-        name = columns["key_id" if by == "key" else by]
-        total: dict[str, ColumnElement[Any]] = {
-            "calls": _number(USAGE.c.call_id, by),
-            "errors": _number(failed, by),
-            **{
-                field: func.sum(columns[field])
-                for field in ("prompt_tokens", "cached_tokens", "completion_tokens")
-            },
-            "estimated_calls": _number(estimated, by),
-            **{
-                field: func.sum(columns[field])
-                for field in ("charge_nano_usd", "cost_nano_usd", "waste_nano_usd")
-            },
-        }
-        query = (
-            select(name.label("name"), *(column.label(label) for label, column in total.items()))
-            .select_from(source)
-            .where(USAGE.c.time_ms >= since_ms, USAGE.c.time_ms < until_ms)
-            .group_by(name)
-            .order_by(total["charge_nano_usd"].desc(), name)
-        )
+    def usage(self, question: Question) -> list[Total]:
+        """What was used, as asked for."""
         with _reading(self._engine) as connection:
-            # PostgreSQL's sums of bigint are numeric, hence int().
-            return [UsageTotal(row[0], *map(int, row[1:])) for row in connection.execute(query)]
-
-
-def _number(calls: ColumnElement[Any], by: Grouping) -> ColumnElement[int]:
-    """How many calls these are; by endpoint, one may have several shares."""
-    return func.count(calls.distinct() if by == "endpoint" else calls)
+            return totals(connection, question)
 
 
 def _columns(row: UsageRow) -> tuple[Any, ...]:
@@ -358,7 +313,7 @@ def _record_statement(engine: Engine, table: Table) -> tuple[str, bool]:
     Compiled once and given rows as they are: a batch then costs little of the interpreter's time, which the event
     loop is waiting for meanwhile.
     """
-    compiled = _insert(engine, table).on_conflict_do_nothing().compile(dialect=engine.dialect)
+    compiled = _insert(engine, table).compile(dialect=engine.dialect)
     return str(compiled), bool(compiled.positional)
 
 

@@ -22,6 +22,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 
 METADATA = MetaData()
@@ -144,6 +145,8 @@ USAGE = Table(
     Column("waste_nano_usd", BigInteger, nullable=False, server_default="0"),
     Column("project", Text, nullable=False, server_default=""),
     Column("customer", Text, nullable=False, server_default=""),
+    Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("hosted", Boolean, nullable=False, server_default=false()),
     Index("usage_time_ms", "time_ms"),
 )
 
@@ -162,6 +165,8 @@ SHARES = Table(
     Column("charge_nano_usd", BigInteger, nullable=False),
     Column("cost_nano_usd", BigInteger, nullable=False),
     Column("waste_nano_usd", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("hosted", Boolean, nullable=False, server_default=false()),
 )
 
 NODES = Table(

@@ -36,6 +36,10 @@ class Price(Struct, frozen=True, gc=False):
     output_pico_usd: int = 0
     cached_input_pico_usd: int | None = None
     """None: cached tokens cost what uncached ones do."""
+    reasoning_pico_usd: int | None = None
+    """None: tokens of reasoning cost what others of the output do."""
+    parts: int = 1
+    """All four are in so many parts of a pico-USD: what is multiplied, as for a tier or a tenant, stays a whole number."""
 
 
 class Endpoint(Struct, frozen=True):
@@ -201,3 +205,5 @@ class Usage(Struct, frozen=True, gc=False):
     completion_tokens: int = 0
     estimated: bool = False
     """True where the worker did not report and the gateway counted what it saw itself."""
+    reasoning_tokens: int = 0
+    """Of the completion tokens, those that the client is not shown as the answer."""

@@ -65,6 +65,15 @@ def test_a_tier_that_the_worker_names_is_replaced():
         ),
         ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}, Usage(5, 5, 0)),
         ({"prompt_tokens": 5, "prompt_tokens_details": None}, Usage(5, 0, 0)),
+        (
+            {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 7}},
+            Usage(0, 0, 9, reasoning_tokens=7),
+        ),
+        (
+            {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 10}},
+            Usage(0, 0, 9, reasoning_tokens=9),
+        ),
+        ({"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": None}}, Usage(0, 0, 9)),
         ({"prompt_tokens": 5, "prompt_tokens_details": {}}, Usage(5, 0, 0)),
         ({"prompt_tokens": -5, "completion_tokens": -1}, Usage(0, 0, 0)),
         ({"prompt_tokens": None, "completion_tokens": 10**30}, Usage(0, 0, MOST_TOKENS)),

@@ -110,6 +110,10 @@ async def test_a_row_says_all_there_is_to_say_of_a_call(tmp_path: Path):
         "attempts": 1,
         "estimated": False,
         "waste_nano_usd": 0,
+        "project": "",
+        "customer": "",
+        "reasoning_tokens": 0,
+        "hosted": False,
         "shares": (),
     }
     for row, usage, apart in (
@@ -254,6 +258,7 @@ SUMMED = (
     "prompt_tokens",
     "cached_tokens",
     "completion_tokens",
+    "reasoning_tokens",
     *(f"{amount}_nano_usd" for amount in AMOUNTS),
 )
 
@@ -298,9 +303,8 @@ def sums(rows: list[UsageRow], by: str) -> dict[str, dict[str, Any]]:
     lines: dict[str, dict[str, Any]] = {}
     for row in rows:
         name = getattr(row, "key_id" if by == "key" else by)
-        line = lines.setdefault(
-            name, {by: name, **dict.fromkeys(("calls", "errors", "estimated_calls", *SUMMED), 0)}
-        )
+        counts = ("calls", "errors", "estimated_calls", "helped_calls", "wasted_tokens", *SUMMED)
+        line = lines.setdefault(name, {by: name, **dict.fromkeys(counts, 0)})
         line["calls"] += 1
         line["errors"] += row.outcome != "ok"
         for field in SUMMED:
@@ -339,7 +343,8 @@ async def test_work_in_vain_is_shown_with_who_did_it_and_never_charged(tmp_path:
     shown = {
         line["endpoint"]: line for line in command(tmp_path, "usage", "--by", "endpoint", "--from", "1h")
     }
-    assert [(shown[name]["calls"], shown[name]["errors"]) for name in ("good", "bad")] == [(1, 0), (1, 0)]
+    assert [shown[name]["calls"] for name in ("good", "bad")] == [1, 0]
+    assert [shown[name]["helped_calls"] for name in ("good", "bad")] == [0, 1]
     assert [shown[name]["waste_nano_usd"] for name in ("good", "bad")] == [0, 20 * estimated]
     assert [shown[name]["charge_nano_usd"] for name in ("good", "bad")] == [row.charge_nano_usd, 0]
     label = '{borne_by="node",cause="broken",model="llama"}'

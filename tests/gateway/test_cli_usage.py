@@ -77,7 +77,10 @@ def test_as_json_money_is_given_as_integers_and_as_exact_decimals(config: Path):
             "prompt_tokens": 20,
             "cached_tokens": 0,
             "completion_tokens": 10,
+            "reasoning_tokens": 0,
+            "wasted_tokens": 0,
             "estimated_calls": 0,
+            "helped_calls": 0,
             "charge_nano_usd": 2_000_000_010,
             "cost_nano_usd": 50,
             "waste_nano_usd": 0,
@@ -92,7 +95,10 @@ def test_as_json_money_is_given_as_integers_and_as_exact_decimals(config: Path):
             "prompt_tokens": 10,
             "cached_tokens": 0,
             "completion_tokens": 5,
+            "reasoning_tokens": 0,
+            "wasted_tokens": 0,
             "estimated_calls": 0,
+            "helped_calls": 0,
             "charge_nano_usd": 1_000_000_005,
             "cost_nano_usd": 25,
             "waste_nano_usd": 0,
@@ -110,6 +116,7 @@ def test_as_json_money_is_given_as_integers_and_as_exact_decimals(config: Path):
         ("key", ["key_zeta", "key_acme"]),
         ("model", ["llama"]),
         ("endpoint", ["w1"]),
+        ("tier", ["default"]),
     ],
 )
 def test_usage_is_grouped_by_what_is_asked_for(config: Path, by: str, names: list[str]):
@@ -120,7 +127,7 @@ def test_usage_is_grouped_by_what_is_asked_for(config: Path, by: str, names: lis
 def test_a_table_in_a_pipe_is_plain_text_with_exact_money(config: Path):
     lines = usage(config, "--from", "1h").stdout.splitlines()
     assert lines[0].split()[:2] == ["tenant", "calls"]
-    assert lines[1].split() == ["zeta", "2", "0", "20", "0", "10", "0", "2.00000001", "0.00000005", "0.00"]
+    assert lines[1].split() == ["zeta", "2", "0", "20", "0", "10", *"000", "2.00000001", "0.00000005", "0.00"]
 
 
 def test_a_table_on_a_terminal_has_every_value_in_it(config: Path):
@@ -149,7 +156,7 @@ def test_a_span_without_calls_gives_no_rows_and_no_error(config: Path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--from", "yesterday"], ["--to", "7x"], ["--by", "colour"], ["--from", "99999999999w"]]
+    "wrong", [["--from", "yesterday"], ["--to", "7x"], ["--by", "tenant,colour"], ["--from", "99999999999w"]]
 )
 def test_an_argument_that_cannot_be_understood_is_named(config: Path, wrong: list[str]):
     result = usage(config, *wrong)

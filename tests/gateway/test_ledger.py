@@ -5,9 +5,10 @@ from fractions import Fraction
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from backends.usage import MOST_TOKENS
-from gateway.ledger import amount_nano_usd
+from gateway.ledger import ONCE, amount_nano_usd, multiplied
 from routing.types import Price, Usage
 
 patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -15,14 +16,17 @@ patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 DEAREST = 1_000_000 * 1_000_000
 """Pico-USD per token: the most that a configuration may ask, a million USD per million tokens."""
 SMALL_OR_ANY = st.integers(0, 3000) | st.integers(0, DEAREST)
-PRICES = st.builds(Price, SMALL_OR_ANY, SMALL_OR_ANY, st.none() | SMALL_OR_ANY)
+PRICES = st.builds(Price, SMALL_OR_ANY, SMALL_OR_ANY, st.none() | SMALL_OR_ANY, st.none() | SMALL_OR_ANY)
+MULTIPLIERS = st.integers(0, 3 * ONCE) | st.integers(0, 1000 * ONCE)
 TOKENS = st.integers(0, 3000) | st.integers(0, MOST_TOKENS)
 
 
 @st.composite
 def usages(draw: st.DrawFn) -> Usage:
     prompt = draw(TOKENS)
-    return Usage(prompt, draw(st.integers(0, prompt)), draw(TOKENS), estimated=draw(st.booleans()))
+    completion = draw(TOKENS)
+    cached, reasoning = draw(st.integers(0, prompt)), draw(st.integers(0, completion))
+    return Usage(prompt, cached, completion, draw(st.booleans()), reasoning)
 
 
 def exact_nano_usd(price: Price, usage: Usage) -> Fraction:
@@ -35,6 +39,8 @@ def exact_nano_usd(price: Price, usage: Usage) -> Fraction:
     usd = (
         uncached_tokens * per_token[0] + usage.cached_tokens * cached + usage.completion_tokens * per_token[1]
     )
+    if price.reasoning_pico_usd is not None:
+        usd += usage.reasoning_tokens * (Fraction(price.reasoning_pico_usd, 10**12) - per_token[1])
     return usd * 10**9
 
 
@@ -44,6 +50,16 @@ def test_an_amount_is_exact_to_the_nano_usd_and_rounded_half_to_even(price: Pric
     amount = amount_nano_usd(price, usage)
     assert type(amount) is int
     assert amount == round(exact_nano_usd(price, usage))  # Fraction rounds half to even
+
+
+@patiently
+@given(PRICES, usages(), MULTIPLIERS, MULTIPLIERS)
+def test_a_price_is_multiplied_exactly_and_the_amount_rounded_once(
+    price: Price, usage: Usage, tier: int, tenant: int
+):
+    exact = exact_nano_usd(price, usage) * Fraction(tier, ONCE) * Fraction(tenant, ONCE)
+    assert amount_nano_usd(multiplied(multiplied(price, tier), tenant), usage) == round(exact)
+    assert multiplied(price, ONCE) == price
 
 
 @pytest.mark.parametrize(
@@ -83,7 +99,11 @@ def test_cached_tokens_cost_what_others_do_where_they_have_no_price_of_their_own
 @patiently
 @given(PRICES, usages(), st.integers(0, 1000), st.integers(0, 1000))
 def test_more_tokens_never_cost_less(price: Price, usage: Usage, prompt: int, completion: int):
-    more = Usage(usage.prompt_tokens + prompt, usage.cached_tokens, usage.completion_tokens + completion)
+    more = structs.replace(
+        usage,
+        prompt_tokens=usage.prompt_tokens + prompt,
+        completion_tokens=usage.completion_tokens + completion,
+    )
     assert amount_nano_usd(price, more) >= amount_nano_usd(price, usage) >= 0
 
 

@@ -15,7 +15,7 @@ from backends.sse import CompletionStream, Shown
 from gateway.auth import Key
 from gateway.catalog import Model
 from gateway.errors import ApiError
-from gateway.ledger import PAID_BY_GATEWAY, WASTE, amount_nano_usd
+from gateway.ledger import PAID_BY_GATEWAY, WASTE, amount_nano_usd, multiplied
 from gateway.meter import CLIENT_LEFT, Arrival, Meter
 from gateway.openai import Request
 from routing.types import Endpoint, Price, Usage
@@ -42,6 +42,23 @@ def meter_for(rows: list[UsageRow], *, prompt_tokens: int = 10) -> Meter:
     request = Request(api="chat", model="llama", fields={}, prompt_tokens=prompt_tokens, stream=True)
     arrival = Arrival("call", "req_call", Key(id="key_1", tenant="acme"), time.monotonic())
     return Meter(arrival, request, Model("llama", PRICE), rows.append)
+
+
+def test_a_call_is_charged_by_its_tier_and_its_tenant_and_its_reasoning_by_a_price_of_its_own(
+    rows: list[UsageRow],
+) -> None:
+    request = Request(api="chat", model="llama", fields={}, prompt_tokens=10, tier="flex", stream=True)
+    caller = Key(id="key_1", tenant="acme", price_millionths=1_100_000)
+    price = Price(50_000, 100_000, reasoning_pico_usd=80_000)
+    model = Model("llama", price, in_tiers={"flex": multiplied(price, 500_000)})
+    with Meter(Arrival("call", "req", caller, time.monotonic()), request, model, rows.append) as meter:
+        provider = structs.replace(WORKER, kind="openai")
+        meter.asked(provider)
+        meter.answered(provider, None)
+        meter.usage = Usage(10, 0, 7, reasoning_tokens=3)
+    (row,) = rows
+    assert row.charge_nano_usd == round((10 * 50 + 4 * 100 + 3 * 80) * 0.55)
+    assert (row.reasoning_tokens, row.hosted) == (3, True)
 
 
 def test_what_the_endpoint_reported_is_what_is_charged(rows: list[UsageRow]) -> None:
@@ -318,11 +335,17 @@ def test_an_answer_that_begins_anew_elsewhere_costs_the_tenant_nothing_twice(row
 
 
 PRICES = st.builds(
-    Price, st.integers(0, 9999), st.integers(0, 9999), cached_input_pico_usd=st.none() | st.integers(0, 9999)
+    Price,
+    *(st.integers(0, 9999), st.integers(0, 9999), st.none() | st.integers(0, 9999)),
+    reasoning_pico_usd=st.none() | st.integers(0, 9999),
+    parts=st.integers(1, 3),
 )
 COUNTS = st.integers(0, 50)
 REPORTED = st.none() | st.builds(
-    lambda prompt, cached, completion: Usage(prompt, min(prompt, cached), completion), COUNTS, COUNTS, COUNTS
+    lambda prompt, cached, completion, reasoning: Usage(
+        prompt, min(prompt, cached), completion, reasoning_tokens=min(completion, reasoning)
+    ),
+    *(COUNTS, COUNTS, COUNTS, COUNTS),
 )
 STREAMS = st.builds(Seen, COUNTS, REPORTED)
 
@@ -349,7 +372,9 @@ def test_shares_add_up_to_the_row_and_the_answers_among_them_to_what_the_client_
         if data.draw(st.booleans()):
             meter.asked(B)  # and the client leaves
     (row,) = rows
-    used = Usage(row.prompt_tokens, row.cached_tokens, row.completion_tokens)
+    used = Usage(
+        row.prompt_tokens, row.cached_tokens, row.completion_tokens, row.estimated, row.reasoning_tokens
+    )
     assert row.charge_nano_usd == amount_nano_usd(price, used)
     if not row.shares:
         assert (row.endpoint, row.cost_nano_usd, row.waste_nano_usd) == (
@@ -361,7 +386,7 @@ def test_shares_add_up_to_the_row_and_the_answers_among_them_to_what_the_client_
     for field in ("charge_nano_usd", "cost_nano_usd", "waste_nano_usd"):
         assert sum(getattr(share, field) for share in row.shares) == getattr(row, field)
         assert all(getattr(share, field) >= 0 for share in row.shares)
-    for field in ("prompt_tokens", "cached_tokens", "completion_tokens"):
+    for field in ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens"):
         shown = sum(getattr(share, field) for share in row.shares if share.purpose == "answer")
         assert shown == getattr(row, field)
     for share in row.shares:

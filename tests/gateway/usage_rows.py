@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from gateway.ledger import Share, UsageRow
+from gateway.usage_totals import Grouping, Measures, Question
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from gateway.store import Store
 
 
 class Collected:
@@ -68,3 +71,8 @@ def a_share(endpoint: str, purpose: str, **changes: object) -> Share:
         waste_nano_usd=0,
     )
     return structs.replace(share, **changes)
+
+
+def summed(store: Store, by: Grouping, since_ms: int = 0, until_ms: int = 2**62) -> dict[str, Measures]:
+    """What was used, in the order of what it cost."""
+    return {total.group[0]: total.sums for total in store.usage(Question(since_ms, until_ms, (by,)))}

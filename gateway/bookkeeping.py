@@ -1,0 +1,160 @@
+"""What follows from usage rows, in the transaction that keeps them: double entries, balances, sums by the hour.
+
+A call's transaction, where there is anything to pay (positive: owed to us, or spent; negative: owed by us, or earned):
+
+    tenant:NAME          + charge        what it owes, or what is taken from what it has paid in advance
+    revenue              - charge
+    cost                 + what the endpoints are paid for the answer
+    waste                + what they are paid for work that reached no client
+    payout:NODE          - what that node is paid
+    provider:ENDPOINT    - what that provider is paid
+
+Statements are the same in SQLite and PostgreSQL and work on all the rows of a batch at once: the interpreter, which calls
+under way are waiting for, has nothing to do meanwhile. A batch is a JSON array of ids.
+"""
+
+# ruff: noqa: S608 - the SQL is made of names in the code
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from sqlalchemy import text
+
+from gateway.ledger_tables import DIMENSIONS, MEASURES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, Dialect, TextClause
+
+NO_ERRORS = ("ok", "client_left")
+"""Outcomes of calls that were not in vain."""
+HOUR_MS = 3_600_000
+
+_LOCK = 0x7469_6465_626F_6F6B  # "tidebook": whoever writes to the books of a PostgreSQL
+_IDS = {
+    "sqlite": "SELECT value FROM json_each(:ids)",
+    "postgresql": "SELECT json_array_elements_text(CAST(:ids AS json))",
+}
+_BATCH = "SELECT usage.* FROM batch CROSS JOIN usage WHERE usage.call_id = batch.call_id"
+
+_TRANSACTIONS = """
+INSERT INTO ledger_transactions (id, kind, call_id, time_ms)
+SELECT call_id, 'call', call_id, time_ms FROM calls WHERE charge_nano_usd <> 0 OR cost_nano_usd <> 0
+"""
+_ENTRIES = """,
+paid AS (
+    SELECT call_id, endpoint, hosted, cost_nano_usd, 'cost' AS side FROM calls
+    WHERE NOT EXISTS (SELECT 1 FROM usage_shares WHERE usage_shares.call_id = calls.call_id)
+    UNION ALL
+    SELECT shares.call_id, shares.endpoint, shares.hosted, shares.cost_nano_usd,
+        CASE WHEN shares.purpose = 'answer' THEN 'cost' ELSE 'waste' END
+    FROM calls CROSS JOIN usage_shares AS shares WHERE shares.call_id = calls.call_id
+),
+sides AS (
+    SELECT call_id, 'tenant:' || tenant AS account, charge_nano_usd AS amount FROM calls
+    UNION ALL SELECT call_id, 'revenue', -charge_nano_usd FROM calls
+    UNION ALL SELECT call_id, side, cost_nano_usd FROM paid
+    UNION ALL SELECT call_id, CASE WHEN hosted THEN 'provider:' ELSE 'payout:' END || endpoint, -cost_nano_usd FROM paid
+)
+INSERT INTO ledger_entries (transaction_id, account, amount_nano_usd)
+SELECT call_id, account, sum(amount) FROM sides GROUP BY call_id, account HAVING sum(amount) <> 0
+"""
+_BALANCES = """
+INSERT INTO ledger_balances (account, amount_nano_usd)
+SELECT account, sum(amount_nano_usd) FROM batch CROSS JOIN ledger_entries
+WHERE transaction_id = batch.call_id GROUP BY account ORDER BY account
+ON CONFLICT (account) DO UPDATE SET amount_nano_usd = ledger_balances.amount_nano_usd + excluded.amount_nano_usd
+"""
+
+
+def pieces(calls: str) -> str:
+    """What the rows of `calls` add to sums: SQL of rows with `time_ms`, all dimensions, `customer` and all measures.
+
+    Tokens and money of a call with shares are counted where its shares are: those of its answer as such, the rest as wasted.
+    """
+    dimensions = ", ".join(f"calls.{each} AS {each}" for each in (*DIMENSIONS, "customer"))
+    at_share = dimensions.replace("calls.endpoint", "shares.endpoint")
+    answered = "CASE WHEN shares.purpose = 'answer' THEN shares.{0} ELSE 0 END"
+    no_errors = ", ".join(f"'{outcome}'" for outcome in NO_ERRORS)
+    tokens = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+    money = ("charge_nano_usd", "cost_nano_usd", "waste_nano_usd")
+    counted = {
+        "calls": "1",
+        "errors": f"CASE WHEN calls.outcome IN ({no_errors}) THEN 0 ELSE 1 END",
+        "estimated_calls": "CASE WHEN calls.estimated THEN 1 ELSE 0 END",
+    }
+    alone = {each: f"calls.{each}" for each in (*tokens, *money)}
+    shared = {
+        **{each: answered.format(each) for each in tokens},
+        "wasted_tokens": "CASE WHEN shares.purpose = 'answer' THEN 0 ELSE shares.prompt_tokens + shares.completion_tokens END",
+        **{each: f"shares.{each}" for each in money},
+    }
+    has_shares = "EXISTS (SELECT 1 FROM usage_shares WHERE usage_shares.call_id = calls.call_id)"
+    at_shares = (
+        f"FROM {calls} AS calls CROSS JOIN usage_shares AS shares WHERE shares.call_id = calls.call_id"
+    )
+    return f"""
+    SELECT calls.time_ms, {dimensions}, {_measured(counted)} FROM {calls} AS calls
+    UNION ALL SELECT calls.time_ms, {dimensions}, {_measured(alone)} FROM {calls} AS calls WHERE NOT {has_shares}
+    UNION ALL SELECT calls.time_ms, {at_share}, {_measured(shared)} {at_shares}
+    UNION ALL SELECT calls.time_ms, {at_share}, {_measured({"helped_calls": "1"})} {at_shares}
+        AND shares.endpoint <> calls.endpoint AND NOT EXISTS (
+            SELECT 1 FROM usage_shares AS earlier WHERE earlier.call_id = shares.call_id
+            AND earlier.endpoint = shares.endpoint AND earlier.number < shares.number)
+    """
+
+
+def _measured(values: dict[str, str]) -> str:
+    return ", ".join(f"{values.get(each, '0')} AS {each}" for each in MEASURES)
+
+
+def _sums(table: str, dimensions: Sequence[str]) -> str:
+    by = ", ".join(dimensions)
+    added = ", ".join(f"{each} = {table}.{each} + excluded.{each}" for each in MEASURES)
+    return f"""
+    INSERT INTO {table} (hour_ms, {by}, {", ".join(MEASURES)})
+    SELECT time_ms - time_ms % {HOUR_MS} AS hour, {by}, {", ".join(f"sum({each})" for each in MEASURES)}
+    FROM ({pieces("calls")}) AS pieces GROUP BY hour, {by}
+    ON CONFLICT (hour_ms, {by}) DO UPDATE SET {added}
+    """
+
+
+class Books:
+    """The statements in the words of one kind of database."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        batch = f"WITH batch(call_id) AS ({_IDS[dialect.name]})"
+        calls = f"{batch}, calls AS ({_BATCH})"
+        self._known = text(
+            f"{batch} SELECT usage.call_id FROM batch JOIN usage ON usage.call_id = batch.call_id"
+        )
+        self._following: tuple[TextClause, ...] = (
+            text(calls + _TRANSACTIONS),
+            text(calls + _ENTRIES),
+            text(batch + _BALANCES),
+            text(calls + _sums("usage_hours", DIMENSIONS)),
+            text(calls + _sums("usage_customer_hours", (*DIMENSIONS, "customer"))),
+        )
+        self._locks = dialect.name == "postgresql"
+
+    def lock(self, connection: Connection) -> None:
+        """Whoever else writes to the books waits until this transaction has ended. In SQLite only one writes anyway."""
+        if self._locks:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+
+    def known(self, connection: Connection, call_ids: Sequence[str]) -> set[str]:
+        """Those of the ids that have a row."""
+        return set(connection.execute(self._known, _batch(call_ids)).scalars())
+
+    def follow(self, connection: Connection, call_ids: Sequence[str]) -> None:
+        """All that follows from the rows of these calls, which have just been inserted."""
+        batch = _batch(call_ids)
+        for statement in self._following:
+            connection.execute(statement, batch)
+
+
+def _batch(call_ids: Sequence[str]) -> dict[str, str]:
+    return {"ids": msgspec.json.encode(call_ids).decode()}
