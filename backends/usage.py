@@ -41,16 +41,16 @@ class WireUsage(Struct):
 
     def tokens(self) -> Usage:
         """The counts, made sane: none is negative or absurd, and no more tokens are cached, or thought, than there are."""
-        prompt = _sane(self.prompt_tokens)
-        details = self.prompt_tokens_details
-        cached = 0 if details is None else _sane(details.cached_tokens)
-        completion = _sane(self.completion_tokens)
-        thought = self.completion_tokens_details
-        reasoning = 0 if thought is None else min(_sane(thought.reasoning_tokens), completion)
-        return Usage(prompt, min(cached, prompt), completion, reasoning_tokens=reasoning)
+        prompt, details = _sane(self.prompt_tokens), self.prompt_tokens_details
+        cached = 0 if details is None else min(prompt, _sane(details.cached_tokens))
+        completion, thought = _sane(self.completion_tokens), self.completion_tokens_details
+        reasoning = 0 if thought is None else min(completion, _sane(thought.reasoning_tokens))
+        return Usage(prompt, cached, completion, reasoning_tokens=reasoning)
 
 
 def _sane(count: int | None) -> int:
+    if count is not None and 0 <= count <= MOST_TOKENS:
+        return count
     return min(max(0, count or 0), MOST_TOKENS)
 
 
@@ -68,11 +68,13 @@ class _SayingReply(Struct):
 
 
 class _Reply(Struct):
+    model: Raw = Raw()
     choices: list[_Choice] | None = None
     usage: WireUsage | None = None
     error: Any = None
 
 
+_GIVEN_UP = frozenset(GIVEN_UP)
 _decode_reply = msgspec.json.Decoder(_Reply).decode
 _decode_saying = msgspec.json.Decoder(_SayingReply).decode
 _decode_message = msgspec.json.Decoder(dict[str, Raw]).decode
@@ -95,23 +97,35 @@ def whole_reply(body: bytes, model: str, tier: str | None, choices: int | None) 
     """
     try:
         reply = _decode_reply(body)
-        fields = _decode_fields(body)
         usage = _estimated(body) if reply.usage is None else reply.usage.tokens()
+        shown = _presented(body, bytes(reply.model), model, tier)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ReplyMalformed(f"a reply that is no completion: {error}") from None
     if reply.error is not None:  # OpenRouter's, where a provider fails behind it
         raise fault(_said(reply.error), before="the endpoint reported an error in its reply: ")
     if choices is not None:
-        finished = [choice for choice in reply.choices or () if choice.finish_reason]
+        finished = [choice.finish_reason for choice in reply.choices or () if choice.finish_reason]
         if len(finished) < choices:
             raise ReplyMalformed(f"a reply with {len(finished)} finished choices of {choices}")
-        if any(choice.finish_reason in GIVEN_UP for choice in finished):
+        if not _GIVEN_UP.isdisjoint(finished):
             raise ServerFault("the worker gave the call up")
+    return WholeReply(shown, usage)
+
+
+def _presented(body: bytes, served_model: bytes, model: str, tier: str | None) -> bytes:
+    """`body` with the public name in place of `served_model`, which is JSON, and with the tier."""
+    if tier is None and served_model and body.count(b'"model"') == 1:
+        at = body.find(b'"model":') + 8
+        at += body[at : at + 1] == b" "
+        # Not within another object, as it could be where the reply spells its own field otherwise.
+        if body.count(b"{", 0, at) == 1 and body.startswith(served_model, at):
+            return b"%b%b%b" % (body[:at], _encode(model), body[at + len(served_model) :])
+    fields = _decode_fields(body)
     if "model" in fields:
         fields["model"] = Raw(_encode(model))
     if tier is not None:
         fields["service_tier"] = Raw(_encode(tier))
-    return WholeReply(_encode(fields), usage)
+    return _encode(fields)
 
 
 def _said(error: object) -> str:

@@ -30,7 +30,7 @@ def ends_of(prompt: bytes, messages: Sequence[Raw]) -> Ends | None:
     if len(prompt) < PIECE_BYTES:
         return None
     end = before = prompt.rfind(b"}") + 1
-    if b'"assistant"' not in prompt:
+    if len(messages) == 1 or b'"assistant"' not in prompt:
         return Ends(end)
     for message in reversed(messages):
         after, text = before, bytes(message)

@@ -4,6 +4,8 @@ Every term carries a unit, so nothing here is a weight to tune. A cached prefix 
 work that need not be done, and shows as fewer seconds.
 """
 
+# ruff: noqa: PLR1730, FURB136 - `max` costs five times a comparison, and this runs for every endpoint of every call.
+
 from __future__ import annotations
 
 from types import MappingProxyType
@@ -14,7 +16,7 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from routing.types import Call, Endpoint, Load
+    from routing.types import Call, Endpoint, Load, Price
 
 LEAST_TOKENS = 16
 """Tokens. A worker computes at least the last block of a prompt anew, however much of it is cached (vLLM: 16)."""
@@ -58,10 +60,20 @@ def ask(call: Call, mean_output_tokens: float = MEAN_OUTPUT_TOKENS) -> Ask:
 
 def prefill_work(prompt_tokens: int, cached_tokens: int = 0) -> float:
     """The work of prefilling a prompt, in token-equivalents: uncached tokens, dearer the longer their context."""
-    uncached = max(LEAST_TOKENS, prompt_tokens - cached_tokens)
+    uncached = prompt_tokens - cached_tokens
+    if uncached < LEAST_TOKENS:
+        uncached = LEAST_TOKENS
     # A prompt shorter than LEAST_TOKENS has no context worth the name: it counts as that long.
-    mean_context = max(prompt_tokens, uncached) - uncached / 2
-    return uncached * (1.0 + mean_context / QUADRATIC_TOKENS)
+    context = prompt_tokens if prompt_tokens > uncached else uncached
+    return uncached * (1.0 + (context - uncached / 2) / QUADRATIC_TOKENS)
+
+
+def expected_cost_nano_usd(asked: Ask, price: Price, cached_tokens: int) -> int:
+    """What the tokens asked for cost, so many of the prompt being cached."""
+    pico_usd = asked.prompt_tokens * price.input_pico_usd + asked.output_tokens * price.output_pico_usd
+    if cached_tokens and price.cached_input_pico_usd is not None:
+        pico_usd -= cached_tokens * (price.input_pico_usd - price.cached_input_pico_usd)
+    return (pico_usd + 500) // 1000
 
 
 def estimates(
@@ -75,14 +87,15 @@ def estimates(
     """
     prompt_tokens, output_tokens = asked.prompt_tokens, asked.output_tokens
     expected: list[Figures] = []
-    # One loop and no calls: it runs over the whole fleet for every call.
+    work = uncached_work = asked.work
+    cached = 0
     for endpoint, load in members:
-        work, rate, price, itl_s = asked.work, load.work_per_s, endpoint.cost, load.itl_s
-        pico_usd = prompt_tokens * price.input_pico_usd + output_tokens * price.output_pico_usd
-        if cached_tokens and (cached := cached_tokens.get(endpoint.name, 0)):
-            work = prefill_work(prompt_tokens, cached)
-            if price.cached_input_pico_usd is not None:
-                pico_usd -= cached * (price.input_pico_usd - price.cached_input_pico_usd)
+        if cached_tokens:
+            held = cached_tokens.get(endpoint.name, 0)
+            if held != cached:
+                cached = held
+                work = prefill_work(prompt_tokens, cached) if cached else uncached_work
+        rate, itl_s = load.work_per_s, load.itl_s
         own_s = work / rate
         waiting_s = load.pending_work / rate + own_s
         imposed_s = 0.0
@@ -91,5 +104,6 @@ def estimates(
         if load.arrivals_per_s:
             free = 1.0 - load.busy if load.busy < MOST_BUSY else 1.0 - MOST_BUSY
             imposed_s += own_s * load.arrivals_per_s * waiting_s / free
-        expected.append((load.base_ttft_s + waiting_s, itl_s, imposed_s, (pico_usd + 500) // 1000))
+        cost_nano_usd = expected_cost_nano_usd(asked, endpoint.cost, cached)
+        expected.append((load.base_ttft_s + waiting_s, itl_s, imposed_s, cost_nano_usd))
     return expected

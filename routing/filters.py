@@ -27,11 +27,14 @@ DEPARTURE_MARGIN = 2.0
 more than the mean."""
 
 
+def fits(call: Call, context_tokens: float) -> bool:
+    """Whether the call may fit a context of so many tokens."""
+    return call.prompt_tokens * LEAST_SHARE_OF_PROMPT + (call.max_tokens or 0) <= context_tokens
+
+
 def context(call: Call, endpoint: Endpoint) -> str | None:
     """Prompt and output must fit the context. The prompt is an estimate, so only a clear excess is refused."""
-    if endpoint.context_tokens is None:
-        return None
-    if call.prompt_tokens * LEAST_SHARE_OF_PROMPT + (call.max_tokens or 0) <= endpoint.context_tokens:
+    if endpoint.context_tokens is None or fits(call, endpoint.context_tokens):
         return None
     return (
         f"about {call.prompt_tokens} prompt tokens and up to {call.max_tokens or 0} of output do not fit "

@@ -23,6 +23,10 @@ PROMPT_TOKENS_PER_S = 4000.0
 """A tier's target is for a short prompt; a longer one may take a second more for so many tokens. In simulation it kept
 four times as many calls in time as a fixed target that cost the same."""
 
+TTFT_COUNTS = 3.0
+"""2 x time to first token + the whole call: before the first token a reader sits in front of nothing, so those seconds
+count three times, once as a part of the whole."""
+
 LATE_SECONDS = 4.0
 """What a second beyond the tier's target counts for in addition. In simulation, more helps the longest waits of a few
 long prompts, less all the others."""
@@ -141,9 +145,7 @@ def rank(
     late: list[_Key] = []
     index = 0
     for ttft_s, itl_s, imposed_s, cost_nano_usd in estimates:
-        # 2 x time to first token + the whole call + delay to others: before the first token a reader sits in front of
-        # nothing, so those seconds count three times, once as a part of the whole.
-        seconds = 3.0 * ttft_s + output_tokens * itl_s + imposed_s
+        seconds = TTFT_COUNTS * ttft_s + output_tokens * itl_s + imposed_s
         score = cost_nano_usd + value * seconds
         if ttft_s <= target_s:
             on_time.append((score, seconds, index))

@@ -80,11 +80,13 @@ class Peers:
     slower than guessed, one not yet seen is tried by itself.
     """
 
-    __slots__ = ("_decoded", "_prefilled", "decode_slower", "prefill_faster")
+    __slots__ = ("_decoded", "_prefilled", "decode_slower", "learned", "prefill_faster")
 
     def __init__(self) -> None:
         self._prefilled = Sums()
         self._decoded = Sums()
+        self.learned = 0
+        """How often something new has been seen."""
         self.prefill_faster = 1.0
         """Factor to the guessed rate of prefill, at least 1."""
         self.decode_slower = 1.0
@@ -92,12 +94,14 @@ class Peers:
 
     def prefilled(self, now_s: float, guessed_s: float, seconds: float) -> None:
         """A prefill that was guessed at `guessed_s` took `seconds`."""
+        self.learned += 1
         self._prefilled.add(now_s, guessed_s, seconds)
         guessed, took = self._prefilled.sums(now_s)
         self.prefill_faster = max(1.0, (PEERS_PRIOR_S + guessed) / (PEERS_PRIOR_S + took))
 
     def decoded(self, now_s: float, guessed_s: float, seconds: float) -> None:
         """A stream that was guessed at `guessed_s` took `seconds`."""
+        self.learned += 1
         self._decoded.add(now_s, guessed_s, seconds)
         guessed, took = self._decoded.sums(now_s)
         self.decode_slower = min(1.0, (PEERS_PRIOR_S + took) / (PEERS_PRIOR_S + guessed))
@@ -166,25 +170,18 @@ class Pace:
         """The same of what has just been: it may be far from what was until now."""
         self._recent.add(now_s, seconds, guessed_s)
         observed_s, expected_s = self._recent.sums(now_s)
-        usual = self._slower(now_s)
+        usual = self._usually_slower(now_s)
         slower = (RECENT_PRIOR_S * usual + observed_s) / (RECENT_PRIOR_S + expected_s)
         if slower > FAR_SLOWER * usual:
             self._slow_until_s, self._slower_now = now_s + BELIEVED_S, slower
         elif slower < FAR_SLOWER / 2.0 * usual:
             self._slow_until_s = float("-inf")
 
-    def crowding(self, batch: int) -> float:
-        """Share by which one sequence more makes a step longer than in a batch of `batch`."""
-        prior = self._prior
-        return prior.sequence_s / (prior.step_s + prior.sequence_s * batch)
+    def slower(self, now_s: float) -> float:
+        """How many times as slow as guessed it is now."""
+        return self._slower_now if now_s < self._slow_until_s else self._usually_slower(now_s)
 
-    def itl_s(self, now_s: float, batch: int) -> float:
-        """Seconds per token in a batch of `batch`."""
-        slower = self._slower_now if now_s < self._slow_until_s else self._slower(now_s)
-        return (self._prior.step_s + self._prior.sequence_s * batch) * slower
-
-    def _slower(self, now_s: float) -> float:
-        """How many times as slow as guessed it usually is."""
+    def _usually_slower(self, now_s: float) -> float:
         observed_s, expected_s = self._seen.sums(now_s)
         guess = self._peers.decode_slower
         return max(MOST_FASTER * guess, (PRIOR_S * guess + observed_s) / (PRIOR_S + expected_s))

@@ -6,19 +6,22 @@ simulation and when `explain` asks a month later.
 
 from __future__ import annotations
 
+from functools import partial
 from heapq import nlargest
 from typing import TYPE_CHECKING
 
 from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, ask, estimates
 from routing.filters import context, departure, filters_for
 from routing.objective import rank
-from routing.types import NO_DEMANDS, Endpoint, Estimate, Load, Plan, Rejection
+from routing.quick import Foremost, foremost
+from routing.types import NO_DEMANDS, Candidate, Endpoint, Estimate, Load, Plan, Rejection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from routing.estimate import Ask
     from routing.objective import Ranking
+    from routing.quick import Terms
     from routing.types import Call, Demands
 
 
@@ -40,6 +43,7 @@ def plan(
     expected_output_tokens: float = MEAN_OUTPUT_TOKENS,
     cached_tokens: Mapping[str, int] = NOTHING_CACHED,
     departures: Mapping[str, float] = NO_DEPARTURES,
+    terms: Sequence[Terms] = (),
 ) -> Plan:
     """The plan for `call` over `snapshot`, the endpoints of its model. Each is ranked, rejected or, beyond LOOK_AT of
     them, passed over; exactly one of these.
@@ -47,19 +51,41 @@ def plan(
     `roll`, uniform in [0, 1), settles exact ties and which are passed over; `expected_output_tokens` is the running
     mean of the model's calls; `cached_tokens`, by the name of the endpoint, are how many of the prompt it is expected to
     have in its prefix cache; `departures` in how many seconds those leave that have said so. Nobody is passed over where those looked at leave the call unserved or late.
+    `terms` are those of the snapshot, where it has nobody who could not serve a call that demands nothing.
     """
     asked = ask(call, expected_output_tokens)
+    if terms and not departures and call.demands is NO_DEMANDS and not call.needs and len(terms) <= LOOK_AT:
+        found = foremost(call, asked, terms, roll, cached_tokens)
+        if found is not None:
+            return _led_by(*found, call, asked, snapshot, roll, cached_tokens)
     serving, rejected = _filtered(call, snapshot)
     if departures:
         serving, leaving = _staying(asked, serving, cached_tokens, departures)
         rejected += leaving
     if len(serving) > LOOK_AT:
         drawn, passed_over = _drawn(serving, roll, cached_tokens)
-        ranked, misses = _ranked(call, asked, drawn, roll, cached_tokens)
+        ranked, misses = _demanded(call, asked, drawn, roll, cached_tokens)
         if ranked and ranked[0].on_time:
             return Plan(ranked, (*rejected, *misses), passed_over)
-    ranked, misses = _ranked(call, asked, serving, roll, cached_tokens)
+    ranked, misses = _demanded(call, asked, serving, roll, cached_tokens)
     return Plan(ranked, (*rejected, *misses))
+
+
+def _led_by(
+    place: int,
+    score_nano_usd: float,
+    call: Call,
+    asked: Ask,
+    snapshot: Sequence[_Member],
+    roll: float,
+    cached_tokens: Mapping[str, int],
+) -> Plan:
+    """The plan that the one at this place comes first in."""
+    member = snapshot[place]
+    endpoint, expected = member[0], Estimate(*estimates(asked, (member,), cached_tokens)[0])
+    first = Candidate(endpoint, expected, score_nano_usd, True, cached_tokens.get(endpoint.name, 0))
+    all_ranked = partial(_ranked, call, asked, snapshot, roll, cached_tokens)
+    return Plan(Foremost(first, len(snapshot), all_ranked), ())
 
 
 def _filtered(call: Call, snapshot: Sequence[_Member]) -> tuple[Sequence[_Member], list[Rejection]]:
@@ -139,7 +165,14 @@ def _input_price(member: _Member) -> int:
 
 def _ranked(
     call: Call, asked: Ask, serving: Sequence[_Member], roll: float, cached_tokens: Mapping[str, int]
+) -> Ranking:
+    return rank(call.tier, serving, estimates(asked, serving, cached_tokens), asked, roll, cached_tokens)
+
+
+def _demanded(
+    call: Call, asked: Ask, serving: Sequence[_Member], roll: float, cached_tokens: Mapping[str, int]
 ) -> tuple[Ranking, Sequence[Rejection]]:
+    """Those ranked that meet what the call demands of speed, and the others."""
     expected = estimates(asked, serving, cached_tokens)
     misses: Sequence[Rejection] = ()
     demands = call.demands

@@ -14,11 +14,13 @@ from msgspec import structs
 from routing.decision import Decision
 from routing.ejection import Ejection
 from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, prefill_work
+from routing.filters import fits
 from routing.gpu import kv_tokens_for
 from routing.hedging import Hedging
 from routing.pace import Peers
 from routing.pipeline import NO_DEPARTURES, plan
 from routing.prefix import MOST_PIECES_HELD, PIECE_TOKENS, PrefixIndex
+from routing.quick import terms_of
 from routing.ramp import Ramp
 from routing.speed import Speed
 from routing.types import Load
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from routing.ejection import FailureKind
+    from routing.quick import Terms
     from routing.speed import Ticket
-    from routing.types import Call, Endpoint, Plan
+    from routing.types import Call, Endpoint, Plan, Price
 
 LOAD_HOLDS_S = 0.005
 """For so long the passing of time alone changes no decision: rates are learned over seconds."""
@@ -249,6 +252,13 @@ class Pool:
         self.leaving: dict[str, float] = {}
         """When those leave that have said so, by the name of the endpoint."""
         self._seen: dict[str, tuple[Endpoint, Load]] = {}
+        self._terms: dict[str, Terms] = {}
+        """Of all in `_seen`, in the same order."""
+        self._unavailable: set[str] = set()
+        self._least_context = math.inf
+        """Tokens of the shortest context that any endpoint has."""
+        self._prices: dict[Price, Price] = {}
+        """What the endpoints cost: for each price the one object that stands for all that are equal to it."""
         self._all_seen_until_s = float("-inf")
         self._names: dict[int, str] = {}
         """Of the endpoints, by their place in the index."""
@@ -265,10 +275,10 @@ class Pool:
         place = next(place for place in range(len(self._names) + 1) if place not in self._names)
         self._names[place] = endpoint.name
         self.standings[endpoint.name] = standing
-        self._seen[endpoint.name] = (
-            endpoint,
-            Load(),
-        )  # which keeps the order; it is looked at before it is shown
+        # It is looked at before it is shown; this keeps the order.
+        self._seen[endpoint.name] = (endpoint, Load())
+        self._survey()
+        self._terms[endpoint.name] = terms_of(endpoint, Load(), self._prices[endpoint.cost])
         self.changed.add(standing)
         self.prefixes.add(place, kv_tokens_for(endpoint.gpu))
         return place
@@ -278,7 +288,9 @@ class Pool:
         standing = self.standings.pop(name)
         self.changed.discard(standing)
         self.leaving.pop(name, None)
-        self._seen.pop(name, None)
+        del self._seen[name], self._terms[name]
+        self._unavailable.discard(name)
+        self._survey()
         self.prefixes.remove(standing.place)
         del self._names[standing.place]
         standing.move_to(Pool(most_pieces=0))
@@ -296,9 +308,29 @@ class Pool:
             self.changed.update(self.standings.values())
             self._all_seen_until_s = now_s + LOAD_HOLDS_S
         for standing in self.changed:
-            self._seen[standing.endpoint.name] = (standing.endpoint, standing.load(now_s))
+            self._look_at(standing, now_s)
         self.changed.clear()
         return tuple(self._seen.values())
+
+    def _look_at(self, standing: Standing, now_s: float) -> None:
+        endpoint, load = standing.endpoint, standing.load(now_s)
+        name = endpoint.name
+        if load.unavailable is None:
+            self._unavailable.discard(name)
+        else:
+            self._unavailable.add(name)
+        before = self._seen[name][0]
+        self._seen[name] = (endpoint, load)
+        if endpoint is not before:
+            self._survey()
+        self._terms[name] = terms_of(endpoint, load, self._prices[endpoint.cost])
+
+    def _survey(self) -> None:
+        """What is said of the endpoints has changed."""
+        endpoints = [endpoint for endpoint, _ in self._seen.values()]
+        contexts = (endpoint.context_tokens for endpoint in endpoints)
+        self._least_context = min((tokens for tokens in contexts if tokens is not None), default=math.inf)
+        self._prices = {endpoint.cost: endpoint.cost for endpoint in endpoints}
 
     def cached_tokens(self, call: Call) -> Mapping[str, int]:
         """How many tokens of the call's prompt are expected in the cache of each endpoint that holds any, by name."""
@@ -306,7 +338,11 @@ class Pool:
         if not held:
             return NOTHING_CACHED
         most, names = call.prompt_tokens, self._names
-        return {names[place]: min(most, count * PIECE_TOKENS) for place, count in held.items()}
+        found: dict[str, int] = {}
+        for place, count in held.items():
+            tokens = count * PIECE_TOKENS
+            found[names[place]] = tokens if tokens < most else most  # noqa: FURB136 - `min` costs five times as much
+        return found
 
     def output_tokens(self, tenant: str) -> float:
         """What a call of this tenant is expected to write: the mean of those before it, or else of everybody's."""
@@ -325,7 +361,11 @@ class Pool:
         """The plan for `call` now; `roll`, uniform in [0, 1), settles ties."""
         output_tokens = self.output_tokens(call.tenant)
         cached_tokens = self.cached_tokens(call)
-        return plan(call, self.snapshot(now_s), roll, output_tokens, cached_tokens, self.departures(now_s))
+        snapshot = self.snapshot(now_s)
+        all_could = not self._unavailable and fits(call, self._least_context)
+        terms = tuple(self._terms.values()) if all_could else ()
+        departures = self.departures(now_s) if self.leaving else NO_DEPARTURES
+        return plan(call, snapshot, roll, output_tokens, cached_tokens, departures, terms)
 
     def decision(self, call: Call, now_s: float, roll: float) -> Decision:
         """All that `plan` would look at, without the names of the prompt's pieces: whoever guesses it could check the guess."""
@@ -336,6 +376,4 @@ class Pool:
 
     def departures(self, now_s: float) -> Mapping[str, float]:
         """In how many seconds those leave that have said so, by name."""
-        if not self.leaving:
-            return NO_DEPARTURES
         return {name: departs_s - now_s for name, departs_s in self.leaving.items()}

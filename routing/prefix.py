@@ -192,6 +192,8 @@ class PrefixIndex:
                 if not now:
                     return found
                 still = now
+        if still == self._all:  # as it is with a system prompt that all calls share
+            return dict.fromkeys(self._held, len(pieces))
         _note(found, still, len(pieces))
         return found
 

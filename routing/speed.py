@@ -28,6 +28,9 @@ ARRIVALS_HALF_LIFE_S = 20.0
 _PER_S_OF_SUM = math.log(2.0) / ARRIVALS_HALF_LIFE_S
 """What a sum that fades so, of something that goes on evenly, is to be multiplied by for its rate per second."""
 
+HOLDS_S = 0.005
+"""For so long the passing of time alone changes no rate worth the arithmetic: they fade over half a minute."""
+
 MOST_BUSY = 1.0
 """Of its time: more than all of it no endpoint can be asked for and keep up."""
 
@@ -84,11 +87,16 @@ class Speed:
         "_hidden",
         "_hidden_at_s",
         "_hidden_work",
+        "_known_for_s",
+        "_known_rate",
+        "_known_slower",
+        "_known_until_s",
         "_now_s",
         "_others_waiting",
         "_pace",
         "_parallel",
         "_peers",
+        "_peers_learned",
         "_pending",
         "_pending_work",
         "_prior",
@@ -118,6 +126,10 @@ class Speed:
         self._served_until_s = float("-inf")
         """Up to when the endpoint's time is accounted for: work that comes out next has been done since."""
         self._now_s = float("-inf")
+        self._known_rate = self._known_for_s = self._known_slower = 0.0
+        """What was learned, as it was last put together: the prefill rate, the seconds that speak for it, and `Pace.slower`."""
+        self._known_until_s = float("-inf")
+        self._peers_learned = 0
 
     def start(self, now_s: float, work: float, *, watched: bool = True) -> Ticket:
         """Work of so many token-equivalents has been sent."""
@@ -229,15 +241,15 @@ class Speed:
         if now_s < self._now_s:
             now_s = self._now_s
         rate, pending = self._queue(now_s)
+        prior, pace = self._prior, self._pace
         if self._parallel:
-            itl_s = self._pace.itl_s(now_s, 1)
+            itl_s = (prior.step_s + prior.sequence_s) * self._known_slower
             return Load(
                 inflight, 0.0, rate, self._base_s, itl_s, 0, 0.0, 0.0, 0.0, unavailable, retry_after_s
             )
-        others = self._pace.others
+        others = pace.others
         inflight += others
-        batch = inflight + 1
-        itl_s = self._pace.itl_s(now_s, batch)
+        step_s = prior.step_s + prior.sequence_s * (inflight + 1)
         sent_work, sent = self._sent.sums(now_s)
         busy = sent_work * _PER_S_OF_SUM / rate
         if busy > MOST_BUSY:
@@ -247,9 +259,9 @@ class Speed:
             pending,
             rate,
             self._base_s,
-            itl_s,
-            self._pace.decoding + others,
-            self._pace.crowding(batch),
+            step_s * self._known_slower,
+            pace.decoding + others,
+            prior.sequence_s / step_s,
             sent * _PER_S_OF_SUM,
             busy,
             unavailable,
@@ -258,18 +270,14 @@ class Speed:
 
     def _queue(self, now_s: float) -> tuple[float, float]:
         """The rate of prefill, and the work that waits for it."""
-        work, seconds = self._rate.sums(now_s)
-        work += PRIOR_S * self._prior.work_per_s * self._peers.prefill_faster
-        seconds += PRIOR_S
-        rate = work / seconds
-        pending = self._pending_work
+        rate, pending = self._work_per_s(now_s), self._pending_work
         if self._pending:
             head = next(iter(self._pending))
             waited_s = self._serving_s(head, now_s)
             if waited_s * rate > head.work:
                 # It is late, so what was seen before may hold no more, and counts as a guess does; but of a provider's many
                 # servers one that is late says little of the others.
-                seen_s = seconds if self._parallel else PRIOR_S
+                seen_s = self._known_for_s if self._parallel else PRIOR_S
                 rate = (seen_s * rate + head.work) / (seen_s + waited_s)
                 pending -= head.work
             else:
@@ -277,7 +285,9 @@ class Speed:
             if pending < 0.0:
                 pending = 0.0
         if self._hidden:
-            pending += self._hidden_left(now_s, rate)
+            hidden_work = self._hidden_work - (now_s - self._hidden_at_s) * rate
+            if hidden_work > 0.0:
+                pending += hidden_work
         return rate, pending
 
     def _forward(self, now_s: float) -> float:
@@ -297,9 +307,15 @@ class Speed:
         return max(0.0, left)
 
     def _work_per_s(self, now_s: float) -> float:
-        work, seconds = self._rate.sums(now_s)
-        guess = self._prior.work_per_s * self._peers.prefill_faster
-        return (work + PRIOR_S * guess) / (seconds + PRIOR_S)
+        """The rate of prefill, as learned; with it the rest of what is known is brought up to date."""
+        if now_s >= self._known_until_s or self._peers_learned != self._peers.learned:
+            work, seconds = self._rate.sums(now_s)
+            guess = self._prior.work_per_s * self._peers.prefill_faster
+            self._known_for_s = seconds + PRIOR_S
+            self._known_rate = (work + PRIOR_S * guess) / self._known_for_s
+            self._known_slower = self._pace.slower(now_s)
+            self._known_until_s, self._peers_learned = now_s + HOLDS_S, self._peers.learned
+        return self._known_rate
 
     def _learn_rate(self, now_s: float, work: float, seconds: float) -> None:
         seconds = max(seconds, LEAST_SAMPLE_S)

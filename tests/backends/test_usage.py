@@ -49,6 +49,21 @@ def test_the_model_is_replaced_whatever_stands_beside_it(fields, name):
     assert json.loads(whole_reply(body.encode(), name, None, None).body) == json.loads(shown)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"system":{"model":"tiny"},"model" : "tiny",%b,%b}',
+        b'{"system":{"model":"tiny"},"model":"tiny",%b,%b}',
+        b'{"model":"tiny","system":{"model": "tiny"},%b,%b}',
+        b'{"model":"other","model":"tiny",%b,%b}',
+        b'{"mod\\u0065l":"tiny","system":{"model":"tiny"},%b,%b}',
+    ],
+)
+def test_the_model_of_the_reply_is_replaced_and_none_within_it(body: bytes):
+    before, shown = body % (CHOICES, USAGE), whole_reply(body % (CHOICES, USAGE), "pub", None, 1).body
+    assert json.loads(shown) == json.loads(before) | {"model": "pub"}
+
+
 def test_a_tier_that_the_worker_names_is_replaced():
     body = b'{"service_tier":null,%b,"model":"m",%b}' % (CHOICES, USAGE)
     assert json.loads(whole_reply(body, "m", "priority", 1).body)["service_tier"] == "priority"

@@ -1,0 +1,117 @@
+"""The first of a ranking, for a call that demands nothing and endpoints that all are there: one pass over numbers.
+
+Nearly every call is such a one, and looks at nobody but the first. So what an estimate takes of an endpoint is put
+together when its load changes rather than once a call, and the others are ranked only where that one fails. It ranks as
+`objective.rank` does over `estimate.estimates`, which tests hold it to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, overload
+
+from routing.estimate import MOST_BUSY, STALL_SHARE, expected_cost_nano_usd, prefill_work
+from routing.objective import PROMPT_TOKENS_PER_S, TTFT_COUNTS
+from routing.types import Candidate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from routing.estimate import Ask
+    from routing.types import Call, Endpoint, Load, Price
+
+Terms = tuple[str, float, float, float, float, float, "Price"]
+"""Of one endpoint: its name, seconds per work, seconds to the first token beside the call's own prefill, seconds that each
+output token takes, of this call and of the others it crowds; what each second of own prefill imposes on others, in seconds,
+and by how much more of that with each such second; and what it costs."""
+
+
+def terms_of(endpoint: Endpoint, load: Load, price: Price) -> Terms:
+    """Those of an endpoint, as its load is. Its price is given apart: where equal ones are the same, a call costs less."""
+    rate = load.work_per_s
+    waiting_s = load.pending_work / rate
+    stall = STALL_SHARE * load.decoding
+    delay = 0.0
+    if load.arrivals_per_s:
+        delay = load.arrivals_per_s / (1.0 - min(MOST_BUSY, load.busy))
+    itl_s = load.itl_s
+    return (
+        endpoint.name,
+        1.0 / rate,
+        load.base_ttft_s + waiting_s,
+        itl_s + stall * itl_s * load.crowding,
+        stall + delay * waiting_s,
+        delay,
+        price,
+    )
+
+
+def foremost(
+    call: Call, asked: Ask, terms: Sequence[Terms], roll: float, cached_tokens: Mapping[str, int]
+) -> tuple[int, float] | None:
+    """The place of the one of these that comes first, and its score; None where one of them would be late, so that all have to be compared."""
+    prompt_tokens, output_tokens = asked.prompt_tokens, float(asked.output_tokens)
+    value = call.tier.waiting_nano_usd_per_s
+    target_s = call.tier.max_ttft_s + prompt_tokens / PROMPT_TOKENS_PER_S
+    work, cached, cost_nano_usd = asked.work, 0, 0.0
+    known: Price | None = None
+    least = least_s = math.inf
+    equals = [0]
+    index = -1
+    for name, s_per_work, first_s, token_s, stall, delay, price in terms:
+        index += 1
+        if cached_tokens:
+            held = cached_tokens.get(name, 0)
+            if held != cached:
+                cached, known = held, None
+                work = prefill_work(prompt_tokens, held)
+        if price is not known:
+            known = price
+            cost_nano_usd = float(expected_cost_nano_usd(asked, price, cached))
+        own_s = work * s_per_work
+        ttft_s = first_s + own_s
+        if ttft_s > target_s:
+            return None
+        seconds = TTFT_COUNTS * ttft_s + output_tokens * token_s + own_s * (stall + delay * own_s)
+        score = cost_nano_usd + value * seconds
+        if score > least:
+            continue
+        if score < least or seconds < least_s:
+            least, least_s, equals = score, seconds, [index]
+        elif seconds == least_s:
+            equals.append(index)
+    return equals[int(roll * len(equals))], least
+
+
+class Foremost(Sequence[Candidate]):
+    """A ranking of which only the first is known. Most calls look at no other; where one does, it is made in full."""
+
+    __slots__ = ("_count", "_first", "_rank", "_ranked")
+
+    def __init__(self, first: Candidate, count: int, rank: Callable[[], Sequence[Candidate]]) -> None:
+        """One of so many; `rank` ranks them all."""
+        self._first = first
+        self._count = count
+        self._rank = rank
+        self._ranked: Sequence[Candidate] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Candidate]:
+        yield self._first
+        yield from self[1:]
+
+    @overload
+    def __getitem__(self, place: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Candidate]: ...
+    def __getitem__(self, place: int | slice) -> Candidate | Sequence[Candidate]:
+        if place == 0:
+            return self._first
+        if self._ranked is None:
+            # Rounded otherwise, another one may come first there by a hair.
+            others = [each for each in self._rank() if each.endpoint is not self._first.endpoint]
+            self._ranked = (self._first, *others)
+        return self._ranked[place]
