@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import postgresql
 import pytest
+import redis_server
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
@@ -33,6 +34,23 @@ def postgresql_url(postgresql_server: postgresql.Server) -> Iterator[str]:
     url = postgresql_server.new_database()
     yield url
     postgresql_server.drop(url)
+
+
+@pytest.fixture(scope="session")
+def one_redis() -> Iterator[redis_server.Server]:
+    program = redis_server.program()
+    if program is None:
+        pytest.skip("Redis is not installed: there is no redis-server on PATH")
+    with redis_server.running(program) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(one_redis: redis_server.Server) -> redis_server.Server:
+    """A real one, started by the first test that asks for it, and empty."""
+    with one_redis.client() as client:
+        client.flushall()
+    return one_redis
 
 
 @pytest.fixture

@@ -1,0 +1,246 @@
+"""Accounts in Redis, for as many processes and machines as share one: the rules of `gateway.limit_store`, in Lua.
+
+All accounts of a call are asked for in one round trip, and by its clock. What is lost with a Redis that restarts without
+its data comes back by itself: everybody says again what he has, and the ledger what has been spent.
+
+Lua's numbers are doubles: whole up to 2^53, which is nine million USD in nano-USD.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from gateway.allowance import Ask, Grant
+from gateway.limit_store import DEAD_AFTER_S, FORGOTTEN_AFTER_S, SETTLING_S, LimitStoreAway
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "{tidegate}:"
+"""In a cluster, what stands in braces keeps the keys on one server."""
+_META, _HEARD, _NEWS = _PREFIX + "meta", _PREFIX + "heard", _PREFIX + "news"
+_TIMEOUT_S = 1.0
+_AGAIN_S = 0.5
+
+_ARRIVE = """
+-- Another server than the last time, or the same one started anew: it may have lost what it knew.
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+if redis.call('HGET', KEYS[1], 'run') ~= run then
+    local now = redis.call('TIME')
+    redis.call('HSET', KEYS[1], 'run', run, 'since', string.format('%.0f', now[1] * 1000000 + now[2]))
+end
+"""
+
+_EXCHANGE = """
+-- KEYS: meta, heard, the asker's budgets, and an account for each six of ARGV behind the first six.
+local function whole(number) return string.format('%.0f', number) end
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+local process, dead_us, settling_us, news = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local kept_s, known_since = ARGV[5], ARGV[6]
+redis.call('ZADD', KEYS[2], whole(now_us), process)
+local since = redis.call('HGET', KEYS[1], 'since')
+if not since then
+    since = whole(now_us)
+    redis.call('HSET', KEYS[1], 'since', since)
+end
+local settling = math.max(since == known_since and 0 or 1, tonumber(since) + settling_us - now_us)
+
+local alive = {}
+local function is_alive(name)
+    if alive[name] == nil then
+        local heard = redis.call('ZSCORE', KEYS[2], name)
+        alive[name] = heard and now_us - tonumber(heard) < dead_us or false
+    end
+    return alive[name]
+end
+
+local function grant(account, kind, limit, said, had, need, wanted)
+    local spent, at, short_at, others, mine = 0, 0, 0, 0, 0
+    local fields = redis.call('HGETALL', account)
+    for i = 1, #fields, 2 do
+        local name, value = fields[i], tonumber(fields[i + 1])
+        if name == 'spent' then spent = value
+        elseif name == 'at' then at = value
+        elseif name == 'short' then short_at = value
+        elseif name == 'l:' .. process then mine = value
+        elseif kind == 'usd' or is_alive(string.sub(name, 3)) then others = others + value
+        else redis.call('HDEL', account, name) end
+    end
+    local stored
+    if kind == 'rate' then
+        spent = math.max(0, math.max(0, spent - limit * (now_us - at) / 60000000) + said)
+        stored = string.format('%.17g', spent)
+        spent = math.ceil(spent)
+    else
+        spent = math.max(spent, said)
+        stored = whole(spent)
+    end
+    local wait = kind == 'usd' and settling or 0
+    local room = wait > 0 and 0 or limit - spent - others
+    local lease = had
+    if wanted <= had or room >= wanted then lease = wanted
+    elseif room >= need then lease = math.max(had, room) end
+    redis.call('HSET', account, 'spent', stored, 'at', whole(now_us), 'l:' .. process, whole(lease))
+    redis.call('EXPIRE', account, kept_s)
+    if kind == 'usd' then
+        redis.call(lease > 0 and 'SADD' or 'SREM', KEYS[3], account)
+        redis.call('EXPIRE', KEYS[3], kept_s)
+    end
+    if lease < need and others > 0 and wait == 0 then
+        redis.call('HSET', account, 'short', whole(now_us))
+        redis.call('PUBLISH', news, 'short ' .. process .. ' ' .. account)
+    elseif lease < mine and now_us - short_at < 2000000 then
+        redis.call('PUBLISH', news, 'back ' .. process .. ' ' .. account)
+    end
+    return lease, spent, others, math.ceil(wait / 1000)
+end
+
+local out = {tonumber(since)}
+for i = 4, #KEYS do
+    local at = 6 + (i - 4) * 6
+    local lease, spent, others, wait = grant(
+        KEYS[i], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]),
+        tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6]))
+    for _, figure in ipairs({lease, spent, others, wait}) do out[#out + 1] = figure end
+end
+return out
+"""
+
+_ENDED = """
+-- KEYS: heard, the dead one's budgets, and an account for each of ARGV behind the first, the dead one's name.
+local process = ARGV[1]
+for i = 3, #KEYS do
+    local spent = tonumber(redis.call('HGET', KEYS[i], 'spent') or '0')
+    if tonumber(ARGV[i - 1]) > spent then redis.call('HSET', KEYS[i], 'spent', ARGV[i - 1]) end
+    redis.call('HDEL', KEYS[i], 'l:' .. process)
+    redis.call('SREM', KEYS[2], KEYS[i])
+end
+if redis.call('SCARD', KEYS[2]) == 0 then redis.call('ZREM', KEYS[1], process) end
+"""
+
+
+class _Script:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+_EXCHANGING, _ENDING = _Script(_EXCHANGE), _Script(_ENDED)
+
+
+class RedisStore:
+    """Accounts in one Redis."""
+
+    shared = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        settling_s: float = SETTLING_S,
+        dead_after_s: float = DEAD_AFTER_S,
+        forgotten_after_s: float = FORGOTTEN_AFTER_S,
+    ) -> None:
+        self._redis: Any = Redis.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),  # whoever asks decides what a store that is away means
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            redis_connect_func=self._arrive,
+            decode_responses=True,
+            legacy_responses=True,
+        )
+        self._settling_us = int(settling_s * 1e6)
+        self._dead_us = int(dead_after_s * 1e6)
+        self._forgotten_us = int(forgotten_after_s * 1e6)
+        self._kept_s = int(3 * forgotten_after_s) + 1
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def exchange(self, process: str, since: int, asks: Sequence[Ask]) -> tuple[int, list[Grant]]:
+        keys = [_META, _HEARD, _budgets(process), *(_PREFIX + ask.account for ask in asks)]
+        given: list[str | int] = [process, self._dead_us, self._settling_us, _NEWS, self._kept_s, since]
+        for ask in asks:
+            given += (ask.kind, ask.limit, ask.spent, ask.had, ask.need, ask.wanted)
+        figures: list[int] = await self._run(_EXCHANGING, keys, given)
+        return figures[0], [Grant(*figures[at : at + 4]) for at in range(1, len(figures), 4)]
+
+    async def accounts_of(self, process: str) -> list[str]:
+        async with _away():
+            found = await self._redis.smembers(_budgets(process))
+        return sorted(name.removeprefix(_PREFIX) for name in found)
+
+    async def ended(self, process: str, spent: Mapping[str, int]) -> None:
+        keys = [_HEARD, _budgets(process), *(_PREFIX + account for account in spent)]
+        await self._run(_ENDING, keys, [process, *spent.values()])
+
+    async def forgotten(self) -> list[str]:
+        async with _away():
+            seconds, micros = await self._redis.time()
+            until_us = seconds * 1_000_000 + micros - self._forgotten_us
+            found: list[str] = await self._redis.zrange(_HEARD, "-inf", until_us, byscore=True)
+            return found
+
+    async def spent(self) -> dict[str, int]:
+        """What it takes to have been spent of each budget there is."""
+        spent = {}
+        async with _away():
+            async for key in self._redis.scan_iter(match=_PREFIX + "*/usd/*", count=1000):
+                value = await self._redis.hget(key, "spent")
+                if value is not None:
+                    spent[key.removeprefix(_PREFIX)] = int(value)
+        return spent
+
+    async def listen(self, process: str, told: Callable[[str, str], None]) -> None:
+        """For ever: `told(what, account)`, what being `short` where another process is short of it, or `back`."""
+        while True:
+            try:
+                async with self._redis.pubsub(ignore_subscribe_messages=True) as news:
+                    await news.subscribe(_NEWS)
+                    while True:
+                        message = await news.get_message(timeout=None)
+                        if message is not None:
+                            what, who, account = message["data"].split(" ", 2)
+                            if who != process:
+                                told(what, account.removeprefix(_PREFIX))
+            except (RedisError, OSError, TimeoutError):
+                # That it is away is said by whoever asks it.
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _run(self, script: _Script, keys: list[str], given: Sequence[str | int]) -> Any:
+        async with _away():
+            try:
+                return await self._redis.evalsha(script.sha, len(keys), *keys, *given)
+            except NoScriptError:
+                return await self._redis.eval(script.text, len(keys), *keys, *given)
+
+    async def _arrive(self, connection: Any) -> None:
+        await connection.on_connect()
+        await connection.send_command("EVAL", _ARRIVE, 1, _META)
+        await connection.read_response()
+
+
+@asynccontextmanager
+async def _away() -> AsyncIterator[None]:
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as failure:
+        raise LimitStoreAway(str(failure) or type(failure).__name__) from failure
+
+
+def _budgets(process: str) -> str:
+    return f"{_PREFIX}budgets:{process}"
+
