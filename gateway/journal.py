@@ -55,10 +55,12 @@ class Segment:
         self._torn = False
 
     @classmethod
-    def create(cls, folder: Path) -> Self:
+    def create(cls, folder: Path, owner: str = "") -> Self:
+        """Its name begins with its owner's, by which all segments of one process can be told."""
+        owner = owner or new_owner()
         for _ in range(_TRIES_TO_CREATE):
-            path = folder / f"{os.getpid()}-{secrets.token_hex(6)}.journal"
-            fd = _open_locked(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+            path = folder / f"{owner}.{secrets.token_hex(4)}.journal"
+            fd = open_locked(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
             if fd is not None:
                 return cls(path, fd)
             # Another process took it for one left behind, in the moment before it was locked.
@@ -68,7 +70,7 @@ class Segment:
     def adopt(cls, path: Path) -> Self | None:
         """The segment at `path`, if the process that wrote it is dead and nobody else has adopted it."""
         try:
-            fd = _open_locked(path, os.O_RDONLY)
+            fd = open_locked(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
         if fd is None:
@@ -109,7 +111,12 @@ class Segment:
         self._fd = -1  # a late write then fails, rather than go to whatever has that number next
 
 
-def _open_locked(path: Path, flags: int) -> int | None:
+def new_owner() -> str:
+    """A name that no other process has or will have."""
+    return f"{os.getpid()}-{secrets.token_hex(6)}"
+
+
+def open_locked(path: Path, flags: int) -> int | None:
     """A descriptor that holds the lock, unless another process has it, or had it until it deleted the file just now."""
     fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
@@ -128,9 +135,13 @@ def _open_locked(path: Path, flags: int) -> int | None:
 class Journal:
     """Where rows are appended. To be opened by the process that appends, not before a fork, and used on its event loop."""
 
-    def __init__(self, folder: Path, segment: Segment, segment_bytes: int, segment_age_s: float) -> None:
+    def __init__(
+        self, folder: Path, owner: str, segment: Segment, segment_bytes: int, segment_age_s: float
+    ) -> None:
         self.folder = folder
         """Where all processes on this machine that meter into one database have their segments."""
+        self.owner = owner
+        """This process, by the name that no other has."""
         self.segments = [segment]
         """Own segments, the last one open."""
         self.failed_writes = 0
@@ -147,7 +158,8 @@ class Journal:
         cls, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, segment_age_s: float = SEGMENT_AGE_S
     ) -> Self:
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, Segment.create(folder), segment_bytes, segment_age_s)
+        owner = new_owner()
+        return cls(folder, owner, Segment.create(folder, owner), segment_bytes, segment_age_s)
 
     def append(self, row: UsageRow) -> None:
         """Put `row` on disk with one write. Never fails: what the disk does not take is kept and tried again."""
@@ -201,7 +213,7 @@ class Journal:
         if size == 0 or (size < self._segment_bytes and age_s < self._segment_age_s):
             return
         try:
-            fresh = Segment.create(self.folder)
+            fresh = Segment.create(self.folder, self.owner)
         except OSError as failure:
             log.warning("no new segment of the journal, the old one goes on: %s", failure)
             return
