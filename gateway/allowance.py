@@ -62,7 +62,6 @@ class Slice:
 
     __slots__ = (
         "_asked",
-        "_leased",
         "_others",
         "_said",
         "_seen_ns",
@@ -75,7 +74,9 @@ class Slice:
         "limit",
         "owed",
         "recalled_ns",
+        "settling_ms",
         "spent",
+        "touched",
         "used",
     )
 
@@ -95,8 +96,12 @@ class Slice:
         """By all, as the ledger or the store last said."""
         self.recalled_ns = -RECALLED_NS
         """When somebody else was short of it."""
+        self.settling_ms = 0
+        """In how long the store may give more, where it is new."""
+        self.touched = False
+        """Whether there is something to say to the store."""
         self._asked = self._said = 0
-        self._leased = self._others = self._seen_ns = 0
+        self._others = self._seen_ns = 0
         self._taken = self._taken_before = 0
 
     @property
@@ -106,6 +111,7 @@ class Slice:
     def take(self, amount: int) -> None:
         """Of what is free; more than that only where limits are to be let go."""
         self._taken += amount
+        self.touched = True
         if self.kind == "rate":
             self.lease -= amount
             self.used += amount
@@ -114,6 +120,7 @@ class Slice:
 
     def settle(self, taken: int, real: int) -> None:
         """A call that has taken so much has ended and used so much."""
+        self.touched = True
         if self.kind == "rate":
             more = real - taken
             self.used += more
@@ -126,16 +133,23 @@ class Slice:
 
     def in_ledger(self, charged: int, spent: int) -> None:
         """The ledger has so much of what was owed, and so much in all. Not while the store is being asked."""
+        self.touched = True
         self.owed -= charged
         self.lease -= charged  # which has covered it until now
         self.spent = max(self.spent, spent)
 
+    @property
+    def others(self) -> int:
+        """What they had on lease when the store last spoke."""
+        return self._others
+
     def left(self, now_ns: int) -> int:
-        """Of the limit, as far as is known here: what is free, and what nobody has on lease."""
-        unspent = self.limit - self.spent
+        """Of the limit, beside what others have on lease, as far as is known here."""
+        unspent = self.limit - self.spent - self._others
         if self.kind == "rate":
-            unspent = min(self.limit, unspent + self.limit * (now_ns - self._seen_ns) // MINUTE_NS)
-        return max(0, min(self.limit, self.free + max(0, unspent - self._others - self._leased)))
+            drained = self.limit * (now_ns - self._seen_ns) // MINUTE_NS
+            return max(0, min(self.limit, unspent + drained) - self.used)
+        return max(0, unspent - self.held - self.owed)
 
     def until_ns(self, amount: int, now_ns: int) -> int:
         """Until so much is left of a rate, if nothing else is taken."""
@@ -146,22 +160,30 @@ class Slice:
     @property
     def idle(self) -> bool:
         """Whether nothing is in it and nothing has been taken from it of late."""
-        return not (self.held or self.owed or self.used or self._taken or self._taken_before)
+        return not (self.held or self.owed or self.used or self.touched or self._taken or self._taken_before)
+
+    @property
+    def due(self) -> bool:
+        """Whether the store is to be asked again: it is to be told something, or would be given back what is not needed."""
+        return self.touched or (self.lease > 0 and self.free > 2 * max(self._taken, self._taken_before))
 
     def tick(self) -> None:
         """Some time has passed: as much as was taken meanwhile is kept ready for the next."""
         self._taken_before, self._taken = max(self._taken, self._taken_before // 2), 0
 
-    def ask(self, waiting: int, now_ns: int, spare: int | None = None) -> Ask:
-        """For calls that wait for so much, and for those to come: twice what was taken of late, or `spare`.
+    def ask(self, waiting: int, now_ns: int, spare: int | None = None, *, least: int | None = None) -> Ask:
+        """For calls that wait for so much, the most modest of them for `least`, and for those to come: twice what was taken
+        of late, or `spare`.
 
         What is given back by it is gone from now on. One question at a time: the next after `granted` or `unanswered`.
         """
+        self.touched = False
         if spare is None:
             recalled = now_ns - self.recalled_ns < RECALLED_NS
             spare = 0 if recalled else 2 * max(self._taken, self._taken_before)
-        need = waiting if self.kind == "rate" else self.held + self.owed + waiting
-        wanted = max(need, min(need + spare, self.limit))
+        bound = 0 if self.kind == "rate" else self.held + self.owed
+        need = bound + (waiting if least is None else least)
+        wanted = max(need, min(bound + waiting + spare, self.limit))
         had = max(0, self.lease)
         self.lease = min(self.lease, wanted)
         self._asked = self.lease
@@ -173,10 +195,12 @@ class Slice:
 
     def granted(self, grant: Grant, now_ns: int) -> None:
         self.lease += grant.lease - self._asked
-        self._leased, self._others, self._seen_ns = grant.lease, grant.others, now_ns
+        self._others, self._seen_ns = grant.others, now_ns
+        self.settling_ms = grant.settling_ms
         self.spent = max(self.spent, grant.spent) if self.kind == "usd" else grant.spent
 
     def unanswered(self) -> None:
         """The store is away: what it was told of a rate is to be told again."""
+        self.touched = True
         if self.kind == "rate":
             self.used += self._said

@@ -27,6 +27,7 @@ from gateway.dispatch import Dispatch
 from gateway.fleet import fleet_of
 from gateway.http import Edge
 from gateway.journal import Journal
+from gateway.limiting import Limiter, limiting
 from gateway.mover import moving
 from gateway.node_store import NodeStore
 from gateway.nodes import Nodes
@@ -37,6 +38,7 @@ from gateway.reload import Parts, Reload, queue_limits
 from gateway.server import Server
 from gateway.store import Store
 from gateway.telemetry import AdmissionCollector, FleetCollector, Telemetry
+from gateway.telemetry_limits import LimitsCollector
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -135,7 +137,8 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         if isinstance(keys, Keyring):
             await stack.enter_async_context(_background(follow(keys, store), "keys"))
         journal = Journal.open(config.journal.folder)
-        await stack.enter_async_context(moving(journal, store))
+        held = await stack.enter_async_context(limiting(config, catalog, journal, store))
+        await stack.enter_async_context(moving(journal, store, held.accounts))
         fleet = await stack.enter_async_context(fleet_of(config))
         telemetry = Telemetry()
         decisions = stack.enter_context(_decisions(config))
@@ -146,7 +149,9 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         dispatch = Dispatch(catalog, planner, admission, fleet, journal, telemetry, races)
         origins = Origins(config.cors.origins)
         administrators = Administrators(config, keys)
-        edge = Edge(dispatch, catalog, keys, origins, telemetry, administrators.admit_to_plans)
+        limiter = Limiter(held.limits, fleet)
+        telemetry.registry.register(LimitsCollector(held.limits))
+        edge = Edge(dispatch, catalog, keys, origins, telemetry, limiter, administrators.admit_to_plans)
         telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))
         nodes = Nodes(fleet, config, NodeStore(store))
         await nodes.restore()

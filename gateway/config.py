@@ -32,6 +32,7 @@ from gateway.config_section import (
     SharedStateUrl,
     TenantName,
     Usd,
+    WaitSeconds,
     given_in,
     millionths,
     no_boolean,
@@ -102,6 +103,21 @@ class Limits(Section):
         500_000,
         description="Most pieces of prompts (512 bytes each) remembered for the endpoints of one model, to find those that "
         "have a prompt in their cache; 250 bytes of memory each.",
+    )
+
+    default_max_tokens: Count = Field(
+        4096,
+        description="What a call with a budget may write at most where it does not say so itself, if such calls have not "
+        "written more of late.",
+    )
+    wait_for_budget_s: WaitSeconds = Field(
+        1,
+        description="How long a call waits for money that calls under way hold, before it gets a 429; 0: not at all.",
+    )
+    when_store_is_away: Literal["open", "closed"] = Field(
+        "closed",
+        description="Whether calls with limits that cannot be looked up, Redis or the database being away, are let go (`open`) "
+        "or get a 503 (`closed`).",
     )
 
 
@@ -198,7 +214,7 @@ class Config(Section):
     )
     shared_state: SharedStateUrl = Field(
         SecretStr("memory://"),
-        description="Where several processes would share state; only `memory://` for now.",
+        description="Where limits are counted: `memory://`, for each process by itself, or `redis://HOST:PORT/NUMBER` for all.",
     )
     auth: Auth = Auth()
     journal: JournalFolder = JournalFolder()

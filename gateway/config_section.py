@@ -251,8 +251,8 @@ def _shared_state_url(secret: SecretStr) -> SecretStr:
     url = secret.get_secret_value()
     if url == "memory://":
         return secret
-    if re.fullmatch(r"rediss?://[^/\s]+(/\d+)?", url):
-        raise ValueError("redis is not supported by this version; use memory://")
+    if re.fullmatch(r"rediss?://[^/\s]+:\d+(/\d+)?", url):
+        return secret
     raise ValueError("should be memory:// or redis://HOST:PORT/NUMBER")
 
 
@@ -273,6 +273,7 @@ ApiKey = Annotated[SecretStr, AfterValidator(_key)]
 NetworkText = Annotated[str, AfterValidator(_network)]
 Count = Annotated[int, BeforeValidator(no_boolean), Field(gt=0, le=2**53)]
 Seconds = Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=86_400, allow_inf_nan=False)]
+WaitSeconds = Annotated[float, BeforeValidator(no_boolean), Field(ge=0, le=600, allow_inf_nan=False)]
 Usd = Annotated[
     Decimal,
     BeforeValidator(no_boolean),

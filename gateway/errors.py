@@ -89,6 +89,19 @@ ERRORS: dict[str, ErrorKind] = {
     "upstream_rate_limited": ErrorKind(
         429, "rate_limit_error", "The endpoints limit our rate; `retry-after` says when to come back."
     ),
+    "rate_limit_exceeded": ErrorKind(
+        429,
+        "rate_limit_error",
+        "A limit of the key, its project or its tenant on requests, tokens or calls at once; the type says `requests` or `tokens`.",
+    ),
+    "insufficient_quota": ErrorKind(
+        429,
+        "insufficient_quota",
+        "A budget of one of them is spent, or too little of it is left for what the call may cost.",
+    ),
+    "budget_held": ErrorKind(
+        429, "rate_limit_error", "Calls under way may need what is left of a budget; see `retry-after`."
+    ),
     "queue_full_for_tenant": ErrorKind(
         429, "rate_limit_error", "The tenant has `queue.calls_per_tenant` calls waiting already."
     ),
@@ -109,6 +122,11 @@ ERRORS: dict[str, ErrorKind] = {
     ),
     "no_endpoint_available": ErrorKind(
         503, "service_unavailable", "No endpoint can serve now; see `retry-after`."
+    ),
+    "limits_unavailable": ErrorKind(
+        503,
+        "service_unavailable",
+        "Limits cannot be looked up, and `limits.when_store_is_away` is `closed`.",
     ),
     "overloaded": ErrorKind(
         503,
@@ -150,7 +168,9 @@ class ApiError(Exception):
         status: int | None = None,
         retry_after_s: float | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
+        kind: str | None = None,
     ) -> None:
+        """`kind` is its type on the wire, where that is not its code's."""
         super().__init__(message)
         self.code = code
         self.message = message
@@ -158,11 +178,12 @@ class ApiError(Exception):
         self.status = status or ERRORS[code].status
         self.retry_after_s = retry_after_s
         self.extra_headers = headers
+        self.kind = kind
 
     def body(self) -> bytes:
         kind = ERRORS.get(self.code)
         # An endpoint's own error may come with any code, even with one of ours.
-        kind_type = kind.type if kind is not None and kind.status == self.status else _REQUEST
+        kind_type = self.kind or (kind.type if kind is not None and kind.status == self.status else _REQUEST)
         return msgspec.json.encode(_Envelope(_Error(self.message, kind_type, self.param, self.code)))
 
     def headers(self) -> list[tuple[bytes, bytes]]:

@@ -15,6 +15,7 @@ from gateway.asgi import answer
 from gateway.auth import Key
 from gateway.errors import ApiError, shutting_down
 from gateway.ids import call_ids
+from gateway.limits import NO_HOLD
 from gateway.meter import Arrival
 from gateway.openai import PATHS, Api, parse
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.client import Client
     from gateway.cors import Origins
     from gateway.dispatch import Dispatch
+    from gateway.limiting import Limiter
     from gateway.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Edge:
         keys: Keyring | Key,
         origins: Origins,
         telemetry: Telemetry,
+        limiter: Limiter,
         admit_to_plans: Callable[[Key], None],
     ) -> None:
         """`admit_to_plans` raises ApiError for those whose calls may not ask for their plan."""
@@ -55,6 +58,7 @@ class Edge:
         """The one key is everybody's, where the configuration asks for none."""
         self._origins = origins
         self._telemetry = telemetry
+        self._limiter = limiter
         self._admit_to_plans = admit_to_plans
         self._new_id = call_ids()
         self.control: Any = None
@@ -101,15 +105,20 @@ class Edge:
             if policy is not None:
                 policy.bind(request)
             offer = self._catalog.offer(request.model, request.tier, policy)
+            hold = NO_HOLD
+            if caller.bounds:
+                hold = await self._limiter.hold(caller, request, offer, call_id)
+                client.lines += hold.lines
         except ApiError as error:
             self._telemetry.refused[error.code] += 1
             raise
-        arrival = Arrival(call_id, request_id, caller, time.monotonic(), _trace_lines(headers))
+        arrival = Arrival(call_id, request_id, caller, time.monotonic(), _trace_lines(headers), hold)
         self._running[client] = arrival.started_s + self._catalog.total_s + _OVERDUE_S
         try:
             await self._dispatch.serve(request, offer, arrival, client)
         finally:
             del self._running[client]
+            hold.settle()
 
     @property
     def running(self) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from gateway.allowance import MINUTE_NS, Ask, Grant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 DEAD_AFTER_S = 10.0
 FORGOTTEN_AFTER_S = 86_400.0
@@ -42,6 +42,10 @@ class LimitStore(Protocol):
 
         `since` is what it has said last. Where it now says something else, the ledger is to be asked what is spent.
         """
+        ...
+
+    async def listen(self, process: str, told: Callable[[str, str], None]) -> None:
+        """For ever: `told(what, account)`, what being `short` where another process is short of it, or `back`."""
         ...
 
     async def accounts_of(self, process: str) -> list[str]:
@@ -77,14 +81,15 @@ class MemoryStore:
         self._settled_ns = self._since_ns + int(settling_s * 1e9)
         self._accounts: dict[str, _Account] = defaultdict(_Account)
         self._heard_ns: dict[str, int] = {}
-        self.short: Callable[[str, Collection[str]], None] = lambda _account, _processes: None
-        """Called where somebody is short of what these have on lease."""
 
     async def exchange(self, process: str, since: int, asks: Sequence[Ask]) -> tuple[int, list[Grant]]:
         now_ns = self._now_ns()
         self._heard_ns[process] = now_ns
         settling_ns = max(0, self._settled_ns - now_ns, since != self._since_ns)
         return self._since_ns, [self._grant(process, ask, now_ns, settling_ns) for ask in asks]
+
+    async def listen(self, process: str, told: Callable[[str, str], None]) -> None:
+        """There is nobody else."""
 
     async def accounts_of(self, process: str) -> list[str]:
         return [
@@ -125,8 +130,6 @@ class MemoryStore:
         room = 0 if settling_ns else ask.limit - spent - on_lease
         lease = leased(ask, room)
         account.leases[process] = lease
-        if lease < ask.need and others and not settling_ns:
-            self.short(ask.account, others.keys())
         return Grant(lease, spent, on_lease, math.ceil(settling_ns / 1e6))
 
     def _alive(self, process: str, now_ns: int) -> bool:

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from gateway.errors import ERRORS, ApiError
 from gateway.ledger import UsageRow, amount_nano_usd, answer, waste
+from gateway.limits import NO_HOLD, Hold
 from routing.types import Endpoint, Usage
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Arrival(Struct, frozen=True, gc=False):
     """On the monotonic clock: the event loop's own has, with uvloop, a resolution of a millisecond."""
     trace: bytes = b""
     """Header lines with the client's trace context, or nothing."""
+    hold: Hold = NO_HOLD
+    """What it has taken of its key's limits."""
 
 
 class Counting(Protocol):
@@ -251,7 +254,7 @@ class Meter:
         usage, endpoint, request, ttft_s = self._counted(), self.endpoint, self._request, self.ttft_s
         arrival, caller = self._arrival, self._arrival.caller
         duration_s = time.monotonic() - arrival.started_s
-        self.charge_nano_usd = amount_nano_usd(self._price, usage)
+        self.charge_nano_usd = self._charged(usage)
         if self._earlier or self._wasted or len(self._waiting) > (self._answering is None):
             shares = self._shares(usage)
             cost_nano_usd = sum(share.cost_nano_usd for share in shares)
@@ -260,10 +263,11 @@ class Meter:
         else:
             shares, waste_nano_usd = (), 0
             cost_nano_usd = 0 if endpoint is None else amount_nano_usd(endpoint.cost, usage)
+        arrival.hold.settle(usage, self.charge_nano_usd)
         self._record(
             UsageRow(
                 call_id=arrival.call_id,
-                time_ms=int((time.time() - duration_s) * 1000),
+                time_ms=arrival.hold.time_ms or int((time.time() - duration_s) * 1000),
                 request_id=arrival.request_id,
                 tenant=caller.tenant,
                 key_id=caller.id,
@@ -296,6 +300,9 @@ class Meter:
     def _price(self) -> Price:
         """What this tenant is charged for a token, in this tier."""
         return self.model.price_for(self._request.tier, self._arrival.caller.price_millionths)
+
+    def _charged(self, usage: Usage) -> int:
+        return self._arrival.hold.bounded(amount_nano_usd(self._price, usage))
 
     def _counted(self) -> Usage:
         """What the endpoint reported, or else what was counted here. Nothing was used where no endpoint is at work."""
@@ -355,7 +362,7 @@ class Meter:
             so_far = Usage(
                 usage.prompt_tokens, usage.cached_tokens, written, reasoning_tokens=reasoning_tokens
             )
-            charge_nano_usd = amount_nano_usd(self._price, so_far) - charged_nano_usd
+            charge_nano_usd = self._charged(so_far) - charged_nano_usd
             charged_nano_usd += charge_nano_usd
             wrote = Usage(read.prompt_tokens, read.cached_tokens, tokens, usage.estimated, thought)
             shares.append(answer(piece.endpoint, wrote, charge_nano_usd))

@@ -4,6 +4,8 @@ The mover reads the segments in the journal's folder, its own and those of dead 
 deletes a segment once it is closed and all of it is committed. Reading a segment twice does no harm: the database counts
 a call_id once. While the database is away the rows stay where they are. A line that is no row is set aside in a
 `.corrupt` file beside its segment and holds nothing up.
+
+When nothing is left of a dead process' segments, the calls that it had under way are recorded too (`gateway.open_calls`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import msgspec
 from gateway.database import StoreAway
 from gateway.journal import Journal, Segment
 from gateway.ledger import UsageRow
+from gateway.open_calls import SUFFIX, Abandoned
 from gateway.store import RowsRefused
 
 if TYPE_CHECKING:
@@ -42,6 +45,22 @@ class RowStore(Protocol):
     def record(self, rows: Sequence[UsageRow]) -> int: ...
 
 
+class Follower(Protocol):
+    """Who wants to know what has been moved. It is told in the mover's thread."""
+
+    def recorded(self, rows: Sequence[UsageRow]) -> None:
+        """The database has these."""
+        ...
+
+    def accounted(self, page: Abandoned) -> None:
+        """And all that a dead process has left. The page is the follower's now, to be discarded."""
+        ...
+
+    def caught_up(self) -> None:
+        """It has all that there was when it last looked. This is told on the event loop."""
+        ...
+
+
 class _Batch(msgspec.Struct):
     """Rows of one segment that go to the database together."""
 
@@ -55,7 +74,7 @@ class _Batch(msgspec.Struct):
 class Mover:
     """Carries rows from all segments in a folder to the database. Blocks; to be used by one thread at a time."""
 
-    def __init__(self, journal: Journal, store: RowStore) -> None:
+    def __init__(self, journal: Journal, store: RowStore, follower: Follower | None = None) -> None:
         self.moved_rows = 0
         """Rows that were new to the database."""
         self.torn_lines = 0
@@ -64,7 +83,9 @@ class Mover:
         """Lines set aside."""
         self._journal = journal
         self._store = store
+        self._follower = follower
         self._adopted: list[Segment] = []
+        self._abandoned: list[Abandoned] = []
         self._stuck: set[Path] = set()
 
     def move(self) -> None:
@@ -82,24 +103,48 @@ class Mover:
                     self._report_stuck(segment.path, failure)
                 else:
                     self._stuck.discard(segment.path)
+        self._account_for_open_calls()
+
+    def _account_for_open_calls(self) -> None:
+        for page in tuple(self._abandoned):
+            # A row in the journal says more of a call than its slot: it has to be in the database first.
+            if any(self._journal.folder.glob(f"{page.owner}.*.journal")):
+                continue
+            self.record(page.rows(), page.path)
+            self._abandoned.remove(page)
+            if self._follower is None:
+                page.discard()
+            else:
+                self._follower.accounted(page)
 
     def record(self, rows: Sequence[UsageRow], aside: Path | None = None) -> None:
         """Record `rows`. Those that the database will never take are found by halving, and set aside."""
         try:
             self.moved_rows += self._store.record(rows)
+            if self._follower is not None:
+                self._follower.recorded(rows)
         except RowsRefused as refusal:
             if len(rows) == 1:
                 log.error("the database refuses a usage row: %s", refusal)  # noqa: TRY400  no bug of ours
                 self._set_aside(aside or self._journal.folder / "memory", [msgspec.json.encode(rows[0])])
+                if self._follower is not None:
+                    self._follower.recorded(rows)  # it never will be, and is not waited for
                 return
             half = len(rows) // 2
             self.record(rows[:half], aside)
             self.record(rows[half:], aside)
 
+    def caught_up(self) -> None:
+        """All that earlier processes have left is in the database, as far as it can be moved."""
+        if self._follower is not None:
+            self._follower.caught_up()
+
     def release(self) -> None:
         """Close all files. Segments with rows left in them can then be adopted by others."""
         for segment in (*self._adopted, *self._journal.segments):
             segment.release()
+        for page in self._abandoned:
+            page.release()
 
     def _adopt(self) -> None:
         for path in self._journal.folder.glob("*.journal"):
@@ -112,6 +157,14 @@ class Mover:
             if segment is not None:
                 log.info("adopting %s, %d bytes, left by a process that is gone", path, segment.size)
                 self._adopted.append(segment)
+        for path in self._journal.folder.glob(f"*{SUFFIX}"):
+            try:
+                page = Abandoned.adopt(path)
+            except OSError as failure:
+                self._report_stuck(path, failure)
+                continue
+            if page is not None:
+                self._abandoned.append(page)
 
     def _report_stuck(self, path: Path, failure: OSError) -> None:
         """Say, once, that a segment has to be tried again. The others go on meanwhile."""
@@ -182,13 +235,18 @@ def _decode_tail(tail: bytes, batch: _Batch) -> None:
 
 @asynccontextmanager
 async def moving(
-    journal: Journal, store: RowStore, *, every_s: float = 0.5, closing_s: float = 10.0
+    journal: Journal,
+    store: RowStore,
+    follower: Follower | None = None,
+    *,
+    every_s: float = 0.5,
+    closing_s: float = 10.0,
 ) -> AsyncIterator[Mover]:
     """Move rows while the block runs and, once it has ended and no call is left, what remains.
 
     `closing_s` bounds the last part: what the database does not take by then is moved by the next start.
     """
-    mover = Mover(journal, store)
+    mover = Mover(journal, store, follower)
     stop = asyncio.Event()
     loop = asyncio.create_task(_move_until(stop, journal, mover, every_s))
     try:
@@ -235,6 +293,7 @@ async def _pass(journal: Journal, mover: Mover) -> str:
             await asyncio.sleep(0)
         journal.roll()
         await asyncio.to_thread(mover.move)
+        mover.caught_up()
     except (StoreAway, OSError) as failure:
         return str(failure)
     except (

@@ -243,4 +243,3 @@ async def _away() -> AsyncIterator[None]:
 
 def _budgets(process: str) -> str:
     return f"{_PREFIX}budgets:{process}"
-

@@ -78,7 +78,14 @@ FIXED_LIMITS = (
 )
 """The same of `limits`."""
 TAKEN = ("limits", "nodes", "queue", "resume", "models", "aliases", "tiers", "tenants")
-TAKEN_LIMITS = ("reply_bytes", "event_bytes", "attempts")
+TAKEN_LIMITS = (
+    "reply_bytes",
+    "event_bytes",
+    "attempts",
+    "default_max_tokens",
+    "wait_for_budget_s",
+    "when_store_is_away",
+)
 """Those that change. A test holds that every key is in one of these."""
 
 

@@ -1,4 +1,4 @@
-"""Every metric's name, labels and meaning in one place.
+"""Every metric's name, labels and meaning in one place; those of limits are beside it, in `gateway.telemetry_limits`.
 
 Labels are bounded by the configuration (models, endpoints, tiers) or by a table in the code (outcomes): nothing that a
 client sends becomes a label. What is counted on the way of a call is counted in plain integers, which costs a tenth of
@@ -109,28 +109,28 @@ class Telemetry(Collector):
         return generate_latest(self.registry)
 
     def collect(self) -> Iterable[Metric]:
-        yield _counter(
+        yield counter(
             "tidegate_calls_total", "Calls ended, by outcome.", ["model", "tier", "outcome"], self._calls
         )
-        yield _counter(
+        yield counter(
             "tidegate_requests_refused_total",
             "Requests that ended before they were a call, by error code.",
             ["code"],
             {(code,): count for code, count in self.refused.items()},
         )
-        yield _counter(
+        yield counter(
             "tidegate_hedges_total",
             "Second attempts beside a late one: won, lost, failed, or abandoned with their call.",
             ["model", "outcome"],
             self.hedges,
         )
-        yield _counter(
+        yield counter(
             "tidegate_hedges_suppressed_total",
             "Late calls that got no second attempt at first, for: guard, price, queue or budget.",
             ["model", "reason"],
             self.not_hedged,
         )
-        yield _counter(
+        yield counter(
             "tidegate_resumes_total",
             "Streams that broke after their first byte, by the failure's code and how they went on: from the token (tokens), "
             "from the text (text), or not (error).",
@@ -164,31 +164,31 @@ class Telemetry(Collector):
             money[model, "cost"] = tally.cost_nano_usd
             tally.ttft_s.add_to(ttft, [model])
             tally.duration_s.add_to(duration, [model])
-        yield _counter(
+        yield counter(
             "tidegate_tokens_total",
             "Tokens metered: prompt (cached ones included), cached, completion.",
             ["model", "kind"],
             tokens,
         )
-        yield _counter(
+        yield counter(
             "tidegate_money_nano_usd_total",
             "Nano-USD: charge is owed by tenants, cost is what serving took.",
             ["model", "kind"],
             money,
         )
-        yield _counter(
+        yield counter(
             "tidegate_calls_estimated_total",
             "Calls whose tokens the gateway counted because the endpoint did not report them.",
             ["model"],
             {(model,): tally.estimated_calls for model, tally in models},
         )
-        yield _counter(
+        yield counter(
             "tidegate_waste_tokens_total",
             "Tokens read and written that reached no client, by cause: prompt, completion.",
             ["model", "cause", "kind"],
             self._wasted_tokens,
         )
-        yield _counter(
+        yield counter(
             "tidegate_waste_nano_usd_total",
             "Nano-USD that they were worth, and who bears them: gateway (the endpoint is paid), node (it is not).",
             ["model", "cause", "borne_by"],
@@ -369,13 +369,13 @@ class AdmissionCollector(Collector):
             waiting.add_metric([tier], admission.queue.depth[tier])
             distribution.add_to(waits, [tier])
         yield from (waiting, waits)
-        yield _counter(
+        yield counter(
             "tidegate_queue_shed_total",
             "Calls refused for want of a place: queue_full_for_tenant, queue_full or waited_too_long.",
             ["reason"],
             {(reason,): count for reason, count in admission.shed.items()},
         )
-        yield _counter(
+        yield counter(
             "tidegate_flex_sent_back_total",
             "Times that a flex call gave way before its first byte and waited again.",
             ["model"],
@@ -383,7 +383,7 @@ class AdmissionCollector(Collector):
         )
 
 
-def _counter(
+def counter(
     name: str,
     meaning: str,
     labels: list[str],

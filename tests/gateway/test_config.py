@@ -74,7 +74,7 @@ def test_every_problem_is_reported_at_once_with_its_path(problems: Problems):
     found = problems("""
         listen: {host: 0.0.0.0, prot: 1}
         auth: {mode: none}
-        shared_state: redis://localhost:6379/0
+        shared_state: rabbit://localhost:6379/0
         models:
           llama:
             aliases: [small, other, small]
@@ -113,7 +113,7 @@ def test_every_problem_is_reported_at_once_with_its_path(problems: Problems):
     }
     assert found["listen.prot"] == "unknown key; did you mean port?"
     assert "allow_public" in found["auth.mode"]
-    assert "not supported by this version" in found["shared_state"]
+    assert found["shared_state"] == "should be memory:// or redis://HOST:PORT/NUMBER"
     assert "leave out the path" in found["models.llama.endpoints[0].worker"]
     assert "another `name`" in found["models.llama.endpoints[5]"]
 
@@ -201,7 +201,7 @@ def test_a_missing_file_a_folder_and_bytes_are_clear_errors(tmp_path: Path):
     "text",
     [
         MINIMAL + "database: postgresql://user:hunter2@host\n",
-        MINIMAL + "shared_state: redis://:hunter2@host:6379/0\n",
+        MINIMAL + "shared_state: redis://:hunter2@host:six/0\n",
         MINIMAL + "auth: {master_key: [hunter2]}\n",
         MINIMAL + "auth: {master_key: {hunter2: 1}}\n",
         MINIMAL + "auth: {master_key: *hunter2}\n",

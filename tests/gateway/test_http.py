@@ -41,7 +41,7 @@ async def test_a_defect_is_told_by_the_name_under_which_the_log_has_it(
 ):
     catalog = Catalog(read(MINIMAL), 0)
     key = Key(id="", tenant="t")
-    edge = Edge(Defective(begins=begins), catalog, key, Origins(()), Telemetry(), lambda _: None)
+    edge = Edge(Defective(begins=begins), catalog, key, Origins(()), Telemetry(), None, lambda _: None)
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\nx-request-id: of-the-client\r\n"
     with caplog.at_level(logging.ERROR, "gateway.http"):
         async with serving(edge) as site, site.connected() as (reader, writer):

@@ -61,7 +61,9 @@ async def granted(store: LimitStore, process: str, ask: Ask) -> Grant:
     return grant
 
 
-async def test_who_does_not_know_that_a_store_has_begun_anew_is_given_no_budget_until_he_does(store: LimitStore):
+async def test_who_does_not_know_that_a_store_has_begun_anew_is_given_no_budget_until_he_does(
+    store: LimitStore,
+):
     since, (grant,) = await store.exchange(ONE, 0, [budget(need=5)])
     assert grant.lease == 0
     assert grant.settling_ms > 0
@@ -371,9 +373,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             for process in self.living:
                 process.slice.in_ledger(0, self.ledger)
                 ask = process.slice.ask(0, time.monotonic_ns(), max(0, process.slice.free))
-                process.slice.granted(
-                    self.run(granted(self.store, process.name, ask)), time.monotonic_ns()
-                )
+                process.slice.granted(self.run(granted(self.store, process.name, ask)), time.monotonic_ns())
 
     def lose(self) -> None:
         self.store = self.new_store()

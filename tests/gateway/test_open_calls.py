@@ -18,7 +18,13 @@ CHARGE, COST = Price(1_000_000, 2_000_000), Price(500_000, 1_000_000)
 
 
 def begun(call_id: str, **changes: object) -> OpenCall:
-    fresh = {"completion_tokens": 0, "charge_nano_usd": 0, "cost_nano_usd": 0, "outcome": "", "cached_tokens": 0}
+    fresh = {
+        "completion_tokens": 0,
+        "charge_nano_usd": 0,
+        "cost_nano_usd": 0,
+        "outcome": "",
+        "cached_tokens": 0,
+    }
     return OpenCall(a_row(call_id, **fresh), CHARGE, COST, **changes)
 
 

@@ -1,0 +1,338 @@
+"""The slices that this process has of its subjects' accounts, kept in step with the store and with the ledger.
+
+Calls take from slices without asking anybody. Where one is short, it asks the store for all that calls wait for just then;
+twice a second what has changed is said, what was taken of late is kept ready, and the rest given back, at once where
+another process is short. One question is under way at a time.
+
+What has been spent of a budget is what the ledger says, and nothing else is. A charge is owed until its row is committed:
+until then the lease covers it. What a dead process had on lease covers what it may have spent, until its journal is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict, deque
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from gateway.allowance import Slice
+from gateway.database import StoreAway
+from gateway.limit_store import LimitStoreAway
+from gateway.windows import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from gateway.allowance import Ask, Kind
+    from gateway.ledger import UsageRow
+    from gateway.limit_store import LimitStore
+    from gateway.open_calls import Abandoned
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+_ASKED_AT_ONCE = 200
+_READY_S = 5.0
+_FORGOTTEN_TICKS = 1200
+"""A slice of which nothing is left is dropped at the next of these, every ten minutes."""
+
+
+class Ledger(Protocol):
+    """What has been spent, by account. Blocks; raises StoreAway."""
+
+    def nano_usd(self, accounts: Iterable[str]) -> Mapping[str, int]: ...
+
+
+class _Committed(NamedTuple):
+    """Of a row that the ledger has."""
+
+    call_id: str
+    subjects: tuple[str, ...]
+
+
+class Accounts:
+    """All that this process has."""
+
+    def __init__(self, store: LimitStore, ledger: Ledger, process: str) -> None:
+        self.store = store
+        self.process = process
+        self.away = False
+        """Whether the store could not be reached the last time."""
+        self.failures = 0
+        self.holds = 0
+        """Calls under way that hold something."""
+        self.charges_cut = 0
+        self.slices: dict[str, Slice] = {}
+        self.orphans: deque[Abandoned] = deque()
+        """Pages of dead processes whose rows are all in the ledger."""
+        self._ledger = ledger
+        self._ready = asyncio.Event()
+        """Set once what dead processes have left in their journals is in the ledger."""
+        self._since = 0
+        self._unread: set[Slice] = set()
+        """Budgets of which nobody knows what is spent."""
+        self._waiting: dict[Slice, list[int]] = defaultdict(list)
+        self._urgent: set[Slice] = set()
+        self._owed: dict[str, tuple[int, tuple[Slice, ...]]] = {}
+        """Charges that the ledger does not have, by call."""
+        self._budgeted: dict[str, set[Slice]] = {}
+        """Budgets by subject."""
+        self._committed: deque[list[_Committed]] = deque()
+        """Filled by the mover's thread."""
+        self._begun = self._ended = 0
+        self._asking: asyncio.Task[None] | None = None
+        self._recalls: set[asyncio.Task[None]] = set()
+        self._news: asyncio.Future[None] | None = None
+        self._dropped = 0
+
+    # Slices
+
+    def slice(self, account: str, kind: Kind, limit: int) -> Slice:
+        """The one there is of an account, or a new one; from now on with this limit."""
+        found = self.slices.get(account)
+        if found is None:
+            found = self.slices[account] = Slice(account, kind, limit)
+            if kind == "usd":
+                self._unread.add(found)
+                self._budgeted.setdefault(Window.named(account).subject, set()).add(found)
+        elif found.limit != limit:
+            found.limit = limit
+            found.touched = True
+        return found
+
+    @property
+    def owed_nano_usd(self) -> int:
+        """Charges that the ledger does not have, as far as is known here."""
+        return sum(nano_usd for nano_usd, _ in self._owed.values())
+
+    @property
+    def generation(self) -> int:
+        """Goes up when slices have been dropped, which are not to be used any more."""
+        return self._dropped
+
+    def charged(self, call_id: str, nano_usd: int, budgets: tuple[Slice, ...]) -> None:
+        """A call is going to be in the journal with this charge."""
+        self._owed[call_id] = (nano_usd, budgets)
+        self.wake()
+
+    # Waiting
+
+    async def ask(self, wanted: Sequence[tuple[Slice, int]]) -> None:
+        """Ask the store for so much more of each, together with what others wait for."""
+        for each, amount in wanted:
+            self._waiting[each].append(amount)
+        try:
+            await self._asked()
+        finally:
+            for each, amount in wanted:
+                self._waiting[each].remove(amount)
+                if not self._waiting[each]:
+                    del self._waiting[each]
+
+    async def news(self, within_s: float) -> None:
+        """Wait until something has come back, here or elsewhere."""
+        if self._news is None:
+            self._news = asyncio.get_running_loop().create_future()
+        await asyncio.wait([self._news], timeout=within_s)
+
+    def wake(self) -> None:
+        """Something has come back."""
+        if self._news is not None:
+            self._news.set_result(None)
+            self._news = None
+
+    def told(self, what: str, account: str) -> None:
+        """By another process: it is short of something, or has given something back."""
+        if what == "back":
+            self.wake()
+        elif (found := self.slices.get(account)) is not None and found.lease > 0:
+            found.recalled_ns = time.monotonic_ns()
+            self._urgent.add(found)
+            recall = asyncio.get_running_loop().create_task(self._asked())
+            self._recalls.add(recall)
+            recall.add_done_callback(self._recalls.discard)
+
+    # The ledger
+
+    def recorded(self, rows: Sequence[UsageRow]) -> None:
+        """The database has these rows. Called by the mover, in its thread."""
+        budgeted, owed, found = self._budgeted, self._owed, []
+        if not budgeted:
+            return
+        for row in rows:
+            subjects = (f"tenant:{row.tenant}", f"project:{row.tenant}/{row.project}", f"key:{row.key_id}")
+            touched = tuple(subject for subject in subjects if subject in budgeted)
+            if touched or row.call_id in owed:
+                found.append(_Committed(row.call_id, touched))
+        if found:
+            self._committed.append(found)
+
+    def accounted(self, page: Abandoned) -> None:
+        """So it has all that a dead process has left. Called as above."""
+        self.orphans.append(page)
+
+    def caught_up(self) -> None:
+        """What there was to be moved has been."""
+        self._ready.set()
+
+    async def _read_ledger(self) -> None:
+        """Take over what it has by now. Not while the store is being asked."""
+        rows = [row for _ in range(len(self._committed)) for row in self._committed.popleft()]
+        charged: dict[Slice, int] = dict.fromkeys(self._unread, 0)
+        for row in rows:
+            nano_usd, budgets = self._owed.get(row.call_id, (0, ()))
+            for each in budgets:
+                charged[each] = charged.get(each, 0) + nano_usd
+            for subject in row.subjects:
+                for each in self._budgeted.get(subject, ()):
+                    charged.setdefault(each, 0)
+        if not charged:
+            return
+        try:
+            await self._until_ready()
+            spent = await asyncio.to_thread(self._ledger.nano_usd, [each.account for each in charged])
+        except StoreAway:
+            self._committed.append(rows)  # owed, until it is known what is spent
+            raise
+        for row in rows:
+            self._owed.pop(row.call_id, None)
+        for each, nano_usd in charged.items():
+            each.in_ledger(nano_usd, spent[each.account])
+        self._unread.difference_update(charged)
+
+    async def _until_ready(self) -> None:
+        if not self._ready.is_set():
+            try:
+                await asyncio.wait_for(self._ready.wait(), _READY_S)
+            except TimeoutError:
+                raise StoreAway("the journals of earlier processes are not in the database yet") from None
+
+    # The store
+
+    def _start(self) -> asyncio.Task[None]:
+        if self._asking is None:
+            self._asking = asyncio.get_running_loop().create_task(self._exchange())
+        return self._asking
+
+    async def _asked(self) -> None:
+        """Return when a question that is put from now on has been answered, or has found the store away."""
+        target = self._begun + 1
+        while self._ended < target:
+            await asyncio.shield(self._start())
+
+    async def _exchange(self) -> None:
+        self._begun += 1
+        try:
+            await self._read_ledger()
+            asked = list({**self._waiting, **dict.fromkeys(self._urgent)})
+            self._urgent.clear()
+            for start in range(0, max(1, len(asked)), _ASKED_AT_ONCE):
+                if not await self._exchange_some(asked[start : start + _ASKED_AT_ONCE]):
+                    break
+            self._found_away(None)
+        except (LimitStoreAway, StoreAway) as failure:
+            self._found_away(failure)
+        finally:
+            self._ended, self._asking = self._begun, None
+
+    async def _exchange_some(self, slices: list[Slice]) -> bool:
+        """False where the store is another one than before."""
+        now_ns = time.monotonic_ns()
+        asks = [self._ask_of(each, now_ns) for each in slices]
+        try:
+            since, grants = await self.store.exchange(self.process, self._since, asks)
+        except LimitStoreAway:
+            for each in slices:
+                each.unanswered()
+            raise
+        known = since == self._since
+        if not known:
+            # It knows nothing, or not what we knew. What is spent is to be read before it is asked again.
+            self._since = since
+            self._unread.update(each for each in self.slices.values() if each.kind == "usd")
+            self._urgent.update(each for each in self.slices.values() if each.lease > 0)
+        now_ns = time.monotonic_ns()
+        for each, grant in zip(slices, grants, strict=True):
+            each.granted(grant, now_ns)
+        return known
+
+    def _ask_of(self, each: Slice, now_ns: int) -> Ask:
+        # Where there is nobody else, all of it is at hand.
+        spare = None if self.store.shared else each.limit
+        waiting = self._waiting.get(each)
+        if not waiting:
+            return each.ask(0, now_ns, spare)
+        return each.ask(sum(waiting), now_ns, spare, least=min(waiting))
+
+    def _found_away(self, failure: Exception | None) -> None:
+        if failure is None:
+            if self.away:
+                log.info("limits are held again")
+            self.away = False
+            return
+        self.failures += 1
+        if not self.away:
+            log.warning("limits cannot be looked up: %s", failure)
+        self.away = True
+
+    # In the background
+
+    async def run(self) -> None:
+        """Keep in step until cancelled."""
+        ticks = 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            await self.tick()
+            ticks += 1
+            if ticks % _FORGOTTEN_TICKS == 0:
+                self.forget()
+
+    async def tick(self) -> None:
+        for each in self.slices.values():
+            if each.touched or (self.store.shared and each.due):
+                self._urgent.add(each)
+            each.tick()
+        if self.store.shared or self._urgent or self._committed or self._unread:
+            await self._asked()
+        await self.bury()
+
+    async def bury(self) -> None:
+        """Release what dead processes had on lease, now that all they spent is in the ledger."""
+        while self.orphans:
+            page = self.orphans[0]
+            try:
+                await self.ended(page.owner)
+            except (LimitStoreAway, StoreAway) as failure:
+                self._found_away(failure)
+                return
+            self.orphans.popleft()
+            page.discard()
+
+    async def ended(self, process: str) -> None:
+        """All that this dead process has spent is in the ledger, or never will be."""
+        accounts = await self.store.accounts_of(process)
+        spent = await asyncio.to_thread(self._ledger.nano_usd, accounts)
+        await self.store.ended(process, {account: spent[account] for account in accounts})
+
+    def forget(self) -> None:
+        """Drop slices that nobody has used for a while."""
+        gone = [each for each in self.slices.values() if each.idle and not each.lease]
+        for each in gone:
+            del self.slices[each.account]
+            self._unread.discard(each)
+            if each.kind == "usd":
+                subject = Window.named(each.account).subject
+                self._budgeted[subject].discard(each)
+                if not self._budgeted[subject]:
+                    del self._budgeted[subject]
+        self._dropped += bool(gone)
+
+    async def give_back(self) -> bool:
+        """The process ends, no call is left, and the mover is done. False where something stays on lease."""
+        await self._asked()  # for the rows that have been committed since
+        for each in self.slices.values():
+            each.recalled_ns = time.monotonic_ns()
+        self._urgent.update(self.slices.values())
+        await self._asked()
+        return not self.away and all(each.lease <= 0 for each in self.slices.values() if each.kind == "usd")

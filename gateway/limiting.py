@@ -1,0 +1,92 @@
+"""Limits as the gateway has them: what they stand on is opened at its start, and closed when the last row has been moved."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from gateway.limit_accounts import Accounts
+from gateway.limit_store import MemoryStore
+from gateway.limits import Hold, Limits, Served
+from gateway.open_calls import OpenCalls
+from gateway.spending import Spending
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from backends.fleet import Fleet
+    from gateway.auth import Key
+    from gateway.catalog import Catalog, Offer
+    from gateway.config import Config
+    from gateway.journal import Journal
+    from gateway.limit_store import LimitStore
+    from gateway.openai import Request
+    from gateway.store import Store
+
+
+class Limiter:
+    """What the edge asks for a call whose key has limits."""
+
+    def __init__(self, limits: Limits, fleet: Fleet) -> None:
+        self._limits = limits
+        self._fleet = fleet
+
+    async def hold(self, caller: Key, request: Request, offer: Offer, call_id: str) -> Hold:
+        """What the call needs. Raises ApiError."""
+        first = offer.models[0]
+        contexts = {
+            standing.endpoint.context_tokens
+            for model in offer.models
+            for standing in self._fleet.pool(model.name)
+        }
+        served = Served(
+            first.name,
+            tuple(model.price_for(request.tier, caller.price_millionths) for model in offer.models),
+            tuple(contexts),
+            self._fleet.pool(first.name).output_tokens(caller.tenant),
+        )
+        return await self._limits.hold(caller, request, served, call_id)
+
+
+class Limiting(Struct):
+    """What stands behind limits."""
+
+    accounts: Accounts
+    limits: Limits
+    open_calls: OpenCalls
+
+
+@asynccontextmanager
+async def limiting(
+    config: Config, catalog: Catalog, journal: Journal, store: Store
+) -> AsyncIterator[Limiting]:
+    """To be left after the mover: only then is all that calls have spent in the ledger, and can the rest be given back."""
+    page = OpenCalls.open(journal.folder, journal.owner)
+    async with AsyncExitStack() as stack:
+        shared = await _store(config, stack)
+        accounts = Accounts(shared, Spending(store), journal.owner)
+        keeping = [asyncio.create_task(accounts.run(), name="limits")]
+        keeping.append(asyncio.create_task(shared.listen(journal.owner, accounts.told), name="limits' news"))
+        try:
+            yield Limiting(accounts, Limits(accounts, lambda: catalog.limits), page)
+        finally:
+            for task in keeping:
+                task.cancel()
+            await asyncio.gather(*keeping, return_exceptions=True)
+            page.close(discard=await accounts.give_back())
+
+
+async def _store(config: Config, stack: AsyncExitStack) -> LimitStore:
+    url = config.shared_state.get_secret_value()
+    if url == "memory://":
+        return MemoryStore(time.monotonic_ns)
+    # Imported here: where limits are this process' own, there is no Redis to speak to.
+    from gateway.redis_store import RedisStore  # noqa: PLC0415  as above
+
+    shared = RedisStore(url)
+    stack.push_async_callback(shared.close)
+    return shared
