@@ -164,7 +164,7 @@ class Watched:
         self._journal = journal
 
     def write(self, _block: bytes) -> None:
-        self.on_disk = b"".join(path.read_bytes() for path in self._journal.iterdir())
+        self.on_disk = b"".join(path.read_bytes() for path in self._journal.glob("*.journal"))
 
     async def drain(self) -> None: ...
 
