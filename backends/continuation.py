@@ -40,6 +40,8 @@ class Seam(Struct, frozen=True):
     """Of the client's own prompt."""
     estimated: bool = False
     """Whether they are estimated."""
+    cached_tokens: int | None = None
+    """Of these, as the endpoint has said that read them first."""
     told_again: int = 0
     """Tokens that come again of which the client has been told: by their ids or logprobs, not by their text."""
     stops: Stops | None = None
@@ -85,6 +87,10 @@ class Continued(CompletionStream):
         return self._seam.own_tokens
 
     @property
+    def prompt_cached(self) -> int | None:
+        return self._seam.cached_tokens
+
+    @property
     def answers(self) -> bool:
         return self._count > 0 or self.done or self.finished
 
@@ -95,7 +101,7 @@ class Continued(CompletionStream):
     def _note(self, chunk: Chunk) -> None:
         if chunk.usage is not None:
             self.usage = chunk.usage.tokens()
-            self._tell(self.usage.completion_tokens)
+            self._tell(self.usage)
         for choice in chunk.choices:
             if choice.finish_reason in GIVEN_UP:
                 raise ServerFault(f"the worker gave the call up: finish_reason {choice.finish_reason!r}")
@@ -198,18 +204,25 @@ class Continued(CompletionStream):
             offsets, given.token_logprobs[again:], given.tokens[again:], given.top_logprobs[again:]
         )
 
-    def _tell(self, completion_tokens: int) -> None:
-        """What the client has used: what it had cached, the endpoint that could have told did not."""
+    def _tell(self, used: Usage) -> None:
+        """What the client has used: its own prompt once, and all of the answer.
+
+        What of the prompt was cached, the endpoint that read it first may have said; else that counts which this one says.
+        """
         seam = self._seam
+        cached_tokens = used.cached_tokens if seam.cached_tokens is None else seam.cached_tokens
         self.told = Usage(
-            seam.prompt_tokens, 0, seam.own_tokens + completion_tokens, estimated=seam.estimated
+            seam.prompt_tokens,
+            min(cached_tokens, seam.prompt_tokens),
+            seam.own_tokens + used.completion_tokens,
+            estimated=seam.estimated,
         )
 
     def _end_at_stop(self) -> bytes:
         """The endpoint will not report: it is left in its midst."""
         seam = self._seam
-        self._tell(self._count)
         self.usage = Usage(seam.prompt_tokens + seam.own_tokens, 0, self._count, estimated=seam.estimated)
+        self._tell(self.usage)
         return self._usage_chunk(None)
 
     def _usage_chunk(self, fingerprint: Raw | None) -> bytes:

@@ -105,6 +105,11 @@ class CompletionStream:
         return self._chunks if self.said is None else max(self._chunks, self.said.tokens)
 
     @property
+    def prompt_cached(self) -> int | None:
+        """How much of the client's prompt was cached where it was read first; None where that has not been said."""
+        return (self.usage.cached_tokens or None) if self.usage is not None else None
+
+    @property
     def answers(self) -> bool:
         """Whether it shows something, or that there is nothing to show: until then another endpoint may answer as well."""
         return self._chunks > 0 or self.done or self.finished

@@ -24,6 +24,7 @@ from msgspec import Struct
 from gateway.errors import ERRORS, ApiError
 from gateway.ledger import UsageRow, amount_nano_usd, answer, waste
 from gateway.limits import NO_HOLD, Hold
+from gateway.plausible import most_written, plausible
 from routing.types import Endpoint, Usage
 
 if TYPE_CHECKING:
@@ -310,13 +311,16 @@ class Meter:
         told = self.usage
         if told is None and stream is not None:
             told = stream.usage if not self._earlier else self._told_in_pieces(stream)
-        if told is not None and not told.estimated:
+        request, endpoint = self._request, self.endpoint
+        if endpoint is None:
+            return told or Usage()
+        seen = 0 if stream is None else stream.tokens + sum(piece.kept_tokens for piece in self._earlier)
+        if told is not None and not told.estimated and plausible(told, request, endpoint, seen_tokens=seen):
             return told
-        if self.endpoint is None and not self._earlier:
-            return Usage()
-        seen = stream.tokens if stream is not None else told.completion_tokens if told else 0
-        seen += sum(piece.kept_tokens for piece in self._earlier)
-        return Usage(self._request.prompt_tokens, 0, seen, estimated=True)
+        if told is not None and (told.estimated or stream is None):
+            seen = told.completion_tokens
+        seen = min(seen, most_written(request, endpoint))
+        return Usage(request.prompt_tokens, 0, seen, estimated=True)
 
     def _told_in_pieces(self, last: Counting) -> Usage | None:
         """The usage of an answer of several pieces: the prompt of the first, and what all of them wrote."""
@@ -351,7 +355,7 @@ class Meter:
         charged_nano_usd = written = 0
         for piece in (*self._earlier, *last):
             if shares:
-                again = piece.reported or Usage(usage.prompt_tokens + written, estimated=True)
+                again = self._read_again(piece, usage.prompt_tokens, written)
                 again = Usage(again.prompt_tokens, again.cached_tokens, estimated=again.estimated)
                 shares.append(waste(piece.endpoint, again, "read_again"))
                 read = Usage(estimated=usage.estimated)
@@ -367,6 +371,13 @@ class Meter:
             wrote = Usage(read.prompt_tokens, read.cached_tokens, tokens, usage.estimated, thought)
             shares.append(answer(piece.endpoint, wrote, charge_nano_usd))
         return shares
+
+    def _read_again(self, piece: _Piece, prompt_tokens: int, written: int) -> Usage:
+        """What an endpoint has read that went on behind so much of an answer."""
+        reported = piece.reported
+        if reported is not None and plausible(reported, self._request, piece.endpoint, read_tokens=written):
+            return reported
+        return Usage(prompt_tokens + written, estimated=True)
 
 
 def _outcome(error: BaseException | None) -> str:

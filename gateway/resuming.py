@@ -356,6 +356,7 @@ class Resume:
             own_tokens=own_tokens,
             by_ids=False,
             prompt_tokens=self._request.prompt_tokens if known is None else known,
+            cached_tokens=broken.stream.prompt_cached,
             estimated=known is None,
             stops=Stops(strings, shown, held, include=include) if strings else None,
             top_logprobs=handover.count_in(fields, "top_logprobs"),

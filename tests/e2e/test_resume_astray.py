@@ -6,10 +6,12 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
-from failing import QUICK, model
+from failing import ASKED, LAST, PROMPT_TOKENS, QUICK, STREAM, chunk, event, model
 from pool import endpoint, gateway
-from test_resume import PLAIN, Pair, pair, same, text_of
+from scripted import Server, answers
+from test_resume import PLAIN, WITH_USAGE, Pair, pair, same, text_of
 
 from loadtest.worker import Fault, SimWorker
 
@@ -77,3 +79,40 @@ async def test_of_a_stream_that_went_on_each_worker_is_paid_for_its_own_tokens_a
         await both.heard()
         work = [(share.endpoint, share.purpose, share.completion_tokens) for share in await both.gw.shares()]
         assert work == [("bad", "answer", 8), ("good", "read_again", 0), ("good", "answer", 32)]
+
+
+async def test_what_was_cached_is_told_of_a_stream_that_went_on_as_the_last_worker_says(tmp_path: Path):
+    question = [{"role": "user", "content": "Why are there tides? " * 40}]
+    async with pair(tmp_path) as both:
+        expected = await both.undisturbed(
+            messages=question, **WITH_USAGE
+        )  # the good one has the prompt from now on
+        both.bad.order(Fault("reset", after_chunks=9, count=1))
+        heard = await both.heard(messages=question, **WITH_USAGE)
+        same(heard, expected)
+        told = heard[-1]["usage"]
+        cached_tokens = told["prompt_tokens_details"]["cached_tokens"]
+        assert told["prompt_tokens"] // 2 < cached_tokens <= told["prompt_tokens"]
+        (row,) = await both.gw.rows()
+        assert (row.prompt_tokens, row.cached_tokens) == (told["prompt_tokens"], cached_tokens)
+
+
+@pytest.mark.parametrize("completion", [1_000_000_000, 41, 0])
+async def test_what_no_worker_can_have_used_is_neither_charged_nor_paid_for(tmp_path: Path, completion: int):
+    used = {"prompt_tokens": 1_000_000_000, "completion_tokens": completion, "total_tokens": 0}
+    last = msgspec.json.encode({"id": "c", "model": "sim", "choices": [], "usage": used})
+    said = STREAM + chunk("High") + chunk(" tide") + chunk("", "stop") + event(last) + event(b"[DONE]") + LAST
+    async with Server(answers(said)) as rogue:
+        worker = {"worker": f"http://127.0.0.1:{rogue.port}", "name": "rogue", "model": "sim"}
+        async with gateway(tmp_path, ready=False, models={"llama": model(worker)}) as gw:
+            client = gw.client()
+            text = [
+                piece.choices[0].delta.content
+                async for piece in await client.chat.completions.create(
+                    **ASKED | {"max_tokens": 40}, stream=True
+                )
+                if piece.choices
+            ]
+            assert "".join(text) == "High tide"
+            (row,) = await gw.rows()
+            assert (row.prompt_tokens, row.completion_tokens, row.estimated) == (PROMPT_TOKENS, 2, True)
