@@ -110,13 +110,11 @@ class Dispatch:
                 elif answer.stream is not None:
                     relay = self._relay_stream if request.stream else self._relay_made
                     await relay(answer, answer.stream, request, arrival, client, meter)
-        except CallTimeout:
-            raise
         except AttemptFailed as failure:
             if client.started:
                 raise
             meter.failed(answer.endpoint, failure.sort.wastes)
-            if not again:
+            if not again or isinstance(failure, CallTimeout):
                 raise
             return False
         return True

@@ -37,7 +37,7 @@ PAID_BY_GATEWAY: frozenset[Waste] = frozenset({"hedge_lost", "given_up", "read_a
 
 WASTE: dict[Waste, str] = {
     "hedge_lost": "Another attempt raced it and was first.",
-    "given_up": "The gateway took it back before its first byte: a flex call that gave way, or the gateway's own end.",
+    "given_up": "The gateway took it back before its client had anything: a flex call that gave way, a call refused, the gateway's own end.",
     "read_again": "The prompt, and what had been written, read by the endpoint where an answer goes on.",
     "moved": "Written before the answer was moved elsewhere, and written there again.",
     "broken": "The connection or the stream broke: what had not reached the client.",

@@ -143,7 +143,11 @@ class Meter:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ApiError):
+            # The client gets this and nothing else: what had been written for it, or is being, is not its to pay.
             self.status = error.status
+            self.given_up()
+            if self._answering is not None:
+                self.failed(self._answering, "given_up")
         self.settle(_outcome(error))
 
     def asked(self, endpoint: Endpoint) -> None:
@@ -171,6 +175,7 @@ class Meter:
             self._waits_no_more(endpoint)
         elif endpoint is self._answering:
             stream, self._answering, self._stream, self._first_token_s = self._stream, None, None, None
+            self.usage = None
             if stream is not None:
                 tokens, usage = stream.tokens, usage or stream.usage
             earlier, self._earlier = self._earlier, ()

@@ -10,6 +10,7 @@ import httpx2
 import openai
 import pytest
 from failing import ASKED, MESSAGES, attempts, models, of_endpoint
+from gateway_process import rows_in
 from pool import LIMIT_S, endpoint, gateway, until
 
 from loadtest.worker import Fault, SimWorker, WorkerSpec
@@ -161,3 +162,43 @@ async def test_a_client_that_leaves_a_long_call_ends_the_workers_work(tmp_path: 
 
 async def writes(worker: SimWorker) -> bool:
     return worker.engine.generated_tokens > 3
+
+
+SLOW = WorkerSpec(decode_s_per_token=0.05)
+ENDLESS: dict[str, Any] = {**LONG, "ignore_eos": True}
+
+
+async def test_a_long_call_whose_time_runs_out_is_not_charged_for_what_its_client_never_got(tmp_path: Path):
+    async with SimWorker(SLOW) as worker:
+        async with gateway(tmp_path, worker, health=RARELY, timeouts={"total_s": 2}) as gw:
+            reply = await whole(gw, **ENDLESS)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (504, "call_timeout")
+            (row,) = await gw.rows()
+            assert (row.outcome, row.charge_nano_usd, row.completion_tokens) == ("call_timeout", 0, 0)
+            (share,) = await gw.shares()
+            assert (share.endpoint, share.purpose, share.charge_nano_usd) == ("worker-1", "late", 0)
+            assert share.completion_tokens > 3
+
+
+async def test_a_long_call_that_the_gateways_end_cuts_short_is_not_charged(tmp_path: Path):
+    async with SimWorker(SLOW) as worker, httpx2.AsyncClient(timeout=LIMIT_S) as client:
+        async with gateway(tmp_path, worker, health=RARELY, timeouts={"drain_s": 1}) as gw:
+            asked = {"json": ENDLESS, "headers": {"authorization": f"Bearer {gw.key}"}}
+            call = asyncio.create_task(client.post(f"{gw.url}/v1/chat/completions", **asked))
+            await until(lambda: writes(worker))
+        reply = await call
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "shutting_down")
+    (row,) = rows_in(tmp_path)
+    assert (row.outcome, row.charge_nano_usd, row.completion_tokens) == ("shutting_down", 0, 0)
+
+
+async def test_a_long_call_that_is_refused_when_it_should_go_on_is_not_charged(tmp_path: Path):
+    async with SimWorker(SPEEDY) as first, SimWorker(SPEEDY) as second:
+        sections = {"models": models(endpoint(first, "first"), endpoint(second, "second")), "health": RARELY}
+        async with gateway(tmp_path, **sections) as gw:
+            first.order(Fault(kind="reset", after_chunks=20))
+            second.order(Fault(kind="reset", after_chunks=3))
+            reply = await whole(gw, **ENDLESS)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (422, "poisonous_call")
+            (row,) = await gw.rows()
+            assert (row.outcome, row.charge_nano_usd) == ("poisonous_call", 0)

@@ -313,12 +313,12 @@ def test_what_the_client_was_told_of_an_answer_in_pieces_is_what_it_is_charged(r
 
 
 def test_an_answer_that_could_not_go_on_is_charged_as_far_as_it_came(rows: list[UsageRow]) -> None:
-    with suppress(ApiError), meter_for(rows, prompt_tokens=12) as meter:
+    with meter_for(rows, prompt_tokens=12) as meter:
         meter.asked(A)
         meter.answered(A, Seen(9))
         meter.asked(B)
         meter.failed(B, "late")
-        raise ApiError("upstream_broken", "it broke")
+        meter.settle("upstream_broken")
     (row,) = rows
     assert (row.endpoint, row.prompt_tokens, row.completion_tokens, row.estimated) == ("A", 12, 9, True)
     assert work(row) == [("A", "answer", 12, 9, 600), ("B", "late", 12, 0, 0)]
@@ -410,3 +410,25 @@ def test_what_the_client_has_stays_its_own_where_it_could_not_go_on_at_the_same_
     (row,) = rows
     assert (row.completion_tokens, row.estimated) == (3, True)
     assert [(s.purpose, s.completion_tokens) for s in row.shares] == [("answer", 3), ("failed", 0)]
+
+
+def test_a_client_that_gets_an_error_in_place_of_its_answer_is_charged_nothing(rows: list[UsageRow]) -> None:
+    with suppress(ApiError), meter_for(rows, prompt_tokens=12) as meter:
+        meter.asked(A)
+        meter.answered(A, Seen(9))
+        meter.asked(B)
+        raise ApiError("overloaded", "nobody can go on with it")
+    (row,) = rows
+    assert (row.endpoint, row.charge_nano_usd, row.completion_tokens) == ("", 0, 0)
+    assert work(row) == [("B", "given_up", 12, 0, 240), ("A", "given_up", 12, 9, 600)]
+
+
+def test_what_was_told_of_an_answer_that_failed_after_all_is_forgotten_with_it(rows: list[UsageRow]) -> None:
+    with meter_for(rows, prompt_tokens=12) as meter:
+        meter.asked(A)
+        meter.answered(A, Seen(9))
+        meter.usage = Usage(12, 0, 9)
+        meter.failed(A, "failed")
+        meter.asked(B)
+        meter.answered(B, Seen(5, Usage(10, 0, 5)))
+    assert (rows[0].prompt_tokens, rows[0].completion_tokens) == (10, 5)
