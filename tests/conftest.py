@@ -1,8 +1,8 @@
-"""How property tests run, all of them; and the databases that tests of every folder may ask for."""
+"""How processes share the tests, how property tests run, and the databases that tests of every folder may ask for."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import postgresql
 import pytest
@@ -16,6 +16,26 @@ if TYPE_CHECKING:
 # A machine that is busy with other things says nothing of the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long is first: of several processes none then works on alone at the end."""
+    items.sort(key=lambda item: ("vllm" not in item.keywords, item.path.parent.name != "e2e"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Processes (`-n 2`) share the tests file by file, in the order above."""
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 - only where there are several
+
+    class FileByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            """The file; all those on real vLLM servers are as one, since they share the servers."""
+            file = nodeid.partition("::")[0]
+            return "vllm" if "/test_vllm" in file else file
+
+    config.option.loadscopereorder = False
+    return FileByFile(config, log)
 
 
 @pytest.fixture(scope="session")

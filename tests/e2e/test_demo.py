@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 from asyncio.subprocess import PIPE, Process, create_subprocess_exec
 from contextlib import asynccontextmanager
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+
+from loadtest.proxies import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,12 +61,6 @@ async def running(temporary: Path, *arguments: str) -> AsyncIterator[Demo]:
         if process.returncode is None:
             process.kill()
         await process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def is_running(pid: int) -> bool:

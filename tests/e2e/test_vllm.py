@@ -1,33 +1,25 @@
-"""The main job on real input: two real vLLM servers, the gateway, and the official client, as its users know it.
-
-The tests run in this order: those at the end kill a worker, and then stop the gateway.
-"""
+"""The main job on real input: two real vLLM servers, the gateway, and the official client, as its users know it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import statistics
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import OpenAI
+from vllm_pool import GREEDY, TIMEOUT_S, async_client, comes_true
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Iterator
 
     from gateway_process import Gateway
-    from vllm_pool import Worker
 
 pytestmark = pytest.mark.vllm
 
-TIMEOUT_S = 120
-MESSAGES = [{"role": "user", "content": "Why are there tides?"}]
-GREEDY: dict[str, Any] = {"model": "llama", "messages": MESSAGES, "temperature": 0}
 TOOL = {
     "type": "function",
     "function": {
@@ -39,33 +31,13 @@ TOOL = {
 
 
 @pytest.fixture(scope="module")
-def key(gateway: Gateway) -> str:
-    return gateway.new_key("harbour")
-
-
-@pytest.fixture(scope="module")
 def client(gateway: Gateway, key: str) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0, timeout=TIMEOUT_S) as client:
         yield client
 
 
-@asynccontextmanager
-async def async_client(gateway: Gateway, key: str) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(
-        base_url=f"{gateway.url}/v1", api_key=key, max_retries=0, timeout=TIMEOUT_S
-    ) as client:
-        yield client
-
-
 def text_of(chunks: list[Any]) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-
-
-async def until(true: Callable[[], bool], within_s: float = TIMEOUT_S) -> None:
-    """Wait for what another process does and tells nobody."""
-    async with asyncio.timeout(within_s):
-        while not await asyncio.to_thread(true):  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.02)
 
 
 def test_a_chat_is_answered_under_the_public_name_of_the_model(client: OpenAI):
@@ -158,7 +130,7 @@ def test_logprobs_come_back(client: OpenAI):
 def test_n_choices_and_a_seed_reach_the_worker(client: OpenAI):
     def two() -> list[str]:
         reply = client.chat.completions.create(
-            model="llama", messages=MESSAGES, temperature=1, seed=7, n=2, max_tokens=8
+            model="llama", messages=GREEDY["messages"], temperature=1, seed=7, n=2, max_tokens=8
         )
         return [choice.message.content for choice in reply.choices]
 
@@ -167,7 +139,7 @@ def test_n_choices_and_a_seed_reach_the_worker(client: OpenAI):
     assert two() == first
 
     stream = client.chat.completions.create(
-        model="llama", messages=MESSAGES, temperature=1, seed=7, n=2, max_tokens=8, stream=True
+        model="llama", messages=GREEDY["messages"], temperature=1, seed=7, n=2, max_tokens=8, stream=True
     )
     finished = [(c.index, c.finish_reason) for chunk in stream for c in chunk.choices if c.finish_reason]
     assert sorted(finished) == [(0, "length"), (1, "length")]
@@ -297,120 +269,9 @@ async def test_what_is_metered_is_what_the_workers_reported(gateway: Gateway):
     def row() -> dict[str, Any]:
         return next((row for row in gateway.command("usage") if row["tenant"] == "mill"), {"calls": 0})
 
-    await until(lambda: row()["calls"] == 6)  # rows reach the database in batches
+    await comes_true(lambda: row()["calls"] == 6)  # rows reach the database in batches
     metered = row()
     assert metered["prompt_tokens"] == prompt_tokens
     assert metered["completion_tokens"] == completion_tokens
     assert metered["errors"] == metered["estimated_calls"] == 0
     assert metered["charge_nano_usd"] == prompt_tokens * 50 + completion_tokens * 100
-
-
-@pytest.mark.parametrize("kind", ["stream", "whole reply"])
-async def test_a_client_that_leaves_frees_the_worker(
-    gateway: Gateway, key: str, workers: list[Worker], kind: str
-):
-    stream = kind == "stream"
-
-    def total(metric: str) -> float:
-        return sum(worker.metric(metric) for worker in workers)
-
-    made_before = total("vllm:generation_tokens_total")
-    async with async_client(gateway, key) as client:
-        call = asyncio.create_task(
-            client.chat.completions.create(
-                **GREEDY, max_tokens=1900, stream=stream, extra_body={"ignore_eos": True}
-            )
-        )
-        await until(lambda: total("vllm:num_requests_running") == 1)
-        if stream:
-            await (await call).close()
-        else:
-            call.cancel()
-        await until(lambda: total("vllm:num_requests_running") == 0)
-    assert (
-        total("vllm:generation_tokens_total") - made_before < 1900
-    )  # it was stopped, it did not run to its end
-
-
-async def read_to_the_end(stream: Any) -> str | openai.APIError:
-    """How the stream ended: with the last finish_reason, or the error it was told."""
-    reason = "none"
-    try:
-        async for chunk in stream:
-            reason = chunk.choices[0].finish_reason or reason
-    except openai.APIError as error:
-        return error
-    return reason
-
-
-async def test_of_a_killed_server_no_call_is_lost_that_had_not_begun_and_no_stream_is_cut_in_silence(
-    gateway: Gateway, key: str, workers: list[Worker]
-):
-    victim, other = workers
-    long = {**GREEDY, "max_tokens": 1000}
-
-    def wanted(*only: str) -> dict[str, Any]:
-        return {"extra_body": {"ignore_eos": True} | ({"routing": {"only": only}} if only else {})}
-
-    async with async_client(gateway, key) as client:
-        create = client.chat.completions.with_raw_response.create
-        answers = [asyncio.create_task(create(**long, **wanted())) for _ in range(6)]
-        names = 3 * [victim.name] + 3 * [other.name]
-        begun = await asyncio.gather(*(create(**long, **wanted(name), stream=True) for name in names))
-        assert [reply.headers["x-tidegate-endpoint"] for reply in begun] == names
-        reading = [asyncio.create_task(read_to_the_end(reply.parse())) for reply in begun]
-        running: list[float] = []
-
-        def all_run() -> bool:
-            running[:] = [worker.metric("vllm:num_requests_running") for worker in workers]
-            return sum(running) == 12
-
-        await until(all_run)
-        victim.kill()
-        async with asyncio.timeout(TIMEOUT_S):
-            whole = await asyncio.gather(*answers)
-            ends = await asyncio.gather(*reading)
-
-    for reply in whole:
-        assert reply.parse().usage.completion_tokens == 1000
-        assert reply.headers["x-tidegate-endpoint"] == other.name
-    lost = running[0] - 3
-    assert lost > 0
-    attempts = sorted(reply.headers["x-tidegate-attempts"] for reply in whole)
-    assert attempts == ["1"] * int(6 - lost) + ["2"] * int(lost)
-    for end in ends[:3]:
-        assert isinstance(end, openai.APIError)
-        assert end.code == "upstream_broken"
-    assert ends[3:] == ["length"] * 3
-
-
-async def test_after_that_calls_go_on_at_the_other_server(gateway: Gateway, key: str, workers: list[Worker]):
-    gone, left = workers
-    async with async_client(gateway, key) as client:
-        for number in range(20):
-            reply = await client.chat.completions.with_raw_response.create(
-                **GREEDY, max_tokens=3, stream=bool(number % 2)
-            )
-            assert reply.headers["x-tidegate-endpoint"] == left.name
-            if number % 2:
-                assert await read_to_the_end(reply.parse()) == "length"
-
-        def is_left_alone() -> bool:
-            return (
-                f'tidegate_endpoint_available{{endpoint="{gone.name}",model="llama"}} 0.0'
-                in gateway.metrics()
-            )
-
-        await until(is_left_alone)
-        reply = await client.chat.completions.with_raw_response.create(**GREEDY, max_tokens=3)
-        assert reply.headers["x-tidegate-attempts"] == "1"
-
-
-async def test_sigterm_lets_a_running_stream_finish_and_ends_with_exit_code_0(gateway: Gateway, key: str):
-    async with async_client(gateway, key) as client:
-        stream = await client.chat.completions.create(
-            **GREEDY, max_tokens=300, stream=True, extra_body={"ignore_eos": True}
-        )
-        gateway.process.send_signal(signal.SIGTERM)
-        assert await read_to_the_end(stream) == "length"
-    assert await asyncio.to_thread(gateway.process.wait, TIMEOUT_S) == 0

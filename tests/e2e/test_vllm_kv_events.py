@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import random
-import socket
 from typing import TYPE_CHECKING
 
 import pytest
 from pool import PRICE, gateway, until
-from vllm_pool import unavailable, workers_with
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vllm_pool import Worker
+
 pytest.importorskip("zmq", reason="no pyzmq here")
-pytestmark = [pytest.mark.vllm, pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))]
+pytestmark = pytest.mark.vllm
 
 CACHE_TOKENS = 512 * 32
 """As serve.sh starts it."""
@@ -28,73 +26,55 @@ def prompt(dice: random.Random) -> str:
     return " ".join(f"{dice.choice(WORDS)}{dice.randrange(1000)}" for _ in range(300))
 
 
-def quiet_ports(count: int) -> list[int]:
-    """Free ports that the system gives to nobody by itself: the engine binds them only some twenty seconds later."""
-    found: set[int] = set()
-    dice = random.SystemRandom()
-    while len(found) < count:
-        port = dice.randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.add(port)
-    return list(found)
-
-
-async def test_what_a_real_worker_stores_and_evicts_is_known_and_believed(tmp_path: Path):
-    events, replay = (f"tcp://127.0.0.1:{port}" for port in quiet_ports(2))
-    published = {
-        "enable_kv_cache_events": True,
-        "publisher": "zmq",
-        "endpoint": events.replace("127.0.0.1", "*"),
-        "replay_endpoint": replay.replace("127.0.0.1", "*"),
-        "topic": "kv-events",
+async def test_what_a_real_worker_stores_and_evicts_is_known_and_believed(
+    servers: list[Worker], tmp_path: Path
+):
+    worker = servers[2]
+    section = {
+        "worker": worker.url,
+        "name": "v",
+        "model": "tiny",
+        "kv_events": worker.events,
+        "kv_replay": worker.replay,
     }
-    with workers_with(tmp_path, 1, "--kv-events-config", json.dumps(published)) as (worker,):
-        section = {
-            "worker": worker.url,
-            "name": "v",
-            "model": "tiny",
-            "kv_events": events,
-            "kv_replay": replay,
-        }
-        models = {"llama": {"price": PRICE, "endpoints": [section]}}
-        async with gateway(tmp_path, models=models) as gw:
-            client = gw.client()
-            dice = random.Random(1)  # noqa: S311 - prompts, no secrets
+    models = {"llama": {"price": PRICE, "endpoints": [section]}}
+    async with gateway(tmp_path, models=models) as gw:
+        client = gw.client()
+        dice = random.Random(1)  # noqa: S311 - prompts, no secrets
 
-            async def metric(name: str) -> float:
-                page = await gw.metrics()
-                return page[f'tidegate_kv_events_{name}{{endpoint="v",model="llama"}}']
+        async def metric(name: str) -> float:
+            page = await gw.metrics()
+            return page[f'tidegate_kv_events_{name}{{endpoint="v",model="llama"}}']
 
-            async def ask(text: str) -> int:
-                messages = [{"role": "user", "content": text}]
-                reply = await client.chat.completions.create(model="llama", messages=messages, max_tokens=2)
-                return reply.usage.prompt_tokens
+        async def ask(text: str) -> int:
+            messages = [{"role": "user", "content": text}]
+            reply = await client.chat.completions.create(model="llama", messages=messages, max_tokens=2)
+            return reply.usage.prompt_tokens
 
-            async def holds_the_first() -> bool:
-                return await metric("held_tokens") >= first - 64
+        async def holds_the_first() -> bool:
+            return await metric("held_tokens") >= first - 64
 
-            first = await ask(prompt(dice))
-            await until(holds_the_first)
-            assert await metric("held_tokens") <= first + 64
+        first = await ask(prompt(dice))
+        await until(holds_the_first)
+        assert await metric("held_tokens") <= first + 64
 
-            # Twice as much as there is room for.
-            for _ in range(2 * CACHE_TOKENS // first):
-                await ask(prompt(dice))
+        # Twice as much as there is room for.
+        for _ in range(2 * CACHE_TOKENS // first):
+            await ask(prompt(dice))
 
-            async def believed() -> bool:
-                return await metric("believed") == 1
+        async def believed() -> bool:
+            return await metric("believed") == 1
 
-            await until(believed)
-            assert CACHE_TOKENS * 0.8 < await metric("held_tokens") <= CACHE_TOKENS
-            assert await metric("mismatch_total") == await metric("gaps_total") == 0
-        # A gateway that comes later learns from the replay what is there.
-        async with gateway(tmp_path, models=models) as gw:
-            await gw.client().chat.completions.create(
-                model="llama", messages=[{"role": "user", "content": prompt(dice)}], max_tokens=2
-            )
+        await until(believed)
+        assert CACHE_TOKENS * 0.8 < await metric("held_tokens") <= CACHE_TOKENS
+        assert await metric("mismatch_total") == await metric("gaps_total") == 0
+    # A gateway that comes later learns from the replay what is there.
+    async with gateway(tmp_path, models=models) as gw:
+        await gw.client().chat.completions.create(
+            model="llama", messages=[{"role": "user", "content": prompt(dice)}], max_tokens=2
+        )
 
-            async def known() -> bool:
-                return 'tidegate_kv_events_held_tokens{endpoint="v",model="llama"}' in await gw.metrics()
+        async def known() -> bool:
+            return 'tidegate_kv_events_held_tokens{endpoint="v",model="llama"}' in await gw.metrics()
 
-            await until(known)
+        await until(known)

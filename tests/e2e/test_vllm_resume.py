@@ -10,19 +10,20 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-import vllm_pool
 from gateway_process import gateway_process
-from openai import AsyncOpenAI
+from vllm_pool import async_client
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway_process import Gateway
+    from openai import AsyncOpenAI
     from vllm_pool import Worker
 
 pytestmark = pytest.mark.vllm
 
 TIMEOUT_S = 180
+VICTIM, OTHER = "vllm-2", "vllm-3"
 QUESTIONS = ("tides", "storms", "stars", "whales", "harbours", "lamps", "ropes", "charts", "reefs", "moons")
 SEEN = 3
 """Chunks of each stream before the worker is killed."""
@@ -40,8 +41,8 @@ def asked(number: int) -> dict[str, Any]:
 
 
 async def told(client: AsyncOpenAI, call: dict[str, Any]) -> tuple[str, Any]:
-    """Text and usage of a whole reply of the second worker."""
-    call = call | {"extra_body": call["extra_body"] | {"routing": {"only": ["vllm-2"]}}}
+    """Text and usage of a whole reply of the other worker."""
+    call = call | {"extra_body": call["extra_body"] | {"routing": {"only": [OTHER]}}}
     if "prompt" in call:
         plain = await client.completions.create(**call)
         return plain.choices[0].text, plain.usage
@@ -100,19 +101,16 @@ async def with_stops(client: AsyncOpenAI) -> tuple[list[dict[str, Any]], list[tu
 
 
 @pytest.fixture
-def workers(tmp_path: Path) -> Any:
-    if reason := vllm_pool.unavailable():
-        pytest.skip(reason)
-    with vllm_pool.two_workers(tmp_path) as running:
-        yield running
+def workers(servers: list[Worker]) -> list[Worker]:
+    return servers[1:]
 
 
 def draining(gateway: Gateway, method: str) -> None:
-    """Have the second worker get nothing new, or get calls again."""
+    """Have the other worker get nothing new, or get calls again."""
     connection = HTTPConnection(urlsplit(gateway.url).netloc, timeout=TIMEOUT_S)
     body = b'{"within_s": 3600}' if method == "POST" else None
     headers = {"authorization": f"Bearer {MASTER}", "content-type": "application/json"}
-    connection.request(method, "/admin/nodes/vllm-2/drain", body, headers)
+    connection.request(method, f"/admin/nodes/{OTHER}/drain", body, headers)
     assert connection.getresponse().status == 200
     connection.close()
 
@@ -127,8 +125,7 @@ async def test_ten_streams_of_a_worker_that_is_killed_end_as_undisturbed(
 ):
     with gateway_process(tmp_path, served(workers), auth={"master_key": MASTER}) as gateway:
         key = gateway.new_key("harbour")
-        url = f"{gateway.url}/v1"
-        async with AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=TIMEOUT_S) as client:
+        async with async_client(gateway, key) as client:
             asked_for, expected = await with_stops(client)
             listeners = [Listener() for _ in asked_for]
             await asyncio.to_thread(draining, gateway, "POST")
@@ -142,7 +139,7 @@ async def test_ten_streams_of_a_worker_that_is_killed_end_as_undisturbed(
                     workers[0].kill()
                     await asyncio.to_thread(draining, gateway, "DELETE")
         for listener, call, (text, usage) in zip(listeners, asked_for, expected, strict=True):
-            assert listener.endpoint == "vllm-1"
+            assert listener.endpoint == VICTIM
             chunks = listener.chunks
             assert text_of(chunks) == text, call
             assert len({chunk["id"] for chunk in chunks}) == 1

@@ -1,20 +1,23 @@
-"""Real vLLM servers for tests, and a gateway over them."""
+"""Real vLLM servers for tests, a gateway over them, and what the tests of it ask."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
-import socket
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway_process import PROJECT, answers, gateway_process, get, until
+from openai import AsyncOpenAI
+
+from loadtest.proxies import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator
 
     from gateway_process import Gateway
 
@@ -22,6 +25,12 @@ SCRIPTS = PROJECT.parent / "shared" / "vllm"
 VLLM_START_S = 600
 """It takes one minute on two free cores."""
 STOP_S = 60
+TIMEOUT_S = 120
+GREEDY: dict[str, Any] = {
+    "model": "llama",
+    "messages": [{"role": "user", "content": "Why are there tides?"}],
+    "temperature": 0,
+}
 
 
 class Worker(NamedTuple):
@@ -31,6 +40,10 @@ class Worker(NamedTuple):
     port: int
     process: subprocess.Popen[bytes]
     log: Path
+    events: str
+    """Where it publishes what its prefix cache stores and evicts, if it does so."""
+    replay: str
+    """Where what was published is told again."""
 
     @property
     def url(self) -> str:
@@ -61,25 +74,14 @@ def folder() -> Path:
     return Path(os.environ.get("TIDEGATE_VLLM_DIR") or PROJECT / ".vllm")
 
 
-def two_workers(logs: Path) -> AbstractContextManager[list[Worker]]:
-    """Two servers with the same model, ready for calls; killed when the block is left."""
-    return workers_with(logs, 2)
-
-
 @contextmanager
-def workers_with(logs: Path, count: int, *options: str) -> Iterator[list[Worker]]:
-    """Servers with these options of `vllm serve`, ready for calls; killed when the block is left."""
+def three_workers(logs: Path) -> Iterator[list[Worker]]:
+    """Servers with the same model, ready for calls; killed when the block is left. The last publishes its KV events."""
     workers: list[Worker] = []
     try:
-        for number, port in enumerate(free_ports(count), start=1):
-            name = f"vllm-{number}"
-            log = logs / f"{name}.log"
-            command = ["bash", str(SCRIPTS / "serve.sh"), str(folder()), str(port), *options]
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-                )
-            workers.append(Worker(name, port, process, log))
+        workers += [
+            _begun(f"vllm-{number}", logs / f"{number}.log", publishes=number == 3) for number in (1, 2, 3)
+        ]
         for worker in workers:
             until(
                 lambda worker=worker: answers(f"{worker.url}/health"),
@@ -92,6 +94,23 @@ def workers_with(logs: Path, count: int, *options: str) -> Iterator[list[Worker]
         for worker in workers:
             if worker.process.poll() is None:
                 worker.kill()
+
+
+def _begun(name: str, log: Path, *, publishes: bool) -> Worker:
+    port, events, replay = free_port(), free_port(), free_port()
+    command = ["bash", str(SCRIPTS / "serve.sh"), str(folder()), str(port)]
+    if publishes:
+        published = {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": f"tcp://*:{events}",
+            "replay_endpoint": f"tcp://*:{replay}",
+            "topic": "kv-events",
+        }
+        command += ["--kv-events-config", json.dumps(published)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    return Worker(name, port, process, log, f"tcp://127.0.0.1:{events}", f"tcp://127.0.0.1:{replay}")
 
 
 @contextmanager
@@ -110,12 +129,12 @@ def gateway_over(workers: list[Worker], home: Path) -> Iterator[Gateway]:
         yield running
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+def async_client(gateway: Gateway, key: str) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0, timeout=TIMEOUT_S)
+
+
+async def comes_true(true: Callable[[], bool], within_s: float = TIMEOUT_S) -> None:
+    """Wait for what another process does and tells nobody."""
+    async with asyncio.timeout(within_s):
+        while not await asyncio.to_thread(true):  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.02)
