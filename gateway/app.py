@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from gateway.admin import Administrators, admin_routes
+from gateway.admin_usage import usage_routes
 from gateway.admission import Admission
 from gateway.auth import ANYONE, Key, Keyring, follow
 from gateway.cache_salt import CacheSalts
@@ -31,6 +32,7 @@ from gateway.limiting import Limiter, limiting
 from gateway.mover import moving
 from gateway.node_store import NodeStore
 from gateway.nodes import Nodes
+from gateway.own_usage import own_usage_routes
 from gateway.planning import Planner
 from gateway.policy import policies_of
 from gateway.race import Races
@@ -158,7 +160,9 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         await stack.enter_async_context(nodes.watched())
         discoveries = await stack.enter_async_context(Discoveries(fleet, config))
         administration = admin_routes(administrators, catalog, policies, planner, nodes)
-        control = control_app(catalog, fleet, telemetry, edge.authenticate, administration)
+        administration.include_router(usage_routes(store))
+        own = own_usage_routes(store, edge.authenticate)
+        control = control_app(catalog, fleet, telemetry, edge.authenticate, administration, own)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
         parts = Parts(fleet, nodes, discoveries, catalog, policies, admission, keys, store, edge)

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any, cast
 
 import typer
 
+from gateway import spans
 from gateway.cli_keys import DEFAULT_CONFIG, ConfigOption, FormatOption, open_store
 from gateway.output import Format, show, usd
 from gateway.usage_totals import GROUPINGS, Grouping, Order, Question, shown
@@ -30,7 +30,6 @@ _COLUMNS = (
     "cost_usd",
     "waste_usd",
 )
-_SPANS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 @app.callback(invoke_without_command=True)
@@ -63,7 +62,7 @@ def usage(  # noqa: PLR0913, PLR0917  a command's options are its parameters
     only = {name: value for name, value in given.items() if value is not None}
     order: Order = "group" if groups[0] in ("hour", "day", "month") else "charge"
     with open_store(config) as store:
-        found = store.usage(Question(_ms(start), _ms(end), groups, cast("Any", only), order))
+        found = store.usage(Question(spans.ms(start), spans.ms(end), groups, cast("Any", only), order))
     rows: list[dict[str, Any]] = []
     for total in found:
         row: dict[str, Any] = shown(total, groups)
@@ -84,40 +83,8 @@ def groupings(by: str) -> tuple[Grouping, ...]:
 
 
 def span(since: str | None, until: str | None, now: datetime) -> tuple[datetime, datetime]:
-    """From when, and until before when: the month of the end where no start is given, until now where no end is."""
-    end = now if until is None else _moment(until, now, option="--to")
-    start = _month(end) if since is None else _moment(since, now, option="--from")
-    if until is None and since is None:
-        end = _month(start + timedelta(days=31))
-    if until is not None and _is_date(until):
-        end += timedelta(days=1)
-    if start >= end:
-        raise typer.BadParameter(f"begins at {start:%Y-%m-%d %H:%M}, after its end", param_hint="--from")
-    return start, end
-
-
-def _month(moment: datetime) -> datetime:
-    return datetime(moment.year, moment.month, 1, tzinfo=UTC)
-
-
-def _is_date(value: str) -> bool:
-    return re.fullmatch(r"\d{4}-\d{2}-\d{2}", value) is not None
-
-
-def _moment(value: str, now: datetime, option: str) -> datetime:
+    """What `--from` and `--to` say."""
     try:
-        if relative := re.fullmatch(r"(\d+)([mhdw])", value):
-            return now - timedelta(**{_SPANS[relative[2]]: int(relative[1])})
-        if _is_date(value):
-            return datetime.combine(date.fromisoformat(value), time.min, UTC)
-        moment = datetime.fromisoformat(value)
-    except (ValueError, OverflowError):
-        raise typer.BadParameter(
-            f"{value!r} is neither a date (2026-01-31), a date-time (2026-01-31T12:00) nor a span (7d)",
-            param_hint=option,
-        ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-def _ms(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)
+        return spans.span(since, until, now)
+    except spans.BadSpan as bad:
+        raise typer.BadParameter(str(bad), param_hint=f"--{bad.end}") from None

@@ -53,6 +53,7 @@ def control_app(
     telemetry: Telemetry,
     authenticate: Callable[[dict[bytes, bytes]], Key],
     administration: APIRouter,
+    own: APIRouter,
 ) -> FastAPI:
     app = FastAPI(
         title="Tidegate",
@@ -66,6 +67,7 @@ def control_app(
     app.include_router(administration)
     # What is described as OpenAPI is administration; the rest is OpenAI's and Prometheus'.
     app.include_router(_models(catalog, authenticate), include_in_schema=False)
+    app.include_router(own, include_in_schema=False)
     read = partial(app.api_route, methods=_READ, include_in_schema=False)
 
     @read("/admin/docs")

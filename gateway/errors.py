@@ -133,6 +133,9 @@ ERRORS: dict[str, ErrorKind] = {
         "service_unavailable",
         "The queue is full, or the call has waited in it as long as it may; see `retry-after`.",
     ),
+    "database_away": ErrorKind(
+        503, "service_unavailable", "The database cannot be asked now; calls go on without it."
+    ),
     "shutting_down": ErrorKind(
         503, "service_unavailable", "The gateway is shutting down and the call took too long."
     ),

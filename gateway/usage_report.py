@@ -47,8 +47,12 @@ def totals(connection: Connection, question: Question) -> list[Total]:
     keys = [_expression(each, dialect) for each in question.by]
     names = [f"group_{number}" for number in range(len(keys))]
     chosen = ", ".join(f"{key} AS {name}" for key, name in zip(keys, names, strict=True))
-    conditions = [f"{_expression(each, dialect)} = :only_{each}" for each in question.only]
-    parameters |= {f"only_{each}": value for each, value in question.only.items()}
+    conditions = []
+    for each, value in question.only.items():
+        values = (value,) if isinstance(value, str) else value
+        marks = ", ".join(f":only_{each}_{number}" for number in range(len(values)))
+        conditions.append(f"{_expression(each, dialect)} IN ({marks})" if values else "1 = 0")
+        parameters |= {f"only_{each}_{number}": one for number, one in enumerate(values)}
     # PostgreSQL's own order of text depends on where it runs; pages and their cursors must not.
     plain = ' COLLATE "C"' if dialect == "postgresql" else ""
     ordered = [key + plain for key in keys]
@@ -88,7 +92,7 @@ def _sources(question: Question, parameters: dict[str, object]) -> Iterator[str]
     parts: list[tuple[int, int]] = []
     if first_ms <= last_ms:
         # Named once more here, so that a tenant's own usage is found by its index.
-        mine = " AND tenant = :only_tenant" if "tenant" in question.only else ""
+        mine = " AND tenant = :only_tenant_0" if isinstance(question.only.get("tenant"), str) else ""
         table = "usage_customer_hours" if by_customer else "usage_hours"
         parameters |= {"first_ms": first_ms, "last_ms": last_ms}
         yield f"SELECT {columns} FROM {table} WHERE hour_ms >= :first_ms AND hour_ms < :last_ms{mine}"

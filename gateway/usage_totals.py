@@ -52,8 +52,8 @@ class Question(Struct, frozen=True):
     """Calls that began before it."""
     by: tuple[Grouping, ...] = ()
     """Nothing: one total, or none where there was no call."""
-    only: Mapping[Grouping, str] = {}
-    """Calls of this tenant, this project and so on."""
+    only: Mapping[Grouping, str | tuple[str, ...]] = {}
+    """Calls of this tenant, of one of these projects and so on."""
     order: Order = "charge"
     """The largest charge first, or in the order of the groups, which pages are made of."""
     after: tuple[str, ...] | None = None
