@@ -74,7 +74,7 @@ def own_usage_routes(store: Store, authenticate: Callable[[dict[bytes, bytes]], 
         if project is not None and mine.get("project", project) != project:
             raise ApiError("invalid_value", "The key is another project's.", param="project")
         given: dict[str, str | None] = {"model": model, "project": project, "customer": customer}
-        given.update(mine)
+        given |= {str(name): value for name, value in mine.items()}
         question = asked(since, to, by, given, limit, cursor)
         if hidden := [name for name in question.by if name not in _OWN]:
             raise ApiError("invalid_value", f"{hidden[0]!r} is none of {', '.join(_OWN)}", param="by")
