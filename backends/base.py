@@ -17,6 +17,7 @@ them means stands in one table, routing/failure.py.
     ├── ReplyLate
     │   ├── FirstByteTimeout        nothing came
     │   ├── SilenceTimeout          it began, then fell silent
+    │   ├── RunsSlowly              it runs far below its speed, and was taken from it
     │   └── CallTimeout             the whole call took too long
     ├── ReplyMalformed              not HTTP, not JSON, not server-sent events
     │   └── ReplyOversized
@@ -165,6 +166,10 @@ class FirstByteTimeout(ReplyLate):
 
 
 class SilenceTimeout(ReplyLate):
+    pass
+
+
+class RunsSlowly(ReplyLate):
     pass
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Raw, Struct
 
-from backends.base import ReplyMalformed, ServerFault
+from backends.base import AttemptFailed, ReplyMalformed, ServerFault
 from backends.chunk import NOTHING
 from backends.sse import CompletionStream
 from backends.usage import GIVEN_UP
@@ -19,6 +19,7 @@ from routing.types import Usage
 
 if TYPE_CHECKING:
     from backends.chunk import Choice, Chunk
+    from backends.member import Attempt
     from backends.said import Said
     from backends.sse import Shown
     from backends.stops import Stops
@@ -232,6 +233,27 @@ class Continued(CompletionStream):
 
     def _chunk(self, choices: list[Any], usage: Usage | None, fingerprint: Raw | None = None) -> bytes:
         return chunk_of(self.said, choices, usage, fingerprint)
+
+
+async def first_block(attempt: Attempt, stream: Continued) -> tuple[bytes, AttemptFailed | None]:
+    """The first that a stream shows that goes on, and with what it has failed right behind. Where it raises, it is over."""
+    block, failed = b"", None
+    try:
+        while not stream.answers:
+            raw = await attempt.reply.read()
+            if not raw:
+                stream.end()
+            block += stream.feed(raw)
+    except AttemptFailed as failure:
+        if not stream.tokens:
+            await attempt.__aexit__(type(failure), failure, None)
+            raise
+        failed = failure  # what it showed before is still in the stream
+    except BaseException as error:
+        await attempt.__aexit__(type(error), error, None)
+        raise
+    attempt.first_token()
+    return block, failed
 
 
 def chunk_of(said: Said, choices: list[Any], usage: Usage | None, fingerprint: Raw | None = None) -> bytes:

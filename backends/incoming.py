@@ -103,6 +103,11 @@ class Incoming(ABC):
             raise self._error
         return not enough
 
+    def enough(self) -> None:
+        """Whoever it is poured to wants no more for now."""
+        self._sink = None
+        self._wake()
+
     def _pour(self, sink: Sink) -> None:
         try:
             if sink(self._take()):

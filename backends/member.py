@@ -220,6 +220,24 @@ class Attempt:
     def first_token(self) -> None:
         self._run.first_token(time.monotonic())
 
+    @property
+    def watched(self) -> bool:
+        """Whether its first token is seen, which that of a reply in one piece is not."""
+        return self._watched
+
+    def waited_s(self, now_s: float) -> float:
+        """Since it was asked."""
+        return now_s - self._run.started_s
+
+    def ran_s(self, now_s: float) -> float:
+        """Since its first token."""
+        first_s = self._run.first_s
+        return 0.0 if first_s is None else now_s - first_s
+
+    def progress(self, now_s: float, completion_tokens: int) -> None:
+        """It goes on, with so many tokens so far."""
+        self._run.progress(now_s, completion_tokens)
+
     def used(self, usage: Usage) -> None:
         """What the endpoint says it used; an estimate of ours says nothing of its cache."""
         if not usage.estimated:

@@ -19,6 +19,7 @@ from gateway.answer import Answer
 from gateway.crashes import Crashes
 from gateway.errors import ApiError, from_failure, from_rejection, shutting_down, unserved
 from gateway.explain import plan_line
+from gateway.lookout import Lookout
 from gateway.meter import Arrival, Meter
 from gateway.relay import Relay
 from gateway.resuming import Resuming
@@ -72,7 +73,10 @@ class Dispatch:
         self._telemetry = telemetry
         self._races = races
         self._crashes = Crashes(fleet)
-        self._resuming = Resuming(catalog, planner, admission, fleet, self._crashes, telemetry.resumed)
+        self._lookout = Lookout(fleet, admission, moves=races.hedge)
+        self._resuming = Resuming(
+            catalog, planner, admission, fleet, self._crashes, self._lookout, telemetry.resumed
+        )
 
     async def serve(self, request: Request, offer: Offer, arrival: Arrival, client: Client) -> None:
         """Answer one call. Raises ApiError as long as the client has got nothing."""
@@ -206,7 +210,7 @@ class Dispatch:
             return self._ask(candidate, call, tries, wanted, arrival, meter)
 
         tried: list[Endpoint] = []
-        asked = as_stream(request, plan, call, self._admission.output_tokens)
+        asked = as_stream(request, plan, call, self._admission.output_tokens, again=tries.in_vain)
         answer_of = self._races.racing(call, asked, meter, ask, tried)
         for candidate in plan.ranked:
             if candidate.endpoint in tried or (
@@ -221,6 +225,7 @@ class Dispatch:
                 await self._crashes.judge(failure, request, arrival)
                 if tries.left == 0:
                     break
+                asked = as_stream(request, plan, call, self._admission.output_tokens, again=tries.in_vain)
             else:
                 meter.answered(answer.endpoint, answer.stream)
                 if self._admission.waiting:
@@ -246,7 +251,7 @@ class Dispatch:
         meter: Meter,
     ) -> Answer:
         """The candidate's answer, inside whose block its attempt stays open; where there is none, it has ended here."""
-        endpoint = candidate.endpoint
+        endpoint, lookout = candidate.endpoint, self._lookout
         outgoing = Outgoing(
             api=_API_PATHS[request.api],
             body=self._body_for(request, endpoint),
@@ -258,12 +263,18 @@ class Dispatch:
         meter.asked(endpoint)
         try:
             attempt = self._fleet.attempt(candidate, outgoing, call)
-            await attempt.__aenter__()
+            lookout.silent[attempt] = tries
+            if not lookout.ticking:
+                lookout.begin()
             try:
-                return await self._read(attempt, request)
-            except BaseException as error:
-                await attempt.__aexit__(type(error), error, None)
-                raise
+                await attempt.__aenter__()
+                try:
+                    return await self._read(attempt, request)
+                except BaseException as error:
+                    await attempt.__aexit__(type(error), error, None)
+                    raise
+            finally:
+                del lookout.silent[attempt]
         except CallRejected:
             meter.failed(endpoint)
             raise

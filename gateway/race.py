@@ -43,7 +43,8 @@ class Races:
         self.telemetry = telemetry
         self._fleet = fleet
         self._admission = admission
-        self._hedge = hedge
+        self.hedge = hedge
+        """Whether it is switched on."""
         self.running: dict[Race, None] = {}
         """Those that have no second attempt yet."""
         self.ticking = False
@@ -54,7 +55,7 @@ class Races:
         Those who were asked so are put into `tried`.
         """
         # Flex waits for spare capacity: it shall not take twice of it. Of a whole reply nothing is seen before its end.
-        may_hedge = self._hedge and request.hedge and request.stream and not meter.hedged
+        may_hedge = self.hedge and request.hedge and request.stream and not meter.hedged
         if not may_hedge or call.tier.name == "flex":
             return ask
         hedging = self._fleet.pool(call.model).hedging

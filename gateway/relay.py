@@ -1,14 +1,16 @@
 """A stream on its way to its client, block by block; where it breaks, it goes on elsewhere, and the client sees one stream.
 
 Whether a stream has broken is seen by its bytes (the connection lost, an end without a finish, an error in its midst), by a
-silence that is longer than it should ever be, or told by whoever knows that its endpoint is going to leave.
+silence that is longer than it should ever be, or told by whoever knows that its endpoint is going to leave. One that runs
+far below its speed is moved, but stays where it is until somebody else has begun to go on with it.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Protocol
 
-from backends.base import AttemptFailed
+from backends.base import AttemptFailed, SilenceTimeout
 from backends.continuation import Continued, chunk_of
 from backends.exchange import Exchange
 from gateway.resuming import Resume
@@ -16,13 +18,19 @@ from routing.resume import stall_s
 from routing.types import Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backends.member import Attempt
     from backends.sse import CompletionStream
     from gateway.answer import Answer
+    from gateway.broken import Move
     from gateway.client import Client
     from gateway.meter import Arrival, Meter
     from gateway.openai import Request
     from gateway.resuming import Resuming
+
+UNHEARD_S = 1.0
+"""A stream that has stood still for so long, at a worker of which nothing is heard, has broken."""
 
 
 class Sink(Protocol):
@@ -52,16 +60,28 @@ class Relay:
         self._meter = meter
         self._client = client
         self._resume: Resume | None = None
+        self._move: Move | None = None
+        self._answer: Answer
+        self._is_slow_client = False
+        """Whether it has ever been the client that was waited for: then the stream's speed says nothing."""
+        self._seen_tokens = 0
+        """Of this piece of the answer, when it was last looked at."""
+        self._seen_s = 0.0
+        """When they were found to be more than before."""
 
     async def run(self, answer: Answer, stream: CompletionStream, sink: Sink) -> bytes:
         """Write all of it to `sink` but the last block, which is for when the call is accounted for.
 
         Raises AttemptFailed where it has broken for good.
         """
+        self._answer = answer
         while True:
             try:
                 last_block = await self._pour(answer, stream, sink)
-                break
+                if self._move is None:
+                    break
+                await self._moves(answer, self._move)
+                stream = answer.stream or stream
             except AttemptFailed as failure:
                 if stream.before_failure:
                     sink.write(stream.before_failure)
@@ -93,31 +113,77 @@ class Relay:
             if stream.whole:
                 return answer.first_block
             sink.write(answer.first_block)
+            answer.first_block = b""
             if answer.failure is not None:
                 raise answer.failure
             self._watch(attempt, stream)
-            while not stream.whole:
-                await sink.drain()
-                if await attempt.reply.pour(forward):
-                    break
-            stream.end()
+            await self._pour_on(attempt, stream, sink, forward)
+            if self._move is None:
+                stream.end()
             return last_block
         finally:
+            self._resuming.lookout.streams.pop(self, None)
             attempt.completion_tokens = stream.tokens
             if stream.usage is not None and stream.leaves_nothing:
                 attempt.used(stream.usage)
 
+    async def _pour_on(
+        self, attempt: Attempt, stream: CompletionStream, sink: Sink, forward: Callable[[bytes], bool]
+    ) -> None:
+        """Until it is whole, or at its end, or is to be moved."""
+        while not stream.whole:
+            if sink.full:
+                self._is_slow_client = True
+                await sink.drain()
+            if await attempt.reply.pour(forward):
+                break
+            if self._move is not None and not stream.finished:
+                return
+        self._move = None
+
     def _watch(self, attempt: Attempt, stream: CompletionStream) -> None:
         """Find a stream dead sooner, where it could go on elsewhere."""
-        reply, said = attempt.reply, stream.said
+        reply, said, lookout = attempt.reply, stream.said, self._resuming.lookout
         if said is None or not isinstance(reply, Exchange):
             return
         begun = attempt.member.endpoint
+        self._seen_tokens, self._seen_s = 0, time.monotonic()
+        self._resuming.fleet.pool(begun.model).hedging.moves.call()
+        lookout.streams[self] = None
+        if not lookout.ticking:
+            lookout.begin()
 
         def could_go_on() -> bool:
             return not stream.finished and self._resumed().has_somebody(said, begun)
 
         reply.watch(stall_s(attempt.candidate.estimate.itl_s, self._resuming.silence_s), could_go_on)
+
+    def look(self, now_s: float) -> None:
+        """See whether it runs as it should: called now and then while it does."""
+        attempt, stream = self._answer.attempt, self._answer.stream
+        reply = attempt.reply
+        if self._move is not None or self._is_slow_client or stream is None or stream.finished:
+            return
+        tokens = stream.tokens
+        if tokens > self._seen_tokens:
+            self._seen_tokens, self._seen_s = tokens, now_s
+            attempt.progress(now_s, tokens)
+        elif now_s - self._seen_s >= UNHEARD_S and attempt.member.ejection.unheard(now_s):
+            if isinstance(reply, Exchange) and self._resumed().has_somebody(
+                stream.said, self._answer.endpoint
+            ):
+                reply.break_off(SilenceTimeout("it stands still, and the worker is not heard of any more"))
+            return
+        self._move = self._resumed().elsewhere(attempt, stream, now_s)
+        if self._move is not None and isinstance(reply, Exchange):
+            reply.enough()
+
+    async def _moves(self, answer: Answer, move: Move) -> None:
+        """It goes on elsewhere, or where it is if that cannot be."""
+        try:
+            await self._resumed().move(answer, move)
+        finally:
+            self._move = None
 
     def _resumed(self) -> Resume:
         if self._resume is None:

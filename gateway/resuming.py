@@ -11,17 +11,17 @@ import time
 from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import structs
 
 from backends import handover
 from backends.base import (
     AttemptFailed,
     CallRejected,
     CallTimeout,
-    EndpointLeaves,
+    RunsSlowly,
     Unable,
 )
-from backends.continuation import Continued, Seam
+from backends.continuation import Continued, Seam, first_block
 from backends.exchange import Exchange
 from backends.handover import CannotGoOn
 from backends.said import crc_of
@@ -30,8 +30,11 @@ from backends.stops import Stops
 from backends.tokens import prompt_tokens, text_of
 from backends.worker import Outgoing
 from gateway.admission import Place
+from gateway.broken import Broken, Move
 from gateway.traits import shows_ids, traits_of, traits_shown
+from routing.hedging import Going, better, is_slow, left_tokens, within_cap
 from routing.resume import Way, goes_on, ways
+from routing.types import Plan
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -46,11 +49,11 @@ if TYPE_CHECKING:
     from gateway.catalog import Catalog
     from gateway.client import Client
     from gateway.crashes import Crashes
-    from gateway.ledger import Waste
+    from gateway.lookout import Lookout
     from gateway.meter import Arrival, Meter
     from gateway.openai import Request
     from gateway.planning import Planner
-    from routing.types import Call, Candidate, Endpoint, Plan
+    from routing.types import Call, Candidate, Endpoint
 
 WAIT_S = 10.0
 """How long an answer waits at most for somebody who can go on with it, where nobody can now."""
@@ -70,6 +73,9 @@ PATIENT_TTFT = 4.0
 LEAST_PATIENCE_S = 2.0
 """And this long at least."""
 
+MOST_MOVES = 2
+"""Of one answer that runs slowly. Where it is slow again and again, it may be its own fault."""
+
 _API_PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 
 
@@ -83,6 +89,7 @@ class Resuming:
         admission: Admission,
         fleet: Fleet,
         crashes: Crashes,
+        lookout: Lookout,
         ended: Counter[tuple[str, str, str]],
     ) -> None:
         """`ended` counts streams that broke, by model, cause, and how they went on, or `error`."""
@@ -91,6 +98,7 @@ class Resuming:
         self.admission = admission
         self.fleet = fleet
         self.crashes = crashes
+        self.lookout = lookout
         self.silence_s = fleet.settings.patience.silence_s
         """What no stream may keep."""
         self.ended = ended
@@ -98,29 +106,6 @@ class Resuming:
     def takes_down(self, request: Request, endpoint: Endpoint) -> bool:
         """Whether what `endpoint` says is worth taking down, so that another one could go on with it."""
         return self.catalog.resume and request.choices == 1 and endpoint.weights is not None
-
-
-class _Broken(Struct, frozen=True):
-    """What has broken, and how it can be gone on with."""
-
-    stream: CompletionStream
-    said: Said
-    begun: Endpoint
-    failure: AttemptFailed
-    ways: tuple[Way, ...]
-    tokens: int
-    """Written in all, by then: whoever goes on adds to the same account."""
-
-    @property
-    def own_tokens(self) -> int:
-        """Written before this piece of the answer."""
-        return self.stream.own_tokens if isinstance(self.stream, Continued) else 0
-
-    @property
-    def cause(self) -> Waste:
-        """Why what the client has not got of it was in vain."""
-        failure = self.failure
-        return "moved" if isinstance(failure, EndpointLeaves) else failure.sort.wastes or "broken"
 
 
 class Resume:
@@ -137,6 +122,7 @@ class Resume:
         self._chat = request.api == "chat"
         self._traits = traits_of(request)
         self._left = resuming.catalog.limits.attempts
+        self._moves_left = MOST_MOVES
         self._failed_at: set[str] = set()
         """Endpoints that are not asked again, as long as there are others."""
         self._unable: set[str] = set()
@@ -170,14 +156,50 @@ class Resume:
             if said is None or not found:
                 raise failure
             self._failed_at.add(begun.name)
-            own_tokens = stream.own_tokens if isinstance(stream, Continued) else 0
-            broken = _Broken(stream, said, begun, failure, found, own_tokens + stream.tokens)
+            broken = Broken.now(stream, said, begun, failure, found)
             await self._crashed(failure, begun, broken)
             outcome = (await self._find(answer, broken, call)).name.lower()
         finally:
             self._resuming.ended[begun.model, failure.code, outcome] += 1
 
-    async def _find(self, answer: Answer, broken: _Broken, call: Call) -> Way:
+    def elsewhere(self, attempt: Attempt, stream: CompletionStream, now_s: float) -> Move | None:
+        """Who should go on with a stream that runs far below its speed; None where it does not, or nobody should."""
+        resuming, call, said, begun = self._resuming, attempt.call, stream.said, attempt.candidate
+        itl_s, ran_s, tokens = begun.estimate.itl_s, attempt.ran_s(now_s), max(0, stream.tokens - 1)
+        if self._moves_left <= 0 or said is None or not is_slow(ran_s, tokens, itl_s):
+            return None
+        admission, found = resuming.admission, self.ways(said)
+        if not (found and resuming.lookout.moves and self._request.hedge) or call.tier.name == "flex":
+            return None
+        if admission.waiting:
+            return None
+        failure = RunsSlowly("it runs far below its speed")
+        broken = Broken.now(stream, said, begun.endpoint, failure, found)
+        wanted = self._wanted(broken, call, begun.endpoint.name)
+        pool = resuming.fleet.pool(call.model)
+        most = None if wanted.max_tokens is None else broken.tokens + wanted.max_tokens
+        left = left_tokens(broken.tokens, pool.output_tokens(call.tenant), most)
+        others = pool.plan(wanted, now_s, 0.0).ranked
+        candidate = better(Going(ran_s, tokens, itl_s, left), others, call.tier)
+        if candidate is None or not within_cap(begun, candidate, call.demands.max_input_pico_usd):
+            return None
+        if not pool.hedging.moves.spend():
+            return None
+        self._moves_left -= 1
+        return Move(broken, wanted, candidate)
+
+    async def move(self, answer: Answer, move: Move) -> bool:
+        """Have `answer` go on there, if it can, and take it from whoever has it: until then that one keeps it."""
+        before, broken = answer.attempt, move.broken
+        plan = Plan((move.candidate,), ())
+        way = await self._try(answer, broken, move.call, plan)
+        if way is None:
+            return False
+        self._resuming.ended[broken.begun.model, broken.failure.code, way.name.lower()] += 1
+        await before.__aexit__(type(broken.failure), broken.failure, None)
+        return True
+
+    async def _find(self, answer: Answer, broken: Broken, call: Call) -> Way:
         """By which way it goes on. Raises the failure by which it broke where it does not."""
         until_s, asked = min(time.monotonic() + WAIT_S, self._ends_s), False
         while self._left > 0:
@@ -200,7 +222,7 @@ class Resume:
                     self._failed_at.clear()  # nobody else is left, and it may be back
         raise broken.failure
 
-    async def _in_turn(self, answer: Answer, broken: _Broken, call: Call, plan: Plan) -> Way | None:
+    async def _in_turn(self, answer: Answer, broken: Broken, call: Call, plan: Plan) -> Way | None:
         """It goes on by this plan, or waits for its turn as any call does; None where all in the plan have failed."""
         admission = self._resuming.admission
         if not (admission.waiting or admission.may_be_sent_back or call.tier.name == "flex"):
@@ -210,14 +232,15 @@ class Resume:
             async with place as found:
                 return await self._try(answer, broken, call, found)
 
-    async def _try(self, answer: Answer, broken: _Broken, call: Call, plan: Plan) -> Way | None:
+    async def _try(self, answer: Answer, broken: Broken, call: Call, plan: Plan) -> Way | None:
+        alone = len(plan.ranked) == 1 and not isinstance(broken.failure, RunsSlowly)
         for candidate in plan.ranked:
             put_with = self._unable
             for way in broken.ways:
                 if self._left <= 0 or not goes_on(way, broken.begun, candidate.endpoint):
                     continue
                 try:
-                    await self._begin(answer, broken, call, candidate, way, alone=len(plan.ranked) == 1)
+                    await self._begin(answer, broken, call, candidate, way, alone=alone)
                 except CallTimeout:
                     raise
                 except (CannotGoOn, CallRejected, Unable):
@@ -226,19 +249,20 @@ class Resume:
                     self._left -= failure.sort.wastes is not None
                     put_with = self._failed_at
                     break
-                self._left -= 1
+                if not isinstance(broken.failure, RunsSlowly):
+                    self._left -= 1
                 return way
             put_with.add(candidate.endpoint.name)
         return None
 
-    async def _crashed(self, failure: AttemptFailed, endpoint: Endpoint, broken: _Broken) -> None:
+    async def _crashed(self, failure: AttemptFailed, endpoint: Endpoint, broken: Broken) -> None:
         """Raises ApiError where the call is what makes workers crash."""
         crashes = self._resuming.crashes
         crashes.saw(failure, endpoint, self._arrival, broken.tokens)
         await crashes.judge(failure, self._request, self._arrival)
 
-    def _wanted(self, broken: _Broken, call: Call) -> Call:
-        """The call as routing is to see it now."""
+    def _wanted(self, broken: Broken, call: Call, *beside: str) -> Call:
+        """The call as routing is to see it now, without those named."""
         tokens = broken.tokens
         standings = self._resuming.fleet.pool(call.model)
         unable = {
@@ -246,7 +270,7 @@ class Resume:
             for each in standings
             if not any(goes_on(way, broken.begun, each.endpoint) for way in broken.ways)
         }
-        ignore = call.demands.ignore | unable | self._unable | self._failed_at
+        ignore = call.demands.ignore.union(unable, self._unable, self._failed_at, beside)
         return structs.replace(
             call,
             prompt_tokens=call.prompt_tokens + tokens,
@@ -259,7 +283,7 @@ class Resume:
         return self._arrival.started_s + self._resuming.catalog.total_s
 
     async def _begin(
-        self, answer: Answer, broken: _Broken, call: Call, candidate: Candidate, way: Way, *, alone: bool
+        self, answer: Answer, broken: Broken, call: Call, candidate: Candidate, way: Way, *, alone: bool
     ) -> None:
         """Have `answer` go on at this candidate. Raises AttemptFailed, CallRejected or CannotGoOn."""
         endpoint, member = candidate.endpoint, self._resuming.fleet.member(candidate.endpoint)
@@ -273,7 +297,7 @@ class Resume:
         self._meter.asked(endpoint)
         try:
             await attempt.__aenter__()
-            block, failure = await _first_block(attempt, stream)
+            block, failure = await first_block(attempt, stream)
         except AttemptFailed as failed:
             self._meter.failed(endpoint, failed.sort.wastes)
             await self._crashed(failed, endpoint, broken)
@@ -286,7 +310,7 @@ class Resume:
         answer.goes_on(attempt, stream, block, failure)
 
     def _attempt(
-        self, broken: _Broken, call: Call, candidate: Candidate, fields: Fields, seam: Seam
+        self, broken: Broken, call: Call, candidate: Candidate, fields: Fields, seam: Seam
     ) -> tuple[Attempt, Continued]:
         """What asks the candidate for the rest, and what reads it."""
         api = "completions" if seam.by_ids else self._request.api
@@ -313,7 +337,7 @@ class Resume:
         stream = Continued(shown, self._resuming.catalog.limits.event_bytes, broken.said, seam)
         return self._resuming.fleet.attempt(candidate, outgoing, call), stream
 
-    async def _from_token(self, member: Member, broken: _Broken, patience_s: float) -> tuple[Fields, Seam]:
+    async def _from_token(self, member: Member, broken: Broken, patience_s: float) -> tuple[Fields, Seam]:
         fields, said, chat = self._request.fields, broken.said, self._chat
         strings, context_tokens = handover.stop_strings(fields), 0
         prompt = None if chat else handover.given_ids(fields)
@@ -342,13 +366,13 @@ class Resume:
             told_again=max(said.tokens, said.told) - len(ids),
         )
 
-    async def _from_text(self, broken: _Broken) -> tuple[Fields, Seam]:
+    async def _from_text(self, broken: Broken) -> tuple[Fields, Seam]:
         said, tokens = broken.said, broken.tokens
         text = said.text.decode(errors="replace")
         fields = handover.from_text(self._request.fields, chat=self._chat, text=text, tokens=tokens)
         return fields, self._seam(broken, tokens, text, "")
 
-    def _seam(self, broken: _Broken, own_tokens: int, shown: str, held: str) -> Seam:
+    def _seam(self, broken: Broken, own_tokens: int, shown: str, held: str) -> Seam:
         fields, known = self._request.fields, broken.said.prompt_tokens
         strings, include = handover.stop_strings(fields), handover.shows_stop_string(fields)
         return Seam(
@@ -362,24 +386,3 @@ class Resume:
             top_logprobs=handover.count_in(fields, "top_logprobs"),
             min_tokens=handover.count_in(fields, "min_tokens"),
         )
-
-
-async def _first_block(attempt: Attempt, stream: Continued) -> tuple[bytes, AttemptFailed | None]:
-    """The first that a stream shows that goes on, and with what it has failed right behind. Where it raises, it is over."""
-    block, failed = b"", None
-    try:
-        while not stream.answers:
-            raw = await attempt.reply.read()
-            if not raw:
-                stream.end()
-            block += stream.feed(raw)
-    except AttemptFailed as failure:
-        if not stream.tokens:
-            await attempt.__aexit__(type(failure), failure, None)
-            raise
-        failed = failure  # what it showed before is still in the stream
-    except BaseException as error:
-        await attempt.__aexit__(type(error), error, None)
-        raise
-    attempt.first_token()
-    return block, failed

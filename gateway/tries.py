@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 class Tries:
     """What is left to try of one model for one call."""
 
-    __slots__ = ("_too_short_tokens", "failed_at", "last", "left")
+    __slots__ = ("_too_short_tokens", "failed_at", "hurried", "in_vain", "last", "left")
 
     def __init__(self, left: int) -> None:
         self.left = left
         """Attempts that may still be made and fail after some work."""
         self.failed_at: frozenset[str] = frozenset()
         """Names of endpoints that are not asked again, since they failed otherwise than for want of room."""
+        self.in_vain = False
+        """Whether work has been lost."""
+        self.hurried = False
+        """Whether one has been given up that only took too long."""
         self.last: AttemptFailed | None = None
         """What the client is told: of an endpoint that cannot take such a call at all, only where all have said so."""
         self._too_short_tokens = 0
@@ -34,6 +38,7 @@ class Tries:
             self.failed_at |= {endpoint.name}
         if sort.wastes is not None:
             self.left -= 1
+            self.in_vain = True
         if isinstance(failure, ContextTooShort):
             tokens = failure.context_tokens or endpoint.context_tokens or 0
             self._too_short_tokens = max(self._too_short_tokens, tokens)

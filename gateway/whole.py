@@ -24,9 +24,13 @@ LONG_S = 2.0
 """Expected to take so long, a reply is worth it."""
 
 
-def as_stream(request: Request, plan: Plan, call: Call, output_tokens: Callable[[Call], float]) -> Request:
+def as_stream(
+    request: Request, plan: Plan, call: Call, output_tokens: Callable[[Call], float], *, again: bool
+) -> Request:
     """The request as workers are to be asked it: for a stream, where the best of the plan is a worker that is expected to
     take long for the tokens expected of the call, and where the reply is known to be the same.
+
+    One that has been in vain before is asked for so however short it is: another time it would not be begun anew.
     """
     if request.stream or not plan.ranked:
         return request
@@ -35,7 +39,7 @@ def as_stream(request: Request, plan: Plan, call: Call, output_tokens: Callable[
         return request
     expected = best.estimate
     takes_s = expected.ttft_s + output_tokens(call) * expected.itl_s
-    if takes_s < LONG_S or not can_be_assembled(request.fields, request.choices):
+    if (takes_s < LONG_S and not again) or not can_be_assembled(request.fields, request.choices):
         return request
     return streamed(request)
 

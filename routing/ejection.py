@@ -58,6 +58,8 @@ _EJECTED: dict[FailureKind, str] = {
 }
 
 
+_UNHEARD: frozenset[FailureKind] = frozenset({"connect", "timeout", "engine_dead"})
+
 _FLAPS = "kept out: it comes and goes"
 
 
@@ -223,6 +225,11 @@ class Ejection:
     def out(self, now_s: float) -> bool:
         """Whether it has failed, calls or checks, rather than only asked for a pause."""
         return now_s < self._ejected_until_s or self._check_reason is not None or self._probation is not None
+
+    def unheard(self, now_s: float) -> bool:
+        """Whether it is out for want of an answer: nobody need wait for what it was asked before."""
+        ejected = now_s < self._ejected_until_s and not self._flaps and self._ejected_by in _UNHEARD
+        return ejected or self._check_reason is not None
 
     @property
     def unhealthy(self) -> bool:

@@ -61,6 +61,7 @@ FAILURES: dict[str, Sort] = {
     "EndpointLeaves": Sort("cut off by us: it has said that it leaves", "endpoint", "next", "upstream_broken", None, "broken"),
     "FirstByteTimeout": Sort("nothing for `first_byte_s`", "endpoint", "next", "upstream_first_byte_timeout", "timeout", "late"),
     "SilenceTimeout": Sort("silence for `silence_s`", "endpoint", "next", "upstream_silence_timeout", "timeout", "late"),
+    "RunsSlowly": Sort("taken from it by us: far below its speed", "endpoint", "next", "upstream_timeout", None, "late"),
     "ReplyLate": Sort("a timeout of litellm's", "endpoint", "next", "upstream_timeout", "timeout", "late"),
     "CallTimeout": Sort("not done within `total_s`", "call", "return", "call_timeout", None, "late"),
     "ReplyMalformed": Sort("no HTTP, JSON or events", "endpoint", "next", "upstream_malformed", "server_error", "failed"),

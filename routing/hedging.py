@@ -87,17 +87,26 @@ class Lateness:
         return max(LEAST_WAIT_S, late_s)
 
 
+MOVES_SHARE = 0.1
+MOST_MOVES_SAVED = 50.0
+FIRST_MOVES_SAVED = 10.0
+"""The same of streams that are moved. Nothing of their work is lost, and a worker that slows down does so under all that it has:
+their bound is for estimates that are wrong."""
+
+
 class Budget:
-    """Saves up SHARE of a hedge at every call, for MOST_SAVED at most, and spends one at every hedge."""
+    """Saves up a share of a hedge at every call, up to some, and spends one at every hedge."""
 
-    __slots__ = ("_saved",)
+    __slots__ = ("_most", "_saved", "_share")
 
-    def __init__(self) -> None:
-        self._saved = FIRST_SAVED
+    def __init__(self, share: float = SHARE, most: float = MOST_SAVED, saved: float = FIRST_SAVED) -> None:
+        self._share = share
+        self._most = most
+        self._saved = saved
 
     def call(self) -> None:
         """A call has begun."""
-        self._saved = min(MOST_SAVED, self._saved + SHARE)
+        self._saved = min(self._most, self._saved + self._share)
 
     def spend(self) -> bool:
         """Take one hedge, if there is one."""
@@ -115,8 +124,8 @@ class Hedging:
     def __init__(self) -> None:
         self.lateness = Lateness()
         self.budget = Budget()
-        self.moves = Budget()
-        """For streams that are slow: a worker under which many are should not leave none for those that have not begun."""
+        self.moves = Budget(MOVES_SHARE, MOST_MOVES_SAVED, FIRST_MOVES_SAVED)
+        """For streams that are slow."""
 
 
 def still_needs_s(waited_s: float, predicted_s: float) -> float:
@@ -147,6 +156,14 @@ def quicker(waited_s: float, predicted_s: float, others: Iterable[Candidate], ti
     return None
 
 
+def is_slow(ran_s: float, tokens: int, itl_s: float) -> bool:
+    """Whether a stream runs far below its predicted speed that has brought so many tokens in the time since its first one.
+
+    The token that has not come yet counts as if it came now.
+    """
+    return ran_s >= SLOW_AFTER_S and ran_s > FAR_SLOWER * itl_s * (tokens + 1)
+
+
 class Going(Struct, frozen=True):
     """How a stream goes that has begun."""
 
@@ -161,8 +178,7 @@ class Going(Struct, frozen=True):
 
     @property
     def slow(self) -> bool:
-        """Whether it runs far below its predicted speed. The token that has not come yet counts as if it came now."""
-        return self.ran_s >= SLOW_AFTER_S and self.ran_s > FAR_SLOWER * self.itl_s * (self.tokens + 1)
+        return is_slow(self.ran_s, self.tokens, self.itl_s)
 
     @property
     def still_needs_s(self) -> float:

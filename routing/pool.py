@@ -215,6 +215,15 @@ class Run:
         self._standing.speed.first_token(self._ticket, now_s)
         self._standing.changed()
 
+    @property
+    def started_s(self) -> float:
+        return self._ticket.start_s
+
+    @property
+    def first_s(self) -> float | None:
+        """When its first token came."""
+        return self._ticket.first_s
+
     def progress(self, now_s: float, completion_tokens: int) -> None:
         """It goes on, with so many tokens so far."""
         self._standing.speed.progress(self._ticket, now_s, completion_tokens)
