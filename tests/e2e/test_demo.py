@@ -77,6 +77,13 @@ async def all_gone(pids: list[int]) -> None:
             await asyncio.sleep(0.02)
 
 
+async def leaves_nothing(demo: Demo, signalled: signal.Signals, workers: list[int]) -> None:
+    demo.process.send_signal(signalled)
+    assert await demo.ended() == 0
+    assert not any(map(is_running, workers))
+    assert list(demo.temporary.iterdir()) == []
+
+
 async def output_of(*command: str, stdin: str = "") -> str:
     process = await create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
     async with asyncio.timeout(TIMEOUT_S):
@@ -113,20 +120,14 @@ async def test_what_the_demo_prints_works_when_pasted_and_sigterm_leaves_nothing
             while "worker-" not in await output_of("bash", "-c", usage):
                 pass
 
-        demo.process.send_signal(signal.SIGTERM)
-        assert await demo.ended() == 0
-        assert not any(map(is_running, workers))
-        assert list(tmp_path.iterdir()) == []
+        await leaves_nothing(demo, signal.SIGTERM, workers)
 
 
 async def test_ctrl_c_stops_the_demo_and_every_worker(tmp_path: Path):
     async with running(tmp_path, "--port", "0", "--nodes", "1") as demo:
         await demo.printed()
         workers = demo.workers()
-        demo.process.send_signal(signal.SIGINT)
-        assert await demo.ended() == 0
-        assert not any(map(is_running, workers))
-        assert list(tmp_path.iterdir()) == []
+        await leaves_nothing(demo, signal.SIGINT, workers)
 
 
 async def test_a_signal_while_it_is_still_starting_leaves_nothing_behind_either(tmp_path: Path):
@@ -134,10 +135,7 @@ async def test_a_signal_while_it_is_still_starting_leaves_nothing_behind_either(
         async with asyncio.timeout(TIMEOUT_S):
             while not (workers := demo.workers()):  # noqa: ASYNC110 - another process's children tell nobody
                 await asyncio.sleep(0.01)
-        demo.process.send_signal(signal.SIGTERM)
-        assert await demo.ended() == 0
-        assert not any(map(is_running, workers))
-        assert list(tmp_path.iterdir()) == []
+        await leaves_nothing(demo, signal.SIGTERM, workers)
 
 
 async def test_workers_of_a_demo_that_is_killed_end_by_themselves(tmp_path: Path):

@@ -47,6 +47,7 @@ ENDLESS: dict[str, Any] = {"max_tokens": 20_000, "extra_body": {"ignore_eos": Tr
 """Minutes of work for a simulated worker."""
 RARELY = {"interval_s": 3600}
 """Health checks would open connections of their own."""
+UNUSED_CLOSES_SOON = {"idle_connection_s": 0.2}
 
 
 async def nothing_is_left(gw: Gateway, worker: SimWorker) -> None:
@@ -89,7 +90,10 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_a_client_that_leaves_its_stream_ends_the_workers_work_and_pays_for_what_was_made(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    async with SimWorker() as worker, gateway(tmp_path, worker, health=RARELY) as gw:
+    async with (
+        SimWorker() as worker,
+        gateway(tmp_path, worker, health=RARELY, timeouts=UNUSED_CLOSES_SOON) as gw,
+    ):
         stream = await gw.client().chat.completions.create(**ASKED | ENDLESS, stream=True)
         heard = 0
         async for piece in stream:
@@ -122,7 +126,10 @@ async def test_a_client_that_leaves_before_it_has_got_anything_pays_for_the_prom
     tmp_path: Path, wait: str, caplog: pytest.LogCaptureFixture
 ):
     spec, stream = WAITS[wait]
-    async with SimWorker(spec) as worker, gateway(tmp_path, worker, health=RARELY) as gw:
+    async with (
+        SimWorker(spec) as worker,
+        gateway(tmp_path, worker, health=RARELY, timeouts=UNUSED_CLOSES_SOON) as gw,
+    ):
         client = gw.client()
         call = asyncio.create_task(ask(client, stream=stream, **ENDLESS))
         await asked(worker)
@@ -140,7 +147,7 @@ async def test_a_client_that_leaves_before_it_has_got_anything_pays_for_the_prom
 
 async def test_a_call_that_leaves_the_workers_queue_disturbs_no_other(tmp_path: Path):
     async with SimWorker(WorkerSpec(max_num_seqs=1)) as worker:
-        async with gateway(tmp_path, worker, health=RARELY) as gw:
+        async with gateway(tmp_path, worker, health=RARELY, timeouts=UNUSED_CLOSES_SOON) as gw:
             client = gw.client()
             running = await client.chat.completions.create(**ASKED | ENDLESS, stream=True)
             pieces = aiter(running)
@@ -208,7 +215,7 @@ async def test_nothing_is_left_of_many_calls_whose_clients_leave_at_any_moment(
         return any(got)
 
     async with SimWorker(WorkerSpec(max_num_seqs=8)) as worker:
-        async with gateway(tmp_path, worker, health=RARELY, timeouts={"idle_connection_s": 0.2}) as gw:
+        async with gateway(tmp_path, worker, health=RARELY, timeouts=UNUSED_CLOSES_SOON) as gw:
             heard = sum(await asyncio.gather(*(call(gw) for _ in range(60))))
             stats = worker.stats
 

@@ -48,7 +48,7 @@ async def tell(gw: Gateway, path: str, body: dict[str, Any]) -> None:
 async def test_a_stream_of_a_worker_that_has_to_leave_goes_on_at_another(
     tmp_path: Path, what: str, body: dict[str, Any]
 ):
-    async with SimWorker(SLOW) as leaving, SimWorker(SLOW) as staying:
+    async with SimWorker(SLOW) as leaving, SimWorker(WorkerSpec(decode_s_per_token=0)) as staying:
         first = endpoint(leaving, "leaving", trust="verified", cost={"input": 0, "output": 0})
         other = endpoint(staying, "staying", trust="verified", cost={"input": 9, "output": 9})
         models = {

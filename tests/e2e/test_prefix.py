@@ -124,7 +124,10 @@ async def test_a_provider_is_sent_no_salt_of_ours(tmp_path: Path):
 
 async def test_a_worker_that_refused_a_prompt_does_not_count_as_having_it(tmp_path: Path):
     messages = [{"role": "user", "content": SYSTEM}]
-    async with workers(2) as fleet, gateway(tmp_path, *fleet, auth={"master_key": "sk-master"}) as gw:
+    async with (
+        workers(2) as fleet,
+        gateway(tmp_path, *fleet, auth={"master_key": "sk-master"}, queue={"max_wait_s": 0.5}) as gw,
+    ):
 
         async def cached_tokens() -> list[int]:
             """At those who take calls now."""
@@ -134,7 +137,7 @@ async def test_a_worker_that_refused_a_prompt_does_not_count_as_having_it(tmp_pa
             return [each["cached_tokens"] for each in plan["candidates"]]
 
         for worker in fleet:
-            worker.order(Fault(kind="status", status=503, retry_after_s=4))  # longer than a call waits
+            worker.order(Fault(kind="status", status=503, retry_after_s=2))  # longer than a call waits
         with pytest.raises(openai.InternalServerError, match="2 endpoints were tried"):
             await ask(gw.client(), messages)
 

@@ -30,7 +30,11 @@ HANG = Fault(kind="hang", path="/v1/chat")
 
 def two(first: Any, second: Any) -> dict[str, Any]:
     """The first is the cheaper one, so it is asked first."""
-    return {"models": models(endpoint(first, "first"), endpoint(second, "second")), "health": RARELY}
+    return {
+        "models": models(endpoint(first, "first"), endpoint(second, "second")),
+        "health": RARELY,
+        "timeouts": {"idle_connection_s": 0.2},
+    }
 
 
 async def answer(gw: Gateway, **more: Any) -> tuple[Mapping[str, str], str]:
@@ -71,6 +75,15 @@ async def reached(worker: SimWorker, calls: int = 1) -> None:
     await until(here)
 
 
+async def is_left(worker: SimWorker) -> None:
+    """Wait until it has no connection any more."""
+
+    async def left() -> bool:
+        return worker.stats.open_connections == 0
+
+    await until(left)
+
+
 async def test_where_the_first_worker_is_silent_the_second_answers_and_the_first_is_left_at_once(
     tmp_path: Path,
 ):
@@ -84,11 +97,7 @@ async def test_where_the_first_worker_is_silent_the_second_answers_and_the_first
         assert text
         assert (headers["x-tidegate-endpoint"], headers["x-tidegate-hedged"]) == ("second", "true")
         assert headers["x-tidegate-attempts"] == "2"
-
-        async def left() -> bool:
-            return first.stats.open_connections == 0
-
-        await until(left)
+        await is_left(first)
         (row,) = await gw.rows()
         page = await gw.metrics()
         assert hedges(page) == {"won": 1}
@@ -115,11 +124,7 @@ async def test_where_the_first_worker_answers_after_all_the_second_is_left_at_on
             "first",
             "true",
         )
-
-        async def left() -> bool:
-            return second.stats.open_connections == 0
-
-        await until(left)
+        await is_left(second)
         (row,) = await gw.rows()
         assert (row.endpoint, row.attempts) == ("first", 2)
         assert shares(tmp_path) == {
@@ -199,11 +204,8 @@ async def test_a_client_that_leaves_in_the_race_leaves_nothing_behind(
         call.cancel()
         with suppress(asyncio.CancelledError):
             await call
-
-        async def left() -> bool:
-            return first.stats.open_connections == second.stats.open_connections == 0
-
-        await until(left)
+        await is_left(first)
+        await is_left(second)
         await nobody_is_at(gw, "first", "second")
         (row,) = await gw.rows()
         assert (row.outcome, row.charge_nano_usd >= 0, row.attempts) == ("client_left", True, 2)
@@ -260,7 +262,7 @@ async def test_hedging_can_be_switched_off(tmp_path: Path):
 
 
 async def test_when_all_workers_are_slow_second_attempts_stay_within_their_budget(tmp_path: Path):
-    slow = WorkerSpec(prefill_tokens_per_s=20)
+    slow = WorkerSpec(prefill_tokens_per_s=60)
     calls = 60
     async with SimWorker(slow) as one, SimWorker(slow) as two_, SimWorker(slow) as three:
         listed = models(

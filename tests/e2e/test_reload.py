@@ -11,7 +11,7 @@ import openai
 import pytest
 import yaml
 from failing import MESSAGES, QUICK
-from gateway_process import Gateway, gateway_beside, write_config
+from gateway_process import Gateway, gateway_beside, key_before_start, write_config
 from held import HeldWorker
 from openai import AsyncOpenAI
 from pool import PRICE, endpoint, until
@@ -47,10 +47,12 @@ async def reloaded(gw: Gateway, outcome: str, times: int = 1) -> None:
 
 
 @asynccontextmanager
-async def client_of(gw: Gateway) -> AsyncIterator[AsyncOpenAI]:
-    key = await asyncio.to_thread(gw.new_key, "acme")
-    async with AsyncOpenAI(base_url=f"{gw.url}/v1", api_key=key, max_retries=0, timeout=60) as client:
-        yield client
+async def process_over(home: Path, models: dict[str, Any]) -> AsyncIterator[tuple[Gateway, AsyncOpenAI]]:
+    """A gateway process, and a client of it."""
+    key = key_before_start(home, "acme")
+    async with gateway_beside(home, models) as gw:
+        async with AsyncOpenAI(base_url=f"{gw.url}/v1", api_key=key, max_retries=0, timeout=60) as client:
+            yield gw, client
 
 
 async def served_by(client: AsyncOpenAI, **more: Any) -> str:
@@ -62,7 +64,7 @@ async def test_endpoints_prices_models_and_policies_change_and_a_call_keeps_what
     tmp_path: Path,
 ):
     async with HeldWorker() as old, SimWorker(QUICK) as new:
-        async with gateway_beside(tmp_path, models(endpoint(old, "old"))) as gw, client_of(gw) as client:
+        async with process_over(tmp_path, models(endpoint(old, "old"))) as (gw, client):
             call = asyncio.create_task(served_by(client, user="a"))
             await until(lambda: _true(old.reached == ["a"]))
             dearer = {"input": 10, "output": 20}
@@ -96,7 +98,7 @@ async def _true(value: bool) -> bool:  # noqa: FBT001 - what is waited for
 async def test_a_file_that_is_not_valid_changes_nothing_and_says_so(tmp_path: Path):
     async with SimWorker(QUICK) as worker:
         served = models(endpoint(worker, "w"))
-        async with gateway_beside(tmp_path, served) as gw, client_of(gw) as client:
+        async with process_over(tmp_path, served) as (gw, client):
             write_config(tmp_path, models(endpoint(worker, "w", trust="blind")))
             await reloaded(gw, "invalid")
             assert await metric(gw, "tidegate_config_valid") == 0.0
@@ -113,7 +115,7 @@ async def test_a_file_that_is_not_valid_changes_nothing_and_says_so(tmp_path: Pa
 async def test_sighup_has_the_file_read_and_what_takes_a_restart_is_named(tmp_path: Path):
     async with SimWorker(QUICK) as worker:
         served = models(endpoint(worker, "w"))
-        async with gateway_beside(tmp_path, served) as gw, client_of(gw) as client:
+        async with process_over(tmp_path, served) as (gw, client):
             gw.process.send_signal(signal.SIGHUP)
             await reloaded(gw, "unchanged")
             write_config(
@@ -127,7 +129,7 @@ async def test_sighup_has_the_file_read_and_what_takes_a_restart_is_named(tmp_pa
 
 async def test_a_link_that_leads_elsewhere_is_a_change_as_kubernetes_makes_it(tmp_path: Path):
     async with SimWorker(QUICK) as one, SimWorker(QUICK) as two:
-        async with gateway_beside(tmp_path, models(endpoint(one, "one"))) as gw, client_of(gw) as client:
+        async with process_over(tmp_path, models(endpoint(one, "one"))) as (gw, client):
             settings = yaml.safe_load(gw.config.read_text())
             other = tmp_path / "other.yaml"
             other.write_text(yaml.safe_dump({**settings, "models": models(endpoint(two, "two"))}))

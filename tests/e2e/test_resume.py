@@ -76,7 +76,8 @@ async def _events(server: Any, path: str, key: str, body: dict[str, Any]) -> lis
 
 @asynccontextmanager
 async def pair(home: Path, spec: WorkerSpec = QUICK, **sections: Any) -> AsyncIterator[Pair]:
-    async with SimWorker(spec) as bad, SimWorker(spec) as good:
+    """`spec` is that of the worker whose streams break."""
+    async with SimWorker(spec) as bad, SimWorker(QUICK) as good:
         served = {name: model(endpoint(bad, "bad"), endpoint(good, "good")) for name in MODELS}
         async with gateway(home, models=served, **sections) as gw:
             yield Pair(gw, bad, good)
