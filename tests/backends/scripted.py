@@ -134,8 +134,15 @@ class Server:
 
 
 @asynccontextmanager
-async def lane_at(port: int, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, **limits: float):
-    lane = Lane(Origin(host, port, tls), LaneLimits(**limits))
+async def lane_at(
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    tls: ssl.SSLContext | None = None,
+    connect_s: float = 60.0,
+    **limits: float,
+):
+    lane = Lane(Origin(host, port, tls), LaneLimits(connect_s=connect_s, **limits))
     async with Sweep(lambda: [lane], interval_s=0.005):
         try:
             yield lane

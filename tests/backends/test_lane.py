@@ -10,6 +10,7 @@ import pytest
 from scripted import OK, answers, ask, exchange, lane_at, serving, until
 
 from backends.base import AttemptFailed, CallTimeout, ConnectFailed, ConnectTimeout, LaneFull, ReplyBroken
+from backends.exchange import CROSSED_S
 from backends.incoming import Patience
 from backends.lane import LaneLimits
 
@@ -196,6 +197,7 @@ async def test_a_worker_that_goes_down_under_a_call_on_a_reused_connection_is_no
         second = asyncio.create_task(ask(lane))
         await asked.wait()
         server.stop_listening()
+        await asyncio.sleep(CROSSED_S)  # it has had the time to read the request, and to die of it
         deaf.set()
         with pytest.raises(ReplyBroken):
             await second

@@ -18,8 +18,8 @@ if not is_installed():
         ("bedrock/converse/us.anthropic.claude-sonnet-4-5-20250929-v1:0", ("3.3", "16.5", "0.33")),
         ("bedrock/meta.llama3-1-8b-instruct-v1:0", ("0.22", "0.22", None)),
         ("azure/gpt-4o", ("2.5", "10", "1.25")),
-        ("gemini/gemini-2.5-flash", ("0.3", "2.5", "0.03")),
-        ("vertex_ai/gemini-2.5-flash", ("0.3", "2.5", "0.03")),
+        ("gemini/gemini-2.5-flash", ("0.3", "2.5", "0.03", "2.5")),
+        ("vertex_ai/gemini-2.5-flash", ("0.3", "2.5", "0.03", "2.5")),
         ("azure/text-embedding-3-small", ("0.022", "0", None)),
     ],
 )
