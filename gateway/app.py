@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
+from backends.rounds import rounds
 from gateway.admin import Administrators, admin_routes
+from gateway.admin_billing import billing_routes
 from gateway.admin_usage import usage_routes
 from gateway.admission import Admission
 from gateway.auth import ANYONE, Key, Keyring, follow
@@ -35,6 +37,7 @@ from gateway.nodes import Nodes
 from gateway.own_usage import own_usage_routes
 from gateway.planning import Planner
 from gateway.policy import policies_of
+from gateway.prices import LOOK_S, PriceBook
 from gateway.race import Races
 from gateway.reload import Parts, Reload, queue_limits
 from gateway.server import Server
@@ -161,11 +164,15 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         discoveries = await stack.enter_async_context(Discoveries(fleet, config))
         administration = admin_routes(administrators, catalog, policies, planner, nodes)
         administration.include_router(usage_routes(store))
+        administration.include_router(billing_routes(store))
         own = own_usage_routes(store, edge.authenticate)
         control = control_app(catalog, fleet, telemetry, edge.authenticate, administration, own)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
-        parts = Parts(fleet, nodes, discoveries, catalog, policies, admission, keys, store, edge)
+        prices = PriceBook(store, catalog, fleet)
+        await prices.look()
+        await stack.enter_async_context(rounds(lambda _: prices.look(), LOOK_S, "looking at prices"))
+        parts = Parts(fleet, nodes, discoveries, catalog, policies, admission, keys, store, edge, prices)
         reload = Reload(file, config, parts.take)
         telemetry.registry.register(reload)
         await stack.enter_async_context(reload.running())

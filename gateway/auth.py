@@ -16,7 +16,6 @@ from msgspec import Struct
 
 from gateway.database import StoreAway
 from gateway.errors import ApiError
-from gateway.ledger import ONCE
 from gateway.policy import UNBOUNDED
 from gateway.store import MASTER, ActiveKeys, digest_of
 
@@ -46,8 +45,6 @@ class Key(Struct, frozen=True):
     project: str | None = None
     bounds: tuple[tuple[str, Policy], ...] = ()
     """What bounds how much of them there may be, by subject; see gateway.policy.InForce. Empty where nothing does."""
-    price_millionths: int = ONCE
-    """What its tenant's prices are multiplied with."""
 
 
 class Keyring:

@@ -1,4 +1,4 @@
-"""What follows from usage rows, in the transaction that keeps them: double entries, balances, sums by the hour.
+"""What follows from usage rows, in the transaction that keeps them: double entries, balances, sums by hour and by day.
 
 A call's transaction, where there is anything to pay (positive: owed to us, or spent; negative: owed by us, or earned):
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 NO_ERRORS = ("ok", "client_left")
 """Outcomes of calls that were not in vain."""
 HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
 
 _LOCK = 0x7469_6465_626F_6F6B  # "tidebook": whoever writes to the books of a PostgreSQL
 _IDS = {
@@ -111,14 +112,14 @@ def _measured(values: dict[str, str]) -> str:
     return ", ".join(f"{values.get(each, '0')} AS {each}" for each in MEASURES)
 
 
-def _sums(table: str, dimensions: Sequence[str]) -> str:
+def _sums(table: str, unit: str, width_ms: int, dimensions: Sequence[str]) -> str:
     by = ", ".join(dimensions)
     added = ", ".join(f"{each} = {table}.{each} + excluded.{each}" for each in MEASURES)
     return f"""
-    INSERT INTO {table} (hour_ms, {by}, {", ".join(MEASURES)})
-    SELECT time_ms - time_ms % {HOUR_MS} AS hour, {by}, {", ".join(f"sum({each})" for each in MEASURES)}
-    FROM ({pieces("calls")}) AS pieces GROUP BY hour, {by}
-    ON CONFLICT (hour_ms, {by}) DO UPDATE SET {added}
+    INSERT INTO {table} ({unit}, {by}, {", ".join(MEASURES)})
+    SELECT time_ms - time_ms % {width_ms} AS start_ms, {by}, {", ".join(f"sum({each})" for each in MEASURES)}
+    FROM ({pieces("calls")}) AS pieces GROUP BY start_ms, {by}
+    ON CONFLICT ({unit}, {by}) DO UPDATE SET {added}
     """
 
 
@@ -135,8 +136,14 @@ class Books:
             text(calls + _TRANSACTIONS),
             text(calls + _ENTRIES),
             text(batch + _BALANCES),
-            text(calls + _sums("usage_hours", DIMENSIONS)),
-            text(calls + _sums("usage_customer_hours", (*DIMENSIONS, "customer"))),
+            *(
+                text(calls + _sums(f"{table}_{unit}s", f"{unit}_ms", width_ms, dimensions))
+                for table, dimensions in (
+                    ("usage", DIMENSIONS),
+                    ("usage_customer", (*DIMENSIONS, "customer")),
+                )
+                for unit, width_ms in (("hour", HOUR_MS), ("day", DAY_MS))
+            ),
         )
         self._locks = dialect.name == "postgresql"
 

@@ -41,10 +41,13 @@ class Model(Struct, frozen=True):
     in_tiers: Mapping[TierName, Price] = {}
     """What they are charged in tiers with a price of their own."""
 
-    def price_for(self, tier: TierName, millionths: int) -> Price:
-        """What a tenant is charged in `tier` whose prices are multiplied with so many millionths."""
-        price = self.in_tiers.get(tier, self.price)
-        return price if millionths == ONCE else multiplied(price, millionths)
+    of_tenants: Mapping[str, int] = {}
+    """Of tenants with prices of their own: how many millionths of them they pay."""
+
+    def price_for(self, tier: TierName, tenant: str) -> Price:
+        """What `tenant` is charged in `tier`."""
+        price, millionths = self.in_tiers.get(tier, self.price), self.of_tenants.get(tenant)
+        return price if millionths is None else multiplied(price, millionths)
 
 
 class Offer(Struct, frozen=True):
@@ -68,16 +71,18 @@ class Catalog:
         """Whether a stream that breaks goes on elsewhere."""
         self.total_s = float(config.timeouts.total_s)
         self.tiers: dict[TierName, Tier] = {name: config.tier(name) for name in TIERS}
+        self.of_tiers = {
+            tier: millionths for tier in TIERS if (millionths := config.price_millionths(tier)) != ONCE
+        }
+        """What prices are multiplied with in tiers, and below for tenants: in millionths, and only where it is not one."""
+        self.of_tenants = config.tenant_millionths()
         self.models = {
             name: Model(
                 name,
                 section.price.price(),
                 section.prefix_cache == "per_tenant",
-                {
-                    tier: multiplied(section.price.price(), millionths)
-                    for tier in TIERS
-                    if (millionths := config.price_millionths(tier)) != ONCE
-                },
+                {tier: multiplied(section.price.price(), factor) for tier, factor in self.of_tiers.items()},
+                self.of_tenants,
             )
             for name, section in config.models.items()
         }

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from gateway import cli_keys, cli_nodes
+from gateway.cli_billing import balance, correct, credit, pay, payment, refund
 from gateway.cli_explain import explain
 from gateway.cli_usage import usage
 from gateway.config_file import ConfigError
@@ -39,6 +40,8 @@ app = typer.Typer(
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_nodes.app, name="nodes")
 app.command()(usage)
+for command in (credit, refund, payment, correct, pay, balance):
+    app.command()(command)
 app.command()(explain)
 
 DEFAULT_CONFIG = Path("tidegate.yaml")

@@ -241,7 +241,7 @@ class Config(Section):
     )
     tiers: Tiers = Tiers()
     tenants: dict[TenantName, TenantSection] = Field(
-        {}, max_length=100_000, description="Bounds for the calls of a tenant, by its name."
+        {}, max_length=100_000, description="Bounds for the calls of a tenant, and how it pays, by its name."
     )
 
     @classmethod
@@ -283,6 +283,11 @@ class Config(Section):
         """What models' prices are multiplied with in `tier`."""
         section: TierSection = getattr(self.tiers, tier)
         return millionths(section.price_multiplier)
+
+    def tenant_millionths(self) -> dict[str, int]:
+        """What they are multiplied with for tenants of whom there is anything said."""
+        billing = {name: section.billing.price_multiplier for name, section in self.tenants.items()}
+        return {name: millionths(factor) for name, factor in billing.items() if factor != 1}
 
 
 def load(path: Path, environ: Mapping[str, str], listen: Mapping[str, Any] | None = None) -> Config:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any, get_args
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from msgspec import structs
 from pydantic import Field
@@ -11,6 +12,7 @@ from pydantic import Field
 from gateway.config_section import (
     Amount,
     Count,
+    Multiplier,
     Name,
     NetworkText,
     Section,
@@ -94,8 +96,18 @@ def as_given(policy: Policy) -> dict[str, Any]:
     return given
 
 
+class BillingSection(Section):
+    price_multiplier: Multiplier = Field(
+        Decimal(1), description="What models' prices are multiplied with for it: below 1 a discount."
+    )
+    mode: Literal["postpaid", "prepaid"] = Field(
+        "postpaid", description="`prepaid`: it can spend what it has paid in and been credited."
+    )
+
+
 class TenantSection(Section):
     policy: PolicySection = PolicySection()
+    billing: BillingSection = BillingSection()
 
 
 def no_such_model(name: str, names: Collection[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from ipaddress import ip_network
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -138,6 +138,17 @@ def usd_per_million(pico_usd_per_token: int) -> str:
 def nano_usd(usd: Decimal) -> int:
     """Exact: nine decimals at most."""
     return int(usd * 1_000_000_000)
+
+
+def nano_usd_text(usd: str) -> int:
+    """The same of text. Raises ValueError."""
+    try:
+        amount = Decimal(usd).scaleb(9)
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount != amount.to_integral_value() or abs(amount) > 10**18:
+        raise ValueError(f"{usd[:50]!r} is no amount in USD with at most nine decimals")
+    return int(amount)
 
 
 def _network(text: str) -> str:

@@ -78,6 +78,7 @@ ERRORS: dict[str, ErrorKind] = {
     "node_not_found": ErrorKind(404, _REQUEST, "No such node is registered; it may register again."),
     "method_not_allowed": ErrorKind(405, _REQUEST, "The path does not take this method; see `allow`."),
     "node_conflict": ErrorKind(409, _REQUEST, "Another endpoint of the model has the node's name."),
+    "idempotency_conflict": ErrorKind(409, _REQUEST, "The idempotency key has been used for something else."),
     "request_too_large": ErrorKind(413, _REQUEST, "The body exceeds `limits.body_bytes`."),
     "unsupported_content_encoding": ErrorKind(415, _REQUEST, "The body is compressed; send it plain."),
     "headers_too_large": ErrorKind(431, _REQUEST, "The headers exceed `limits.header_bytes`."),

@@ -7,7 +7,7 @@ PostgreSQL one refuses a transaction that does not sum to zero.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Table, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, Table, Text, text
 
 from gateway.tables import METADATA
 
@@ -68,18 +68,52 @@ MEASURES = (
 """What is summed up. A call counts at the endpoint that its row names, and as helped at others that have worked for it."""
 
 
-def _hours(name: str, *dimensions: str) -> Table:
+def _sums(name: str, unit: str, *dimensions: str) -> Table:
     return Table(
         name,
         METADATA,
-        Column("hour_ms", BigInteger, primary_key=True, autoincrement=False),
+        Column(unit, BigInteger, primary_key=True, autoincrement=False),  # its start
         *(Column(each, Text, primary_key=True) for each in dimensions),
         *(Column(each, BigInteger, nullable=False) for each in MEASURES),
-        Index(f"{name}_tenant", "tenant", "hour_ms"),
+        Index(f"{name}_tenant", "tenant", unit),
         sqlite_with_rowid=False,
     )
 
 
-USAGE_HOURS = _hours("usage_hours", *DIMENSIONS)
-CUSTOMER_HOURS = _hours("usage_customer_hours", *DIMENSIONS, "customer")
-"""The same for each of the tenants' own customers, who may be very many: in a table of its own, which others need not read."""
+USAGE_HOURS = _sums("usage_hours", "hour_ms", *DIMENSIONS)
+USAGE_DAYS = _sums("usage_days", "day_ms", *DIMENSIONS)
+CUSTOMER_HOURS = _sums("usage_customer_hours", "hour_ms", *DIMENSIONS, "customer")
+CUSTOMER_DAYS = _sums("usage_customer_days", "day_ms", *DIMENSIONS, "customer")
+"""The same for each of the tenants' own customers, who may be very many: in tables of their own, which others need not read."""
+
+PRICES = Table(
+    "prices",  # each from when it was first in force, until the next one for the same; see gateway.prices
+    METADATA,
+    Column("kind", Text, primary_key=True),  # charge, cost, tier or tenant
+    Column("name", Text, primary_key=True),  # of the model, the tier or the tenant
+    Column("endpoint", Text, primary_key=True),  # of costs
+    Column("valid_from_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("input_pico_usd", BigInteger),
+    Column("output_pico_usd", BigInteger),
+    Column("cached_input_pico_usd", BigInteger),
+    Column("reasoning_pico_usd", BigInteger),
+    Column("millionths", BigInteger),  # of tiers and tenants
+)
+
+USAGE_EVENTS = Table(
+    "usage_events",  # calls that have not been told yet to whom `usage_events` names
+    METADATA,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("call_id", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Index("usage_events_tenant", "tenant", "number"),
+    sqlite_autoincrement=True,
+)
+
+LEASES = Table(
+    "leases",  # what one process at a time does
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("until_ms", BigInteger, nullable=False),
+)

@@ -45,7 +45,7 @@ class Limiter:
         }
         served = Served(
             first.name,
-            tuple(model.price_for(request.tier, caller.price_millionths) for model in offer.models),
+            tuple(model.price_for(request.tier, caller.tenant) for model in offer.models),
             tuple(contexts),
             self._fleet.pool(first.name).output_tokens(caller.tenant),
         )

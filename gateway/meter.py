@@ -305,7 +305,7 @@ class Meter:
     @property
     def _price(self) -> Price:
         """What this tenant is charged for a token, in this tier."""
-        return self.model.price_for(self._request.tier, self._arrival.caller.price_millionths)
+        return self.model.price_for(self._request.tier, self._arrival.caller.tenant)
 
     def _charged(self, usage: Usage) -> int:
         return self._arrival.hold.bounded(amount_nano_usd(self._price, usage))

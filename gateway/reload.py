@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from gateway.http import Edge
     from gateway.nodes import Nodes
     from gateway.policy import Policies
+    from gateway.prices import PriceBook
     from gateway.store import Store
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ class Parts(Struct, frozen=True):
     keys: Keyring | Key
     store: Store
     edge: Edge
+    prices: PriceBook
 
     async def take(self, new: Config) -> None:
         """It takes effect. A model is on offer only once its endpoints are there."""
@@ -139,6 +141,7 @@ class Parts(Struct, frozen=True):
         self.nodes.configure(new)
         self.discoveries.configure(new)
         self.catalog.take(new)
+        await self.prices.look()
         self.policies.take(tenant_policies(new))
         self.admission.take(queue_limits(new), float(new.queue.max_wait_s))
         if isinstance(self.keys, Keyring):

@@ -126,6 +126,10 @@ class Store:
         """The same, in a transaction that writes."""
         return _writing(self._writer)
 
+    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        """An INSERT in the words of this database, which has ON CONFLICT."""
+        return _insert(self._engine, table)
+
     # Keys
 
     def key_secret(self) -> bytes:

@@ -1,7 +1,7 @@
-"""What was used in a span of time, summed up by whatever is asked for, out of the sums by the hour.
+"""What was used in a span of time, summed up by whatever is asked for, out of the sums by day and by hour.
 
-Ten million calls are some hundred thousand sums, and those are read in order of time. Where a span begins or ends within
-an hour, the usage rows of that part of the hour are summed up instead, by the same rules.
+Ten million calls of a month are some hundred thousand sums by day. Where a span begins or ends within a day its hours are
+read, and where it does within an hour, the usage rows of that part of it are summed up, by the same rules.
 """
 
 # ruff: noqa: S608 - the SQL is made of names in the code
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from gateway.bookkeeping import HOUR_MS, pieces
+from gateway.bookkeeping import DAY_MS, HOUR_MS, pieces
 from gateway.ledger_tables import DIMENSIONS, MEASURES
 from gateway.usage_totals import Measures, Total
 
@@ -43,7 +43,10 @@ def totals(connection: Connection, question: Question) -> list[Total]:
     """The answer. Raises what the database raises."""
     dialect = connection.dialect.name
     parameters: dict[str, object] = {}
-    source = " UNION ALL ".join(_sources(question, parameters))
+    sources = list(_sources(question, parameters))
+    if not sources:
+        return []
+    source = " UNION ALL ".join(sources)
     keys = [_expression(each, dialect) for each in question.by]
     names = [f"group_{number}" for number in range(len(keys))]
     chosen = ", ".join(f"{key} AS {name}" for key, name in zip(keys, names, strict=True))
@@ -82,26 +85,40 @@ def _expression(grouping: Grouping, dialect: str) -> str:
 
 
 def _sources(question: Question, parameters: dict[str, object]) -> Iterator[str]:
-    """SQL of what there is in the span: sums of whole hours, and pieces of calls in what is left at either end."""
+    """SQL of what there is in the span: sums of whole days, of whole hours beside them, and pieces of calls in what is left."""
     by_customer = "customer" in (*question.by, *question.only)
-    columns = ", ".join(("hour_ms", *DIMENSIONS, *(["customer"] if by_customer else []), *MEASURES))
-    since_ms, until_ms = question.since_ms, question.until_ms
+    columns = ", ".join((*DIMENSIONS, *(["customer"] if by_customer else []), *MEASURES))
+    # Named once more here, so that a tenant's own usage is found by its index.
+    mine = " AND tenant = :only_tenant_0" if isinstance(question.only.get("tenant"), str) else ""
+    widths = (HOUR_MS,) if "hour" in question.by else (HOUR_MS, DAY_MS)
+    until_ms = question.until_ms
     if until_ms >= time.time_ns() // 1_000_000:
-        until_ms = -(-until_ms // HOUR_MS) * HOUR_MS  # nothing has begun later
-    first_ms, last_ms = -(-since_ms // HOUR_MS) * HOUR_MS, until_ms // HOUR_MS * HOUR_MS
-    parts: list[tuple[int, int]] = []
-    if first_ms <= last_ms:
-        # Named once more here, so that a tenant's own usage is found by its index.
-        mine = " AND tenant = :only_tenant_0" if isinstance(question.only.get("tenant"), str) else ""
-        table = "usage_customer_hours" if by_customer else "usage_hours"
-        parameters |= {"first_ms": first_ms, "last_ms": last_ms}
-        yield f"SELECT {columns} FROM {table} WHERE hour_ms >= :first_ms AND hour_ms < :last_ms{mine}"
-        parts += [(since_ms, first_ms), (last_ms, until_ms)]
-    else:
-        parts.append((since_ms, until_ms))
-    for number, (start_ms, end_ms) in enumerate(parts):
-        if start_ms < end_ms:
-            parameters |= {f"start_{number}": start_ms, f"end_{number}": end_ms}
-            calls = f"(SELECT * FROM usage WHERE time_ms >= :start_{number} AND time_ms < :end_{number})"
+        until_ms = -(-until_ms // widths[-1]) * widths[-1]  # nothing has begun later
+    for number, (width_ms, start_ms, end_ms) in enumerate(_parts(question.since_ms, until_ms, widths)):
+        parameters |= {f"start_{number}": start_ms, f"end_{number}": end_ms}
+        span = f"{{0}} >= :start_{number} AND {{0}} < :end_{number}"
+        if width_ms:
+            unit = "day" if width_ms == DAY_MS else "hour"
+            table = f"usage_customer_{unit}s" if by_customer else f"usage_{unit}s"
+            yield f"SELECT {unit}_ms AS hour_ms, {columns} FROM {table} WHERE {span.format(f'{unit}_ms')}{mine}"
+        else:
+            calls = f"(SELECT * FROM usage WHERE {span.format('time_ms')})"
             hour = f"time_ms - time_ms % {HOUR_MS} AS hour_ms"
-            yield f"SELECT {columns} FROM (SELECT *, {hour} FROM ({pieces(calls)}) AS p) AS part"
+            yield f"SELECT hour_ms, {columns} FROM (SELECT *, {hour} FROM ({pieces(calls)}) AS p) AS part"
+
+
+def _parts(since_ms: int, until_ms: int, widths: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """The span in parts, each whole as far as it goes: its width, 0 for what is left, its start and its end."""
+    if since_ms >= until_ms:
+        return
+    if not widths:
+        yield 0, since_ms, until_ms
+        return
+    width_ms = widths[-1]
+    first_ms, last_ms = -(-since_ms // width_ms) * width_ms, until_ms // width_ms * width_ms
+    if first_ms >= last_ms:
+        yield from _parts(since_ms, until_ms, widths[:-1])
+        return
+    yield width_ms, first_ms, last_ms
+    yield from _parts(since_ms, first_ms, widths[:-1])
+    yield from _parts(last_ms, until_ms, widths[:-1])

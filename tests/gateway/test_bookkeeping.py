@@ -16,11 +16,13 @@ from usage_rows import a_row, a_share
 from gateway.database import alembic_config, engine_for
 from gateway.ledger import WASTE
 from gateway.ledger_tables import (
+    CUSTOMER_DAYS,
     CUSTOMER_HOURS,
     LEDGER_BALANCES,
     LEDGER_ENTRIES,
     LEDGER_TRANSACTIONS,
     MEASURES,
+    USAGE_DAYS,
     USAGE_HOURS,
 )
 from gateway.store import Store
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
 HOUR_MS = 3_600_000
 START_MS = 490_000 * HOUR_MS
-BOOKS = (LEDGER_TRANSACTIONS, LEDGER_ENTRIES, LEDGER_BALANCES, USAGE_HOURS, CUSTOMER_HOURS)
+SPAN_MS = 50 * HOUR_MS
+SUMS = (USAGE_HOURS, USAGE_DAYS, CUSTOMER_HOURS, CUSTOMER_DAYS)
+BOOKS = (LEDGER_TRANSACTIONS, LEDGER_ENTRIES, LEDGER_BALANCES, *SUMS)
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def url(either_url: str) -> str:
 
 
 def a_month_of_rows(count: int, *, seed: int = 1) -> list[UsageRow]:
-    """Calls of all kinds: with shares and without, free, failed, of several tenants, over a few hours."""
+    """Calls of all kinds: with shares and without, free, failed, of several tenants, over two days."""
     dice = random.Random(seed)  # noqa: S311  no secret
     rows = []
     for number in range(count):
@@ -61,7 +65,7 @@ def a_month_of_rows(count: int, *, seed: int = 1) -> list[UsageRow]:
         rows.append(
             a_row(
                 f"{number:05}",
-                time_ms=START_MS + dice.randrange(5 * HOUR_MS),
+                time_ms=START_MS + dice.randrange(SPAN_MS),
                 tenant=dice.choice(("acme", "zeta")),
                 key_id=dice.choice(("key_1", "key_2")),
                 project=dice.choice(("", "web")),
@@ -150,8 +154,8 @@ def test_sums_over_any_span_are_those_of_its_rows(store: Store):
     store.record(rows[:200])
     store.record(rows[200:])
     dice = random.Random(3)  # noqa: S311  no secret
-    moments = sorted(START_MS + dice.randrange(5 * HOUR_MS) for _ in range(6))
-    whole = (START_MS, START_MS + 5 * HOUR_MS)
+    moments = sorted(START_MS + dice.randrange(SPAN_MS) for _ in range(6))
+    whole = (START_MS, START_MS + SPAN_MS)
     for since_ms, until_ms in (whole, (START_MS + 1, START_MS + HOUR_MS), *pairwise(moments)):
         inside = [row for row in rows if since_ms <= row.time_ms < until_ms]
         found = store.usage(Question(since_ms, until_ms, ("tenant", "tier")))
@@ -166,7 +170,7 @@ def test_sums_over_any_span_are_those_of_its_rows(store: Store):
 
 
 def test_groups_may_be_moments_and_come_in_pages(store: Store):
-    store.record(a_month_of_rows(300))
+    store.record(a_month_of_rows(2000))
     asked = Question(START_MS, START_MS + 5 * HOUR_MS, ("hour", "model", "key"), {"tenant": "acme"}, "group")
     everything = store.usage(asked)
     assert len(everything) == 10

@@ -48,9 +48,11 @@ def test_a_call_is_charged_by_its_tier_and_its_tenant_and_its_reasoning_by_a_pri
     rows: list[UsageRow],
 ) -> None:
     request = Request(api="chat", model="llama", fields={}, prompt_tokens=10, tier="flex", stream=True)
-    caller = Key(id="key_1", tenant="acme", price_millionths=1_100_000)
+    caller = Key(id="key_1", tenant="acme")
     price = Price(50_000, 100_000, reasoning_pico_usd=80_000)
-    model = Model("llama", price, in_tiers={"flex": multiplied(price, 500_000)})
+    model = Model(
+        "llama", price, in_tiers={"flex": multiplied(price, 500_000)}, of_tenants={"acme": 1_100_000}
+    )
     with Meter(Arrival("call", "req", caller, time.monotonic()), request, model, rows.append) as meter:
         provider = structs.replace(WORKER, kind="openai")
         meter.asked(provider)

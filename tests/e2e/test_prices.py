@@ -1,0 +1,78 @@
+"""Prices over time: what was in force, and what calls were charged by it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pool import HELLO, INSTANT, PRICE, Gateway, endpoint, gateway
+
+from gateway.ledger import ONCE
+from gateway.prices import Priced, Rates, versions
+from loadtest.worker import SimWorker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MASTER = "sk-master-0123456789"
+
+
+async def test_tiers_and_tenants_multiply_what_is_charged_and_all_of_it_is_written_down(tmp_path: Path):
+    async with SimWorker(INSTANT) as worker:
+        models = {
+            "llama": {"price": PRICE, "endpoints": [endpoint(worker, cost={"input": 0.25, "output": 0.5})]}
+        }
+        sections: dict[str, Any] = {
+            "models": models,
+            "tiers": {"flex": {"price_multiplier": 0.5}},
+            "tenants": {"harbour": {"billing": {"price_multiplier": "1.1"}}},
+        }
+        async with gateway(tmp_path, **sections) as gw:
+            mill = gw.client(await gw.new_key("mill"))
+            for client, tier in (
+                (gw.client(), "default"),
+                (gw.client(), "flex"),
+                (mill, "default"),
+                (mill, "flex"),
+            ):
+                raw = await client.chat.completions.with_raw_response.create(**HELLO, service_tier=tier)
+                row = (await gw.rows())[-1]
+                factor = (0.5 if tier == "flex" else 1) * (1.1 if row.tenant == "harbour" else 1)
+                list_price = row.prompt_tokens * 1000 - row.cached_tokens * 500 + row.completion_tokens * 2000
+                assert row.charge_nano_usd == round(list_price * factor)
+                assert float(raw.headers["x-tidegate-cost-usd"]) == row.charge_nano_usd / 1e9
+            first = {version.priced: version for version in versions(gw.store)}
+        assert first.keys() == {
+            Priced("charge", "llama"),
+            Priced("cost", "llama", "worker-1"),
+            *(Priced("tier", tier) for tier in ("priority", "default", "flex")),
+            Priced("tenant", "harbour"),
+        }
+        assert first[Priced("charge", "llama")].rates == Rates(1_000_000, 2_000_000, 500_000)
+        assert first[Priced("tier", "flex")].rates == Rates(millionths=500_000)
+        assert first[Priced("tenant", "harbour")].rates == Rates(millionths=1_100_000)
+        models["llama"]["price"] = {"input": 3, "output": 4}
+        async with gateway(tmp_path, models=models, auth={"master_key": MASTER}) as gw:
+            charges = versions(gw.store, Priced("charge", "llama"))
+            assert [each.rates.input_pico_usd for each in charges] == [1_000_000, 3_000_000]
+            assert charges[0].valid_from_ms < charges[1].valid_from_ms
+            assert [each.rates.millionths for each in versions(gw.store, Priced("tenant", "harbour"))] == [
+                1_100_000,
+                ONCE,
+            ]
+            assert len(versions(gw.store, Priced("cost", "llama", "worker-1"))) == 1
+            assert await entered(gw, whom="harbour", amount_usd="0.5", idempotency_key="k") == (201, True)
+            assert await entered(gw, whom="harbour", amount_usd="0.5", idempotency_key="k") == (200, False)
+            assert await entered(gw, whom="harbour", amount_usd="0.6", idempotency_key="k") == (409, None)
+            assert await entered(gw, whom="harbour", amount_usd="x", idempotency_key="j") == (400, None)
+            assert (await entered(gw, whom="harbour", amount_usd="1"))[0] in {400, 422}
+            balances = await gw.http.get(
+                "/admin/billing/balances", headers={"authorization": f"Bearer {MASTER}"}
+            )
+            assert balances.json()["amounts_nano_usd"]["credit"] == 500_000_000
+
+
+async def entered(gw: Gateway, **body: str) -> tuple[int, bool | None]:
+    """Status, and whether it is new."""
+    headers = {"authorization": f"Bearer {MASTER}"}
+    reply = await gw.http.post("/admin/billing/credit", json=body, headers=headers)
+    return reply.status_code, reply.json().get("new")
