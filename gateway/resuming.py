@@ -227,7 +227,9 @@ class Resume:
         admission = self._resuming.admission
         if not (admission.waiting or admission.may_be_sent_back or call.tier.name == "flex"):
             return await self._try(answer, broken, call, plan)
-        place = Place(admission, plan, call, self._arrival, self._client, self._meter, watched=True)
+        # It waits as a call does that comes now: what it came for has been begun in time.
+        now = structs.replace(self._arrival, started_s=time.monotonic())
+        place = Place(admission, plan, call, now, self._client, self._meter, watched=True)
         while True:
             async with place as found:
                 return await self._try(answer, broken, call, found)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import Raw
 
 from backends.fleet import Fleet, FleetSettings, Member
 from backends.lane import LaneLimits
@@ -19,6 +21,7 @@ from gateway.auth import Key
 from gateway.catalog import Model
 from gateway.meter import Arrival, Meter
 from gateway.openai import Request
+from gateway.resuming import Resume
 from routing.queue import QueueLimits
 from routing.types import Call, Endpoint, Price, Tier, TierName
 
@@ -154,3 +157,28 @@ async def test_a_flex_call_is_not_sent_back_once_it_has_its_answer(hall: Hall):
     await hall.go(flex)
     assert hall.admission.may_be_sent_back == {}
     assert asyncio.current_task().cancelling() == 0
+
+
+async def test_an_answer_that_goes_on_waits_like_a_call_that_comes_now(hall: Hall):
+    busy = hall.member.begin(hall.place("busy").call, time.monotonic())
+    waiting = asyncio.create_task(hall.go(hall.place("waiting")))
+    await until(lambda: hall.admission.waiting)
+    going = hall.place("going")
+    arrival = Arrival("a", "r", Key("k", "going"), time.monotonic() - 2 * PATIENCE_S)
+    catalog = SimpleNamespace(limits=SimpleNamespace(attempts=1))
+    resuming = SimpleNamespace(catalog=catalog, admission=hall.admission)
+    request = Request(api="chat", model="m", fields={"messages": Raw(b"[]")})
+    resume = Resume(resuming, request, arrival, going._meter, Waiter())
+    nobody = SimpleNamespace(ways=())
+    plan = hall.fleet.pool("m").plan(going.call, time.monotonic(), 0.5)
+    again = asyncio.create_task(resume._in_turn(None, nobody, going.call, plan))
+    await until(lambda: hall.admission.waiting == 2)
+    hall.admission._tick()
+    assert hall.admission.waiting == 2
+    await asyncio.sleep(0)
+    assert not again.done()
+    busy.ended(time.monotonic())
+    hall.admission._let_go()
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.gather(waiting, again)
+    assert hall.nothing_is_left()
