@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec import Raw
 
+from backends.base import ReplyBroken
 from backends.fleet import Fleet, FleetSettings, Member
 from backends.lane import LaneLimits
 from backends.worker import Access
@@ -169,7 +170,7 @@ async def test_an_answer_that_goes_on_waits_like_a_call_that_comes_now(hall: Hal
     resuming = SimpleNamespace(catalog=catalog, admission=hall.admission)
     request = Request(api="chat", model="m", fields={"messages": Raw(b"[]")})
     resume = Resume(resuming, request, arrival, going._meter, Waiter())
-    nobody = SimpleNamespace(ways=())
+    nobody = SimpleNamespace(ways=(), failure=ReplyBroken())
     plan = hall.fleet.pool("m").plan(going.call, time.monotonic(), 0.5)
     again = asyncio.create_task(resume._in_turn(None, nobody, going.call, plan))
     await until(lambda: hall.admission.waiting == 2)
