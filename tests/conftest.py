@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from typing import TYPE_CHECKING, Any
 
 import postgresql
@@ -21,6 +23,12 @@ settings.load_profile("patient")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long is first: of several processes none then works on alone at the end."""
     items.sort(key=lambda item: ("vllm" not in item.keywords, item.path.parent.name != "e2e"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """One seed of hashes for all processes: each collects the same tests in the same order, parameters from sets as well."""
+    os.environ.setdefault("PYTHONHASHSEED", str(random.SystemRandom().randrange(2**32)))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -12,12 +12,16 @@ from __future__ import annotations
 import asyncio
 import socket
 import sqlite3
+import ssl
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 from msgspec import convert
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.app import application
@@ -30,7 +34,6 @@ from loadtest.worker import WorkerSpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-    from pathlib import Path
 
 LIMIT_S = 60
 """For whatever a test waits for: so long only where it never comes."""
@@ -43,6 +46,8 @@ HELLO: dict[str, Any] = {
     "max_tokens": 5,
 }
 """A chat."""
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For clients of plain HTTP, which otherwise read all the system's certificates first: longer than many a test takes."""
 INSTANT = WorkerSpec(decode_s_per_token=0)
 """A simulated worker that takes no time to answer."""
 
@@ -62,7 +67,7 @@ class Gateway:
         """Its database, for keys made and revoked while it runs."""
         self.key = ""
         """Of the tenant `harbour`."""
-        self.http = httpx2.AsyncClient(base_url=url, timeout=LIMIT_S)
+        self.http = httpx2.AsyncClient(base_url=url, timeout=LIMIT_S, verify=NO_TLS)
         """For what no SDK asks; it sends no key by itself."""
         self._database = database
         self._stack = stack
@@ -76,7 +81,12 @@ class Gateway:
     def client(self, key: str | None = None, **options: Any) -> AsyncOpenAI:
         """The official client, closed with the gateway."""
         client = AsyncOpenAI(
-            base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=LIMIT_S, **options
+            base_url=f"{self.url}/v1",
+            api_key=key or self.key,
+            max_retries=0,
+            timeout=LIMIT_S,
+            http_client=DefaultAsyncHttpxClient(verify=NO_TLS),
+            **options,
         )
         self._stack.push_async_callback(client.close)
         return client
@@ -142,6 +152,8 @@ async def gateway(home: Path, *workers: Any, ready: bool = True, **sections: Any
             **sections,
         }
     )
+    if not database.exists():
+        database.write_bytes(_empty_database())
     async with AsyncExitStack() as stack:
         store = stack.enter_context(Store.open(config.database.get_secret_value()))
         key = store.create_key(TENANT).secret
@@ -153,6 +165,16 @@ async def gateway(home: Path, *workers: Any, ready: bool = True, **sections: Any
         if ready:
             await until(lambda: _is_ready(running))
         yield running
+
+
+@cache
+def _empty_database() -> bytes:
+    """A file with all tables, which is copied: to make them takes longer than many a test."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "tidegate.db"
+        with Store.open(f"sqlite:///{path}"):
+            pass
+        return path.read_bytes()
 
 
 @asynccontextmanager
