@@ -145,15 +145,19 @@ class Slice:
 
     def left(self, now_ns: int) -> int:
         """Of the limit, beside what others have on lease, as far as is known here."""
-        unspent = self.limit - self.spent - self._others
         if self.kind == "rate":
-            drained = self.limit * (now_ns - self._seen_ns) // MINUTE_NS
-            return max(0, min(self.limit, unspent + drained) - self.used)
-        return max(0, unspent - self.held - self.owed)
+            return max(0, self._left_of_rate(now_ns) // MINUTE_NS)
+        return max(0, self.limit - self.spent - self._others - self.held - self.owed)
 
     def until_ns(self, amount: int, now_ns: int) -> int:
         """Until so much is left of a rate, if nothing else is taken."""
-        return -(-max(0, amount - self.left(now_ns)) * MINUTE_NS // self.limit)
+        return max(0, -(-(amount * MINUTE_NS - self._left_of_rate(now_ns)) // self.limit))
+
+    def _left_of_rate(self, now_ns: int) -> int:
+        """Times MINUTE_NS, of which `limit` drains in a nanosecond."""
+        drained = self.limit * (now_ns - self._seen_ns)
+        unspent = min(self.limit * MINUTE_NS, (self.limit - self.spent - self._others) * MINUTE_NS + drained)
+        return unspent - self.used * MINUTE_NS
 
     # With the store
 

@@ -19,6 +19,7 @@ import typer
 from gateway import cli_keys, cli_nodes
 from gateway.cli_billing import balance, correct, credit, pay, payment, refund
 from gateway.cli_explain import explain
+from gateway.cli_reconcile import reconcile
 from gateway.cli_usage import usage
 from gateway.config_file import ConfigError
 from gateway.output import ReportFormat
@@ -42,6 +43,7 @@ app.add_typer(cli_nodes.app, name="nodes")
 app.command()(usage)
 for command in (credit, refund, payment, correct, pay, balance):
     app.command()(command)
+app.command()(reconcile)
 app.command()(explain)
 
 DEFAULT_CONFIG = Path("tidegate.yaml")

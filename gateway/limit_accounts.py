@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict, deque
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gateway.allowance import Slice
@@ -34,8 +35,8 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 _ASKED_AT_ONCE = 200
 _READY_S = 5.0
-_FORGOTTEN_TICKS = 1200
-"""A slice of which nothing is left is dropped at the next of these, every ten minutes."""
+_ROUND_TICKS = 1200
+"""Every ten minutes, and at the start, there is a round."""
 
 
 class Ledger(Protocol):
@@ -63,6 +64,8 @@ class Accounts:
         self.holds = 0
         """Calls under way that hold something."""
         self.charges_cut = 0
+        self.drift_nano_usd = 0
+        """By so much the store was ahead of the ledger, when they were last compared."""
         self.slices: dict[str, Slice] = {}
         self.orphans: deque[Abandoned] = deque()
         """Pages of dead processes whose rows are all in the ledger."""
@@ -280,13 +283,16 @@ class Accounts:
 
     async def run(self) -> None:
         """Keep in step until cancelled."""
-        ticks = 0
-        while True:
+        for ticks in count():
             await asyncio.sleep(TICK_S)
-            await self.tick()
-            ticks += 1
-            if ticks % _FORGOTTEN_TICKS == 0:
-                self.forget()
+            try:
+                await self.tick()
+                if ticks % _ROUND_TICKS == 0:
+                    await self.round()
+            except (LimitStoreAway, StoreAway) as failure:
+                self._found_away(failure)
+            except Exception:  # a loop that must outlive anything: what is on lease has to go back
+                log.exception("limits could not be kept in step")
 
     async def tick(self) -> None:
         for each in self.slices.values():
@@ -301,11 +307,7 @@ class Accounts:
         """Release what dead processes had on lease, now that all they spent is in the ledger."""
         while self.orphans:
             page = self.orphans[0]
-            try:
-                await self.ended(page.owner)
-            except (LimitStoreAway, StoreAway) as failure:
-                self._found_away(failure)
-                return
+            await self.ended(page.owner)
             self.orphans.popleft()
             page.discard()
 
@@ -314,6 +316,32 @@ class Accounts:
         accounts = await self.store.accounts_of(process)
         spent = await asyncio.to_thread(self._ledger.nano_usd, accounts)
         await self.store.ended(process, {account: spent[account] for account in accounts})
+
+    async def round(self) -> None:
+        """Look after what nobody else does: slices that are not used, processes that nobody adopts, and drift."""
+        self.forget()
+        for process in await self.store.forgotten():
+            accounts = await self.store.accounts_of(process)
+            if accounts:
+                log.error(
+                    "process %s has not been heard of for a day, nor has anybody adopted its journal: what it had on lease of %s is "
+                    "free again, and what it has spent of that is not in the ledger",
+                    process,
+                    ", ".join(accounts),
+                )
+            await self.ended(process)
+        found = await self.compared()
+        self.drift_nano_usd = sum(max(0, kept - spent) for kept, spent in found.values())
+        if self.drift_nano_usd:
+            log.error(
+                "the store of limits takes %d nano-USD more to be spent than the ledger", self.drift_nano_usd
+            )
+
+    async def compared(self) -> dict[str, tuple[int, int]]:
+        """What the store takes to be spent of each budget, and what the ledger has. The ledger may be ahead by a moment."""
+        kept = await self.store.spent()
+        spent = await asyncio.to_thread(self._ledger.nano_usd, list(kept))
+        return {account: (nano_usd, spent[account]) for account, nano_usd in kept.items()}
 
     def forget(self) -> None:
         """Drop slices that nobody has used for a while."""

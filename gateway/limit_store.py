@@ -57,7 +57,11 @@ class LimitStore(Protocol):
         ...
 
     async def forgotten(self) -> list[str]:
-        """Processes that have not been heard of for a day and still have something on lease."""
+        """Processes that have not been heard of for a day."""
+        ...
+
+    async def spent(self) -> dict[str, int]:
+        """What it takes to have been spent of each budget."""
         ...
 
 
@@ -109,6 +113,9 @@ class MemoryStore:
     async def forgotten(self) -> list[str]:
         oldest_ns = self._now_ns() - int(FORGOTTEN_AFTER_S * 1e9)
         return [process for process, heard_ns in self._heard_ns.items() if heard_ns < oldest_ns]
+
+    async def spent(self) -> dict[str, int]:
+        return {name: account.spent for name, account in self._accounts.items() if account.kind == "usd"}
 
     def _grant(self, process: str, ask: Ask, now_ns: int, settling_ns: int) -> Grant:
         account = self._accounts[ask.account]

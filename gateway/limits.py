@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     from gateway.openai import Request
     from routing.types import Price
 
-_RECALL_S = 0.25
-"""By when another process has given back what it does not need."""
+_RECALL_S = 1.0
+"""By when another process has given back what it does not need, though the machine be busy."""
+_RATE_RECALL_S = 0.25
+"""Of a rate: by then some of it has drained anyway."""
 _RECALL_PAUSE_S = 0.05
 _SETTLING_S = 5.0
 _PAUSE_S = 0.25
@@ -269,7 +271,7 @@ class Limits:
         """The refusal that asks for the longest patience."""
         now_ns = time.monotonic_ns()
         for each, amount in short:
-            if each.kind == "usd" and amount > each.limit - each.spent - each.owed:
+            if _is_spent(each, amount):
                 return self._refusal("budget", budget_spent(each, amount, time.time()), taking)
         rates = [(each, amount) for each, amount in short if each.kind == "rate"]
         if rates:
@@ -297,8 +299,16 @@ def _worth_waiting_s(short: Sequence[tuple[Slice, int]], waited_s: float, for_bu
     settling_ms = max(each.settling_ms for each, _ in short)
     if settling_ms:
         return min(settling_ms / 1000, _SETTLING_S - waited_s)
-    if waited_s < _RECALL_S and any(each.others for each, _ in short):
+    if any(_is_spent(each, amount) for each, amount in short):
+        return 0.0
+    rates = any(each.kind == "rate" for each, _ in short)
+    if any(each.others for each, _ in short) and waited_s < (_RATE_RECALL_S if rates else _RECALL_S):
         return _RECALL_PAUSE_S
-    if all(each.kind == "usd" and amount <= each.limit - each.spent - each.owed for each, amount in short):
+    if all(each.kind == "usd" for each, _ in short):
         return min(_PAUSE_S, for_budget_s - waited_s)
     return 0.0
+
+
+def _is_spent(each: Slice, amount: int) -> bool:
+    """Whether so much of a budget will not be there again in its window."""
+    return each.kind == "usd" and amount > each.limit - each.spent - each.owed

@@ -195,7 +195,6 @@ class RedisStore:
             return found
 
     async def spent(self) -> dict[str, int]:
-        """What it takes to have been spent of each budget there is."""
         spent = {}
         async with _away():
             async for key in self._redis.scan_iter(match=_PREFIX + "*/usd/*", count=1000):

@@ -50,5 +50,10 @@ class LimitsCollector(Collector):
             value=accounts.owed_nano_usd,
         )
         yield GaugeMetricFamily(
+            "tidegate_limits_drift_nano_usd",
+            "By how much shared accounts of budgets were ahead of the ledger when they were last compared: 0.",
+            value=accounts.drift_nano_usd,
+        )
+        yield GaugeMetricFamily(
             "tidegate_limits_store_away", "1 where limits cannot be looked up.", value=accounts.away
         )
