@@ -8,6 +8,7 @@ amount than the clients were told.
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 import time
 from collections import Counter
@@ -78,8 +79,12 @@ class Result(Struct, frozen=True):
     """Of streams and of whole replies, those that were not ok."""
     silence_s: float
     """The longest that a stream was silent, of those that ended well."""
-    e2e_p50_s: float
-    e2e_p99_s: float
+    e2e_p50_s: float | None
+    e2e_p95_s: float | None
+    e2e_p99_s: float | None
+    """Of all calls. One that failed has never come to its end: None where so many have."""
+    answered_p99_s: float | None
+    """Of those alone that were answered rightly."""
     hedged: int
     tried_again: int
     """Calls whose headers tell of more than one attempt."""
@@ -261,21 +266,28 @@ def _result(
             outcome = "silent too long"
         judged.append(structs.replace(each, outcome=outcome))
     well = [each for each in judged if each.outcome == OK]
-    e2es_s = sorted(each.ended_s - each.begun_s for each in judged)
+    answered_s = sorted(each.ended_s - each.begun_s for each in well)
+    e2es_s = answered_s + [math.inf] * (len(judged) - len(well))
     failed = Counter("stream" if each.question.stream else "whole" for each in judged if each.outcome != OK)
     return Result(
         router=router,
         outcomes=dict(Counter(each.outcome for each in judged).most_common()),
         failed_by_kind=dict(failed),
         silence_s=max((each.silence_s for each in well), default=0.0),
-        e2e_p50_s=percentile(e2es_s, 0.5),
-        e2e_p99_s=percentile(e2es_s, 0.99),
+        e2e_p50_s=_finite(percentile(e2es_s, 0.5)),
+        e2e_p95_s=_finite(percentile(e2es_s, 0.95)),
+        e2e_p99_s=_finite(percentile(e2es_s, 0.99)),
+        answered_p99_s=_finite(percentile(answered_s or [math.inf], 0.99)),
         hedged=sum(each.headers.get("x-tidegate-hedged") == "true" for each in judged),
         tried_again=sum(int(each.headers.get("x-tidegate-attempts", 1)) > 1 for each in judged),
         metrics=metrics,
         left_behind=tuple(left),
         mishaps=dict(Counter(each.kind for each in mishaps)),
     )
+
+
+def _finite(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) else None
 
 
 def table(outcome: Outcome) -> str:
@@ -287,13 +299,24 @@ def table(outcome: Outcome) -> str:
             f"{each.failures} ({each.failures / max(1, each.calls):.2%})",
             f"{each.failed_by_kind.get('stream', 0)} / {each.failed_by_kind.get('whole', 0)}",
             f"{each.silence_s:.1f}",
-            f"{each.e2e_p50_s:.1f}",
-            f"{each.e2e_p99_s:.1f}",
+            *(
+                "never" if seconds is None else f"{seconds:.1f}"
+                for seconds in (each.e2e_p50_s, each.e2e_p95_s, each.e2e_p99_s, each.answered_p99_s)
+            ),
         ]
         for each in outcome.results
     ]
-    heads = ["router", "calls", "failed", "streams / whole", "longest silence s", "E2E p50 s", "p99 s"]
-    return markdown_table(heads, rows)
+    heads = [
+        "router",
+        "calls",
+        "failed",
+        "streams / whole",
+        "longest silence s",
+        "E2E p50 s",
+        "p95 s",
+        "p99 s",
+    ]
+    return markdown_table([*heads, "p99 of the answered s"], rows)
 
 
 def notes(outcome: Outcome) -> list[str]:
