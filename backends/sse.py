@@ -66,6 +66,11 @@ class Shown(Struct, frozen=True):
 class CompletionStream:
     """One stream on its way through: feed it what came, forward what it returns, then ask it how it ended."""
 
+    holds = False
+    """Whether something is held back that has come."""
+    held_tokens = 0
+    """Of `tokens`."""
+
     def __init__(self, shown: Shown, event_limit_bytes: int, said: Said | None = None) -> None:
         """`said` takes down what is said, where the stream might have to be gone on with; it has one choice then."""
         self.said = said

@@ -27,7 +27,7 @@ class Broken(Struct, frozen=True):
     failure: AttemptFailed
     ways: tuple[Way, ...]
     tokens: int
-    """Written in all, by then: whoever goes on adds to the same account."""
+    """Written in all, by then, but for what has been held back: whoever goes on adds to the same account."""
 
     @classmethod
     def now(
@@ -40,7 +40,7 @@ class Broken(Struct, frozen=True):
     ) -> Self:
         """As it is now."""
         own_tokens = stream.own_tokens if isinstance(stream, Continued) else 0
-        return cls(stream, said, begun, failure, ways, own_tokens + stream.tokens)
+        return cls(stream, said, begun, failure, ways, own_tokens + stream.tokens - stream.held_tokens)
 
     @property
     def own_tokens(self) -> int:

@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backends.base import AttemptFailed, CallRejected, CallTimeout, Unable
+from backends.holding import HoldingStream
 from backends.said import Said
 from backends.sse import DONE, CompletionStream, Shown
 from backends.usage import WholeReply, whole_reply
@@ -269,7 +270,7 @@ class Dispatch:
             try:
                 await attempt.__aenter__()
                 try:
-                    return await self._read(attempt, request)
+                    return await self._read(attempt, request, meter)
                 except BaseException as error:
                     await attempt.__aexit__(type(error), error, None)
                     raise
@@ -284,7 +285,7 @@ class Dispatch:
             self._crashes.saw(failure, endpoint, arrival)
             raise
 
-    async def _read(self, attempt: Attempt, request: Request) -> Answer:
+    async def _read(self, attempt: Attempt, request: Request, meter: Meter) -> Answer:
         """A whole reply, or a stream up to and with the first chunk that shows something."""
         model = attempt.member.endpoint.model
         tier = request.tier if request.tier_asked else None
@@ -295,13 +296,20 @@ class Dispatch:
             return Answer(attempt, whole)
         shown = Shown(model, tier, usage=request.shows_usage, choices=request.choices, ids=shows_ids(request))
         said = Said() if self._resuming.takes_down(request, attempt.member.endpoint) else None
-        stream = CompletionStream(shown, self._catalog.limits.event_bytes, said)
+        limit_bytes = self._catalog.limits.event_bytes
+        if said is None or "tools" not in request.fields:
+            stream = CompletionStream(shown, limit_bytes, said)
+        else:
+            stream = HoldingStream(shown, limit_bytes, said)
         block = b""
         while not stream.answers:
             raw = await attempt.reply.read()
             if not raw:
                 break
             block += stream.feed(raw)
+            if stream.holds:
+                attempt.first_token()
+                meter.speaks = True
         if stream.done or not stream.tokens:
             stream.end()
         attempt.first_token()

@@ -96,6 +96,7 @@ class Meter:
         "hedged",
         "model",
         "queued_s",
+        "speaks",
         "status",
         "tier",
         "usage",
@@ -111,6 +112,8 @@ class Meter:
         self.attempts = 0
         self.hedged = False
         """Whether a second attempt has been made beside one that was late."""
+        self.speaks = False
+        """Whether the first token has come of what is held back still."""
         self.tier = request.tier
         self.usage: Usage | None = None
         """What the client has been told, or what a whole reply is estimated to be; a stream knows its own."""

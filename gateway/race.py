@@ -9,6 +9,7 @@ race is, ends both.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,9 @@ class Race:
         """The first one is late: ask another one beside it, if there is one worth it."""
         if self._task is None or self._task.cancelling():
             return  # the call is at its end
+        if self._meter.speaks:
+            self.look_s = math.inf
+            return  # its first token has come, and is held back
         waited_s = now_s - self._asked_s
         found = self._races.second(self, waited_s)
         if isinstance(found, str):

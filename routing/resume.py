@@ -74,7 +74,7 @@ RULES: dict[Trait, Rule] = {
     Trait.TOOL_CALL: Rule(
         tokens=False,
         text=False,
-        why="the parser has to see a call from its beginning, and would show it twice",
+        why="the parser has to see a call from its beginning, and would show it twice; so it is held back until it is whole",
     ),
     Trait.REASONING: Rule(
         tokens=False,
