@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPBearer
 
+from gateway.admin_billing import billing_routes
+from gateway.admin_keys import PREFIX, AdminKeyring
 from gateway.admin_nodes import node_routes
-from gateway.auth import Key, Keyring
+from gateway.admin_subjects import Desk, subject_routes
+from gateway.admin_usage import usage_routes
+from gateway.audit import Actor
+from gateway.auth import ANYONE, Key, Keyring, bearer, unknown_key
 from gateway.errors import ApiError
 from gateway.explain import Explanation, Question
 from gateway.openai import Api
 from gateway.store import MASTER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable
 
     from gateway.catalog import Catalog
     from gateway.config import Config
     from gateway.nodes import Nodes
     from gateway.planning import Planner
-    from gateway.policy import Policies
+    from gateway.source import Sources
+    from gateway.store import Store
 
 _QUESTION: dict[str, Any] = {
     "type": "object",
@@ -49,22 +55,39 @@ _QUESTION: dict[str, Any] = {
 
 
 class Administrators:
-    """Whoever has `auth.master_key`; anyone, where no keys are asked for and only this machine can call."""
+    """Whoever has an admin key or `auth.master_key`; anyone, where no keys are asked for and only this machine can call."""
 
-    def __init__(self, config: Config, keys: Keyring | Key) -> None:
+    def __init__(
+        self, config: Config, keys: Keyring | Key, admin_keys: AdminKeyring, sources: Sources
+    ) -> None:
         """`keys` are those of calls."""
         master_key = config.auth.master_key
         if isinstance(keys, Key):
             secret = None if master_key is None else master_key.get_secret_value()
             keys = Keyring(secrets.token_bytes(32), secret)
         self.keyring = keys
+        self._admin_keys = admin_keys
+        self._sources = sources
         self._anyone = config.auth.mode == "none" and config.listen.is_loopback
         self._explain_to = config.auth.explain_to
 
-    def admit(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raises ApiError where these headers bring no administrator."""
-        if not self._anyone and self.keyring.admit(headers).id != MASTER:
-            raise ApiError("admin_key_required", "This takes the master key, `auth.master_key`.")
+    def admit(self, request: Request, *, looks: bool) -> Actor:
+        """Who asks. Raises ApiError where it is no administrator, or one who may only look and wants more."""
+        headers = dict(request.scope["headers"])
+        source = str(self._sources.of(request.client and request.client.host, headers) or "")
+        if self._anyone:
+            return Actor(ANYONE, source)
+        secret = bearer(headers)
+        if not secret.startswith(PREFIX):
+            if self.keyring.admit(headers).id != MASTER:
+                raise ApiError("admin_key_required", "This takes an admin key, or `auth.master_key`.")
+            return Actor(MASTER, source)
+        key = self._admin_keys.find(secret)
+        if key is None:
+            raise unknown_key()
+        if key.role != "admin" and not looks:
+            raise ApiError("admin_role_required", f"The role of this admin key is {key.role}: it may look.")
+        return Actor(key.id, source)
 
     def admit_to_plans(self, caller: Key) -> None:
         """Raises ApiError where the calls of `caller` may not ask for their plan."""
@@ -73,11 +96,22 @@ class Administrators:
             raise ApiError("explain_not_allowed", "This key may not ask for the plan of a call.")
 
 
-def admin_routes(
-    administrators: Administrators, catalog: Catalog, policies: Policies, planner: Planner, nodes: Nodes
-) -> APIRouter:
+class Administration(NamedTuple):
+    """What the routes are about."""
+
+    administrators: Administrators
+    catalog: Catalog
+    planner: Planner
+    nodes: Nodes
+    store: Store
+    changed: Callable[[], Awaitable[None]]
+    """To be called after a change of what the database keeps."""
+
+
+def admin_routes(about: Administration) -> APIRouter:
     def administrator(request: Request) -> None:
-        administrators.admit(dict(request.scope["headers"]))
+        looks = request.method in ("GET", "HEAD") or request.url.path == "/admin/explain"
+        request.state.actor = about.administrators.admit(request, looks=looks)
 
     # The former only describes how the key is sent.
     admitted = [Depends(HTTPBearer(auto_error=False)), Depends(administrator)]
@@ -88,8 +122,17 @@ def admin_routes(
     async def explain(request: Request) -> Explanation:
         """The plan for a call as it would be made now. Nothing is sent to an endpoint, and nothing is metered."""
         question = Question.read(await request.body())
-        caller = question.caller(administrators.keyring, policies)
-        return Explanation.of(caller, *question.decisions(catalog, caller, planner))
+        caller = question.caller(about.administrators.keyring)
+        return Explanation.of(caller, *question.decisions(about.catalog, caller, about.planner))
 
-    routes.include_router(node_routes(nodes))
+    desk = Desk(
+        about.store,
+        lambda request: request.state.actor,
+        lambda: about.catalog.names,
+        about.changed,
+    )
+    routes.include_router(subject_routes(desk))
+    routes.include_router(usage_routes(about.store))
+    routes.include_router(billing_routes(about.store))
+    routes.include_router(node_routes(about.nodes))
     return routes

@@ -29,7 +29,8 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid #8884; }
 """
 _INTRODUCTION = """
-All routes take `auth.master_key` as `Authorization: Bearer KEY`, or no key where calls need none and come from this machine.
+All routes take an admin key or `auth.master_key` as `Authorization: Bearer KEY`, or no key where calls need none and come
+from this machine.
 Errors have the shape `{"error": {"message", "type", "param", "code"}}`."""
 _CODE = re.compile(r"`([^`]+)`")
 

@@ -10,17 +10,18 @@ import socket
 import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from backends.rounds import rounds
-from gateway.admin import Administrators, admin_routes
-from gateway.admin_billing import billing_routes
-from gateway.admin_usage import usage_routes
+from gateway.admin import Administration, Administrators, admin_routes
+from gateway.admin_keys import AdminKeyring
 from gateway.admission import Admission
-from gateway.auth import ANYONE, Key, Keyring, follow
+from gateway.auth import ANYONE, Key, Keyring, Ring, follow, refresh
 from gateway.cache_salt import CacheSalts
+from gateway.callers import Callers
 from gateway.catalog import Catalog
 from gateway.control import control_app
 from gateway.cors import Origins
@@ -41,6 +42,7 @@ from gateway.prices import LOOK_S, PriceBook
 from gateway.race import Races
 from gateway.reload import Parts, Reload, queue_limits
 from gateway.server import Server
+from gateway.source import Sources
 from gateway.store import Store
 from gateway.telemetry import AdmissionCollector, FleetCollector, Telemetry
 from gateway.telemetry_limits import LimitsCollector
@@ -138,9 +140,10 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         store = stack.enter_context(Store.open(config.database.get_secret_value()))
         catalog = Catalog(config, int(time.time()))
         policies = policies_of(config, catalog)
-        keys = _keys(config, policies, store)
-        if isinstance(keys, Keyring):
-            await stack.enter_async_context(_background(follow(keys, store), "keys"))
+        keys, admin_keys = _keys(config, policies, store), AdminKeyring(store.key_secret())
+        rings: list[Ring] = [admin_keys, keys] if isinstance(keys, Keyring) else [admin_keys]
+        admin_keys.refresh(store)
+        await stack.enter_async_context(_background(follow(store, *rings), "keys"))
         journal = Journal.open(config.journal.folder)
         held = await stack.enter_async_context(limiting(config, catalog, journal, store))
         await stack.enter_async_context(moving(journal, store, held.accounts))
@@ -153,26 +156,27 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         races = Races(fleet, admission, telemetry, hedge=config.hedge)
         dispatch = Dispatch(catalog, planner, admission, fleet, journal, telemetry, races)
         origins = Origins(config.cors.origins)
-        administrators = Administrators(config, keys)
+        sources = Sources(config.listen.trusted_proxies)
+        administrators = Administrators(config, keys, admin_keys, sources)
         limiter = Limiter(held.limits, fleet)
         telemetry.registry.register(LimitsCollector(held.limits))
-        edge = Edge(dispatch, catalog, keys, origins, telemetry, limiter, administrators.admit_to_plans)
+        callers = Callers(keys, sources)
+        edge = Edge(dispatch, catalog, callers, origins, telemetry, limiter, administrators.admit_to_plans)
         telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))
         nodes = Nodes(fleet, config, NodeStore(store))
         await nodes.restore()
         await stack.enter_async_context(nodes.watched())
         discoveries = await stack.enter_async_context(Discoveries(fleet, config))
-        administration = admin_routes(administrators, catalog, policies, planner, nodes)
-        administration.include_router(usage_routes(store))
-        administration.include_router(billing_routes(store))
-        own = own_usage_routes(store, edge.authenticate)
-        control = control_app(catalog, fleet, telemetry, edge.authenticate, administration, own)
+        changed = partial(asyncio.to_thread, refresh, store, *rings)
+        about = Administration(administrators, catalog, planner, nodes, store, changed)
+        own = own_usage_routes(store, callers.asking)
+        control = control_app(catalog, fleet, telemetry, callers.asking, admin_routes(about), own)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
         prices = PriceBook(store, catalog, fleet)
         await prices.look()
         await stack.enter_async_context(rounds(lambda _: prices.look(), LOOK_S, "looking at prices"))
-        parts = Parts(fleet, nodes, discoveries, catalog, policies, admission, keys, store, edge, prices)
+        parts = Parts(fleet, nodes, discoveries, catalog, policies, admission, keys, store, callers, prices)
         reload = Reload(file, config, parts.take)
         telemetry.registry.register(reload)
         await stack.enter_async_context(reload.running())

@@ -1,30 +1,33 @@
 """Who is calling: the keys that admit calls, in memory, and kept in step with the database.
 
-Looking a key up is on the path of every call, so it neither waits nor does I/O. A key created or revoked by another
-process (the command line, another gateway) is seen within a second, and while the database is away the last known
-keys go on admitting calls.
+Looking a key up is on the path of every call, so it neither waits nor does I/O. What another process has changed (the
+command line, another gateway) is seen within a second, and while the database is away the last known keys go on admitting
+calls. A key that ends does so by itself, by one comparison.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from hmac import compare_digest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
+from gateway.active_keys import Active, ActiveKey, active_keys
 from gateway.database import StoreAway
 from gateway.errors import ApiError
 from gateway.policy import UNBOUNDED
-from gateway.store import MASTER, ActiveKeys, digest_of
+from gateway.store import MASTER, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-    from gateway.policy import Policies, Policy
-    from gateway.store import KeyRecord, Store
+    from gateway.policy import InForce, Network, Policies, Policy
+    from gateway.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,26 @@ class Key(Struct, frozen=True):
     project: str | None = None
     bounds: tuple[tuple[str, Policy], ...] = ()
     """What bounds how much of them there may be, by subject; see gateway.policy.InForce. Empty where nothing does."""
+    networks: tuple[Network, ...] | None = None
+    """Where its calls may come from; None where it does not matter."""
+    ends_s: float = math.inf
+    """From when on it admits nothing, seconds since 1970; 0 where its tenant or project has been suspended."""
+
+
+def bearer(headers: Mapping[bytes, bytes]) -> bytes:
+    """The secret that a request with these headers brings. Raises ApiError where there is none."""
+    scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
+    if (scheme != b"Bearer" and scheme.lower() != b"bearer") or not secret:
+        raise _unauthorized("No API key was given. Send it as `Authorization: Bearer KEY`.")
+    return secret.strip()
+
+
+def unknown_key() -> ApiError:
+    return _unauthorized("The API key is unknown or has been revoked.")
+
+
+def _unauthorized(message: str) -> ApiError:
+    return ApiError("invalid_api_key", message, headers=[(b"www-authenticate", b"Bearer")])
 
 
 class Keyring:
@@ -57,6 +80,7 @@ class Keyring:
         self._policies = policies
         self._master_digest = digest_of(master_key.encode(), key_secret) if master_key else None
         self._revision: int | None = None
+        self._active = Active(0, {}, {}, ())
         self._by_digest: dict[bytes, tuple[bytes, Key]] = {}
         self._hold(self._master())
 
@@ -81,33 +105,30 @@ class Keyring:
 
     def identified(self, id_or_start: str) -> Key:
         """The key with this id, or whose id alone starts so. Raises ApiError."""
-        found = [key for _, key in self._by_digest.values() if key.id.startswith(id_or_start)]
+        # A key that has been rotated is there with each of its secrets.
+        found = {key.id: key for _, key in self._by_digest.values() if key.id.startswith(id_or_start)}
         if len(found) != 1:
             which = f"{len(found) or 'no'} keys in force have an id starting with {id_or_start[:100]!r}"
             raise ApiError("invalid_value", which, param="key")
-        return found[0]
+        return found.popitem()[1]
+
+    def of_tenant(self, tenant: str) -> Key:
+        """A key as a tenant may have it that bounds its keys by nothing of their own."""
+        held_to = self._held_to(tenant, None)
+        return Key("", tenant, policy=held_to.policy, bounds=held_to.bounds)
 
     def admit(self, headers: Mapping[bytes, bytes]) -> Key:
         """Whose key a request with these headers brings. Raises ApiError."""
-        scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
-        if (scheme != b"Bearer" and scheme.lower() != b"bearer") or not secret:
-            raise ApiError(
-                "invalid_api_key",
-                "No API key was given. Send it as `Authorization: Bearer KEY`.",
-                headers=[(b"www-authenticate", b"Bearer")],
-            )
-        key = self.find(secret.strip())
+        key = self.find(bearer(headers))
         if key is None:
-            raise ApiError(
-                "invalid_api_key",
-                "The API key is unknown or has been revoked.",
-                headers=[(b"www-authenticate", b"Bearer")],
-            )
+            raise unknown_key()
+        if key.ends_s <= time.time():
+            raise _ended(key)
         return key
 
     def refresh(self, store: Store) -> bool:
         """Take over what has changed in the database, and say whether anything had. Blocks."""
-        active = store.active_keys(since_revision=self._revision)
+        active = active_keys(store, self._revision)
         if active is None:
             return False
         self._take(active)
@@ -127,27 +148,65 @@ class Keyring:
         held_to = self._policies.in_force(MASTER)
         return ((self._master_digest, Key(MASTER, MASTER, policy=held_to.policy, bounds=held_to.bounds)),)
 
-    def _take(self, active: ActiveKeys) -> None:
-        stored = ((digest, self._key(record)) for digest, record in active.keys)
-        self._hold((*stored, *self._master()))
+    def _take(self, active: Active) -> None:
+        self._active = active
+        self._hold((*((each.digest, self._key(each)) for each in active.keys), *self._master()))
         self._revision = active.revision
 
-    def _key(self, record: KeyRecord) -> Key:
-        held_to = self._policies.in_force(record.tenant, None, (f"key:{record.id}", record.policy))
-        return Key(record.id, record.tenant, record.name, held_to.policy, bounds=held_to.bounds)
+    def _key(self, active: ActiveKey) -> Key:
+        record = active.record
+        tenant = self._active.tenants.get(record.tenant)
+        project = self._active.projects.get((record.tenant, record.project or ""))
+        suspended = any(each is not None and each.suspended_ms is not None for each in (tenant, project))
+        held_to = self._held_to(record.tenant, record.project, (f"key:{record.id}", record.policy))
+        ends_s = math.inf if active.ends_ms is None else active.ends_ms / 1000
+        return Key(
+            record.id,
+            record.tenant,
+            record.name,
+            held_to.policy,
+            record.project,
+            held_to.bounds,
+            networks=None if held_to.policy is None else held_to.policy.source_networks,
+            ends_s=0.0 if suspended else ends_s,
+        )
+
+    def _held_to(self, tenant: str, project: str | None, *below: tuple[str, Policy | None]) -> InForce:
+        stored = self._active.tenants.get(tenant)
+        of_project = self._active.projects.get((tenant, project or ""))
+        if of_project is not None:
+            below = ((f"project:{tenant}/{project}", of_project.policy), *below)
+        return self._policies.in_force(tenant, None if stored is None else stored.policy, *below)
 
     def _hold(self, keys: tuple[tuple[bytes, Key], ...]) -> None:
         # One assignment of a whole new dict: a lookup in another thread sees the old keys or the new, never a mixture.
         self._by_digest = {digest[:_INDEXED_BYTES]: (digest, key) for digest, key in keys}
 
 
-async def follow(keyring: Keyring, store: Store, every_s: float = 1.0) -> None:
-    """Keep `keyring` in step with `store` until cancelled."""
+def _ended(key: Key) -> ApiError:
+    if key.ends_s == 0:
+        return ApiError("tenant_suspended", "The tenant of this API key, or its project, has been suspended.")
+    return ApiError("invalid_api_key", "The API key has expired.", headers=[(b"www-authenticate", b"Bearer")])
+
+
+class Ring(Protocol):
+    """Keys in memory."""
+
+    def refresh(self, store: Store) -> bool: ...
+
+
+def refresh(store: Store, *rings: Ring) -> None:
+    for ring in rings:
+        ring.refresh(store)
+
+
+async def follow(store: Store, *rings: Ring, every_s: float = 0.5) -> None:
+    """Keep `rings` in step with `store` until cancelled."""
     away = False
     while True:
         await asyncio.sleep(every_s)
         try:
-            await asyncio.to_thread(keyring.refresh, store)
+            await asyncio.to_thread(refresh, store, *rings)
         except StoreAway as failure:
             if not away:
                 log.warning("the database is away, the keys known so far stay in force: %s", failure)

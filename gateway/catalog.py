@@ -17,7 +17,7 @@ from gateway.errors import ApiError
 from gateway.ledger import ONCE, multiplied
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from gateway.config import Config, Limits
     from gateway.policy import Policy
@@ -105,6 +105,11 @@ class Catalog:
         if policy is not None and policy.models is not None:
             return _allowed(offer, name, policy.models)
         return offer
+
+    @property
+    def names(self) -> Collection[str]:
+        """All that calls may name as their model, suffixes apart."""
+        return self._by_name.keys()
 
     def models_behind(self, name: str) -> frozenset[str]:
         """The models that `name` may stand for, by their public names; none where it is not on offer."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from gateway import cli_keys, cli_nodes
+from gateway import cli_access, cli_keys, cli_nodes, cli_tenants
 from gateway.cli_billing import balance, correct, credit, pay, payment, refund
 from gateway.cli_explain import explain
 from gateway.cli_reconcile import reconcile
@@ -38,7 +38,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # they print local variables, and those hold secrets
 )
+app.add_typer(cli_tenants.tenants, name="tenants")
+app.add_typer(cli_tenants.projects, name="projects")
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_access.admin_keys, name="admin-keys")
+app.command()(cli_access.audit)
 app.add_typer(cli_nodes.app, name="nodes")
 app.command()(usage)
 for command in (credit, refund, payment, correct, pay, balance):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli_keys import DEFAULT_CONFIG, ConfigOption, FormatOption, iso, open_store
-from gateway.output import Format, show, usd
+from gateway.cli_options import DEFAULT_CONFIG, ConfigOption, FormatOption, open_store
+from gateway.output import Format, iso, show, usd
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from gateway.cli_keys import DEFAULT_CONFIG, open_store
+from gateway.cli_options import DEFAULT_CONFIG, open_store
 from gateway.output import Format, ReportFormat, show, usd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from gateway.auth import Keyring
+    from gateway.config import Config
     from gateway.explain import Explanation, Question
     from gateway.openai import Api
     from gateway.policy import Policies
@@ -115,7 +116,6 @@ def _question(request: str, api: str | None, headers: Sequence[str]) -> Question
 def _planned(config: Path, question: Question) -> Explanation:
     from msgspec import structs  # noqa: PLC0415 - see above
 
-    from gateway.auth import Keyring  # noqa: PLC0415 - see above
     from gateway.cache_salt import CacheSalts  # noqa: PLC0415 - see above
     from gateway.catalog import Catalog  # noqa: PLC0415 - see above
     from gateway.config import load  # noqa: PLC0415 - see above
@@ -131,7 +131,7 @@ def _planned(config: Path, question: Question) -> Explanation:
     planner = Planner(fleet_of(parsed), CacheSalts(b""))
     policies = policies_of(parsed, catalog)
     try:
-        caller = question.caller(_keys(config, policies) if question.key else Keyring(b""), policies)
+        caller = question.caller(_keys(parsed, config, policies, needed=bool(question.key)))
         decisions = question.decisions(catalog, caller, planner)
     except ApiError as error:
         _fail(f"the gateway would refuse it: {error.message} ({error.code})")
@@ -139,10 +139,13 @@ def _planned(config: Path, question: Question) -> Explanation:
     return Explanation.of(caller, *(structs.replace(each, roll=0.0) for each in decisions))
 
 
-def _keys(config: Path, policies: Policies) -> Keyring:
-    """Those in the database that the configuration names."""
+def _keys(parsed: Config, config: Path, policies: Policies, *, needed: bool) -> Keyring:
+    """Those in the database that the configuration names. It is not made for the sake of a tenant's policy in it."""
     from gateway.auth import Keyring  # noqa: PLC0415 - see above
 
+    file = parsed.database.get_secret_value().removeprefix("sqlite:///")
+    if not needed and not Path(file).exists():
+        return Keyring(b"", policies=policies)
     with open_store(config) as store:
         return Keyring.read(store, policies=policies)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from gateway import spans
-from gateway.cli_keys import DEFAULT_CONFIG, ConfigOption, FormatOption, open_store
+from gateway.cli_options import DEFAULT_CONFIG, ConfigOption, FormatOption, open_store
 from gateway.output import Format, show, usd
 from gateway.usage_totals import GROUPINGS, Grouping, Order, Question, shown
 

@@ -118,6 +118,10 @@ class Client:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
+    def peer(self) -> str | None:
+        """The network address at the other end of the connection."""
+        return self._connection.peer
+
     @property
     def stopping(self) -> bool:
         """The server takes no more work."""

@@ -25,6 +25,7 @@ from gateway.config_section import (
     Location,
     Multiplier,
     Name,
+    NetworkText,
     Origin,
     Seconds,
     Secret,
@@ -45,6 +46,10 @@ class Listen(Section):
     port: Annotated[int, BeforeValidator(no_boolean)] = Field(
         8000, ge=0, le=65_535, description="Port to listen on; 0 lets the system choose one."
     )
+    trusted_proxies: frozenset[NetworkText] = Field(
+        frozenset(),
+        description="Networks of proxies whose `x-forwarded-for` is believed, where keys are bound to networks.",
+    )
 
     @property
     def is_loopback(self) -> bool:
@@ -64,7 +69,7 @@ class Auth(Section):
     )
     master_key: Secret | None = Field(
         None,
-        description="For administration, and one more key for calls, whose tenant is `master`; it needs no database.",
+        description="For administration beside admin keys, and one more key for calls, whose tenant is `master`; it needs no database.",
     )
     allow_public: bool = Field(
         default=False, description="Permits mode `none` on an address that others can reach."

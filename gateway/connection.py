@@ -63,6 +63,11 @@ class Connection(asyncio.Protocol):
     def stopping(self) -> bool:
         return self._server.stopping
 
+    @property
+    def peer(self) -> str | None:
+        address = self.transport.get_extra_info("peername")
+        return address[0] if isinstance(address, tuple) else None
+
     # The transport's side
 
     def connection_made(self, transport: Any) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
 
 from gateway.admin_page import POLICY, page
+from gateway.config_file import path_of
+from gateway.database import StoreError
 from gateway.errors import ApiError
 from gateway.openai import PATHS
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from gateway.catalog import Catalog
     from gateway.policy import Policy
     from gateway.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
 
 _READ = ["GET", "HEAD"]
 _DOCUMENT = "/admin/openapi.json"
@@ -51,10 +57,11 @@ def control_app(
     catalog: Catalog,
     fleet: Fleet,
     telemetry: Telemetry,
-    authenticate: Callable[[dict[bytes, bytes]], Key],
+    caller: Callable[[Request], Key],
     administration: APIRouter,
     own: APIRouter,
 ) -> FastAPI:
+    """`caller` says who asks, with a key for calls, or raises ApiError."""
     app = FastAPI(
         title="Tidegate",
         version=version("tidegate"),
@@ -66,7 +73,7 @@ def control_app(
     )
     app.include_router(administration)
     # What is described as OpenAPI is administration; the rest is OpenAI's and Prometheus'.
-    app.include_router(_models(catalog, authenticate), include_in_schema=False)
+    app.include_router(_models(catalog, caller), include_in_schema=False)
     app.include_router(own, include_in_schema=False)
     read = partial(app.api_route, methods=_READ, include_in_schema=False)
 
@@ -89,14 +96,24 @@ def control_app(
     async def metrics() -> Response:
         return Response(telemetry.page(), media_type=CONTENT_TYPE_LATEST)
 
-    app.add_exception_handler(ApiError, _shown)
-    app.add_exception_handler(HTTPException, _shown_http)
+    show_errors(app)
     return app
 
 
-def _models(catalog: Catalog, authenticate: Callable[[dict[bytes, bytes]], Key]) -> APIRouter:
+def show_errors(app: FastAPI) -> None:
+    """In the usual shape."""
+    app.add_exception_handler(ApiError, _shown)
+    app.add_exception_handler(StoreError, _shown_of_store)
+    app.add_exception_handler(RequestValidationError, _shown_of_body)
+    app.add_exception_handler(HTTPException, _shown_http)
+
+
+def _models(catalog: Catalog, caller: Callable[[Request], Key]) -> APIRouter:
     def policy_of(request: Request) -> Policy | None:
-        return authenticate(dict(request.scope["headers"])).policy
+        policy = caller(request).policy
+        if policy is not None:
+            policy.expect_api("models")
+        return policy
 
     def card(name: str) -> ModelCard:
         return ModelCard(id=name, created=catalog.created_s)
@@ -116,6 +133,33 @@ def _models(catalog: Catalog, authenticate: Callable[[dict[bytes, bytes]], Key])
 
 async def _shown(_request: Request, error: Any) -> Response:
     return Response(error.body(), error.status, {k.decode(): v.decode() for k, v in error.headers()})
+
+
+_OF_STORE = {"NotFound": "subject_not_found", "Taken": "name_taken", "BadName": "invalid_value"}
+
+
+async def _shown_of_store(request: Request, error: Any) -> Response:
+    code = _OF_STORE.get(type(error).__name__)
+    if code is None:
+        log.warning("%s %s could not be answered: %s", request.method, request.url.path, error)
+        message = "the database cannot be reached now"
+        return await _shown(request, ApiError("database_away", message, retry_after_s=1.0))
+    return await _shown(
+        request, ApiError(code, str(error), param="name" if code == "invalid_value" else None)
+    )
+
+
+async def _shown_of_body(request: Request, error: Any) -> Response:
+    """All that is wrong with what was sent, each at its place."""
+    problems = []
+    for detail in error.errors():
+        if detail["type"] == "json_invalid":
+            return await _shown(request, ApiError("invalid_json", "the body is no JSON"))
+        location = detail["loc"][1:]
+        place = path_of(location[:-1] if location and location[-1] == "[key]" else location)
+        problems.append((place, detail["msg"]))
+    shown = "; ".join(f"{place}: {message}" if place else message for place, message in problems)
+    return await _shown(request, ApiError("invalid_value", shown, param=problems[0][0] or None))
 
 
 def _meant(path: str) -> str:

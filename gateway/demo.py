@@ -29,8 +29,10 @@ from rich.console import Console
 from rich.text import Text
 
 from gateway import app
+from gateway.audit import Actor
 from gateway.config import load
 from gateway.store import Store
+from gateway.subjects import Subjects
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -108,7 +110,7 @@ async def _story(folder: Path, port: int, nodes: int, processes: list[Process]) 
     path.write_text(written, encoding="utf-8")
     config = load(path, os.environ)
     with Store.open(config.database.get_secret_value()) as store:
-        keys = Keys(store.create_key(tenant="demo", name="demo").secret, master_key)
+        keys = Keys(Subjects(store, Actor("demo")).create_key("demo", "demo").secret, master_key)
     watching = [asyncio.create_task(_watch(worker)) for worker in workers]
     try:
         return await app.serve(config, on_ready=partial(_announce, path, port, keys, workers))

@@ -55,8 +55,11 @@ ERRORS: dict[str, ErrorKind] = {
         400, _REQUEST, "A browser asked whether a page may call, and it may not; see `cors.origins`."
     ),
     "admin_key_required": ErrorKind(
-        403, "permission_error", "The key is good for calls only; administration takes `auth.master_key`."
+        403,
+        "permission_error",
+        "The key is good for calls only; administration takes an admin key or `auth.master_key`.",
     ),
+    "admin_role_required": ErrorKind(403, "permission_error", "The admin key may look, and change nothing."),
     "model_not_allowed": ErrorKind(
         403, "permission_error", "The key's policy, or its tenant's, does not allow the model."
     ),
@@ -76,9 +79,11 @@ ERRORS: dict[str, ErrorKind] = {
         404, _REQUEST, "There is no such model; names those that are spelled alike."
     ),
     "node_not_found": ErrorKind(404, _REQUEST, "No such node is registered; it may register again."),
+    "subject_not_found": ErrorKind(404, _REQUEST, "There is no such tenant, project or key."),
     "method_not_allowed": ErrorKind(405, _REQUEST, "The path does not take this method; see `allow`."),
     "node_conflict": ErrorKind(409, _REQUEST, "Another endpoint of the model has the node's name."),
     "idempotency_conflict": ErrorKind(409, _REQUEST, "The idempotency key has been used for something else."),
+    "name_taken": ErrorKind(409, _REQUEST, "There is a tenant or project of that name already."),
     "request_too_large": ErrorKind(413, _REQUEST, "The body exceeds `limits.body_bytes`."),
     "unsupported_content_encoding": ErrorKind(415, _REQUEST, "The body is compressed; send it plain."),
     "headers_too_large": ErrorKind(431, _REQUEST, "The headers exceed `limits.header_bytes`."),

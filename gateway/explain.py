@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from gateway.auth import Keyring
     from gateway.catalog import Catalog
     from gateway.planning import Planner
-    from gateway.policy import Policies
     from routing.decision import Decision
     from routing.types import Candidate, Plan, Rejection
 
@@ -165,11 +164,10 @@ class Question(Struct, frozen=True):
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()}
         return msgspec.json.encode(_Wrapped(fields, self.api, headers, self.tenant, self.key))
 
-    def caller(self, keys: Keyring, policies: Policies) -> Key:
+    def caller(self, keys: Keyring) -> Key:
         """Who calls. Raises ApiError where there is no such key, or another tenant has it."""
         if not self.key:
-            policy = policies.in_force(self.tenant).policy if self.tenant else None
-            return Key("", self.tenant, policy=policy)
+            return keys.of_tenant(self.tenant) if self.tenant else Key("", "")
         key = keys.identified(self.key)
         if self.tenant not in ("", key.tenant):
             message = f"{key.id} is not a key of {self.tenant[:100]}, but of {key.tenant}."

@@ -12,7 +12,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.asgi import answer
-from gateway.auth import Key
 from gateway.errors import ApiError, shutting_down
 from gateway.ids import call_ids
 from gateway.limits import NO_HOLD
@@ -22,7 +21,8 @@ from gateway.openai import PATHS, Api, parse
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.auth import Keyring
+    from gateway.auth import Key
+    from gateway.callers import Callers
     from gateway.catalog import Catalog
     from gateway.client import Client
     from gateway.cors import Origins
@@ -45,7 +45,7 @@ class Edge:
         self,
         dispatch: Dispatch,
         catalog: Catalog,
-        keys: Keyring | Key,
+        callers: Callers,
         origins: Origins,
         telemetry: Telemetry,
         limiter: Limiter,
@@ -54,15 +54,14 @@ class Edge:
         """`admit_to_plans` raises ApiError for those whose calls may not ask for their plan."""
         self._dispatch = dispatch
         self._catalog = catalog
-        self._keys = keys
-        """The one key is everybody's, where the configuration asks for none."""
+        self._callers = callers
         self._origins = origins
         self._telemetry = telemetry
         self._limiter = limiter
         self._admit_to_plans = admit_to_plans
         self._new_id = call_ids()
         self.control: Any = None
-        """The ASGI application for all other paths. It authenticates through this one, so it is made after it."""
+        """The ASGI application for all other paths. It shows how many calls run here, so it is made after this."""
         self._running: dict[Client, float] = {}
         """By when each call has to be over."""
 
@@ -95,7 +94,7 @@ class Edge:
         headers = client.headers
         try:
             _expect_post(client.method)
-            caller = self.authenticate(headers)
+            caller = self._callers.of(headers, client.peer)
             _expect_plain(headers)
             body = await client.body(self._catalog.limits.body_bytes)
             request = parse(api, body, headers)
@@ -124,15 +123,6 @@ class Edge:
     def running(self) -> int:
         """Calls under way."""
         return len(self._running)
-
-    def take_key(self, key: Key) -> None:
-        """From now on this is everybody's, where the configuration asks for none."""
-        self._keys = key
-
-    def authenticate(self, headers: dict[bytes, bytes]) -> Key:
-        """Who calls. Raises ApiError."""
-        keys = self._keys
-        return keys if isinstance(keys, Key) else keys.admit(headers)
 
     async def cancel_overdue(self) -> None:
         """For ever: cancel the calls whose client reads so slowly that their time has run out."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,12 @@ def usd(nano_usd: int) -> str:
     cents, beyond = divmod(rest, 10_000_000)
     sign = "-" if nano_usd < 0 else ""
     return f"{sign}{whole}.{cents:02d}" + f"{beyond:07d}".rstrip("0")
+
+
+def iso(time_ms: int) -> str:
+    """A moment as ISO has it, to the second, in UTC."""
+    moment = datetime.fromtimestamp(time_ms / 1000, UTC)
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _text(value: Any) -> str:

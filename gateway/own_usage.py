@@ -55,7 +55,7 @@ class _Asked(Struct, frozen=True):
     only: dict[Grouping, tuple[str, ...]]
 
 
-def own_usage_routes(store: Store, authenticate: Callable[[dict[bytes, bytes]], Key]) -> APIRouter:
+def own_usage_routes(store: Store, caller: Callable[[Request], Key]) -> APIRouter:
     routes = APIRouter(prefix="/v1")
 
     @routes.get("/usage")
@@ -70,7 +70,7 @@ def own_usage_routes(store: Store, authenticate: Callable[[dict[bytes, bytes]], 
         limit: Limit = 1000,
         cursor: Cursor = None,
     ) -> UsagePage:
-        mine = _mine(authenticate(dict(request.scope["headers"])))
+        mine = _mine(caller(request))
         if project is not None and mine.get("project", project) != project:
             raise ApiError("invalid_value", "The key is another project's.", param="project")
         given: dict[str, str | None] = {"model": model, "project": project, "customer": customer}
@@ -81,7 +81,7 @@ def own_usage_routes(store: Store, authenticate: Callable[[dict[bytes, bytes]], 
         return page(await answered(store, question), question, _seen)
 
     async def _openai(request: Request, api: Api, known: tuple[str, ...]) -> dict[str, Any]:
-        mine = _mine(authenticate(dict(request.scope["headers"])))
+        mine = _mine(caller(request))
         found = _read(request, api, known)
         bucket: Grouping = "hour" if found.width_s == 3600 else "day"
         by = tuple(dict.fromkeys((bucket, *(_FIELDS[field] for field in found.groups))))

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from backends.fleet import Fleet
     from gateway.admission import Admission
     from gateway.auth import Key
+    from gateway.callers import Callers
     from gateway.catalog import Catalog
     from gateway.config import Config
     from gateway.discoveries import Discoveries
-    from gateway.http import Edge
     from gateway.nodes import Nodes
     from gateway.policy import Policies
     from gateway.prices import PriceBook
@@ -130,7 +130,7 @@ class Parts(Struct, frozen=True):
     admission: Admission
     keys: Keyring | Key
     store: Store
-    edge: Edge
+    callers: Callers
     prices: PriceBook
 
     async def take(self, new: Config) -> None:
@@ -148,7 +148,7 @@ class Parts(Struct, frozen=True):
             await asyncio.to_thread(self.keys.read_again, self.store)
         else:
             held_to = self.policies.in_force(ANYONE)
-            self.edge.take_key(structs.replace(self.keys, policy=held_to.policy, bounds=held_to.bounds))
+            self.callers.take_key(structs.replace(self.keys, policy=held_to.policy, bounds=held_to.bounds))
 
 
 def queue_limits(config: Config) -> QueueLimits:

@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -29,6 +30,7 @@ from typer.testing import CliRunner
 from gateway.cli import app
 from gateway.ledger import UsageRow
 from gateway.store import Store
+from gateway.subjects import Subjects
 
 if TYPE_CHECKING:
     import signal
@@ -144,9 +146,14 @@ def write_config(home: Path, models: Mapping[str, Any], **sections: Any) -> Path
 
 
 def command(home: Path, *arguments: str) -> Any:
-    """What an administration command prints as JSON. It is run in this process: starting another takes a second."""
+    """What an administration command prints as JSON. It is run in this process: starting another takes a second. It is
+    run in a thread, since a command has an event loop of its own, and the test may have one.
+    """
     words = [*arguments, "--config", str(home / "tidegate.yaml"), "--format", "json"]
-    return json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(CliRunner().invoke, app, words, catch_exceptions=False).result()
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def database_url(home: Path) -> str:
@@ -156,7 +163,7 @@ def database_url(home: Path) -> str:
 def key_before_start(home: Path, tenant: str) -> str:
     """A key in the database of a gateway that is still to be started there."""
     with Store.open(database_url(home)) as store:
-        return store.create_key(tenant).secret
+        return Subjects(store).create_key(tenant).secret
 
 
 def rows_in(home: Path) -> list[UsageRow]:

@@ -30,6 +30,7 @@ from gateway.ledger import Share, UsageRow
 from gateway.policy import Policy
 from gateway.server import Server
 from gateway.store import Store
+from gateway.subjects import Subjects
 from loadtest.worker import WorkerSpec
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Gateway:
     async def new_key(self, tenant: str, **bounds: Any) -> str:
         """A key, bounded like this, that the gateway has seen, which takes it up to a second."""
         policy = Policy(**bounds) if bounds else None
-        key = self.store.create_key(tenant, policy=policy).secret
+        key = Subjects(self.store).create_key(tenant, policy=policy).secret
         await until(lambda: self._admits(key))
         return key
 
@@ -156,7 +157,7 @@ async def gateway(home: Path, *workers: Any, ready: bool = True, **sections: Any
         database.write_bytes(_empty_database())
     async with AsyncExitStack() as stack:
         store = stack.enter_context(Store.open(config.database.get_secret_value()))
-        key = store.create_key(TENANT).secret
+        key = Subjects(store).create_key(TENANT).secret
         app = await stack.enter_async_context(application(config))
         url = await stack.enter_async_context(_serving(app, config))
         running = Gateway(url, store, database, stack)

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from pool import PRICE, Gateway, endpoint, gateway
 
+from gateway.subjects import Subjects
 from loadtest.worker import SimWorker, WorkerSpec
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ async def test_a_call_may_be_asked_about_as_made_with_a_key_whose_policy_and_its
             "open": await running.new_key("acme"),
             "other": await running.new_key("rival", models=frozenset()),
         }
-        ids = {key.last4: key.id for key in running.store.list_keys()}
+        ids = {key.last4: key.id for key in Subjects(running.store).list_keys()}
         ids = {name: ids[secret[-4:]] for name, secret in made.items()}
 
         status, answer = await ask(running, {"request": HELLO, "key": ids["eu"]})
@@ -234,7 +235,10 @@ async def test_the_command_asks_a_running_gateway(gw: Gateway, tmp_path: Path):
     request.write_text(json.dumps(HELLO))
     words = ["-m", "gateway", "explain", str(request), "--url", f"{gw.url}/v1", "--format", "json"]
     words += ["--header", "x-tidegate-only: dear"]
-    for key, code, said in [(MASTER, 0, '"endpoint": "dear"'), (gw.key, 1, "answered 403: This takes the")]:
+    for key, code, said in [
+        (MASTER, 0, '"endpoint": "dear"'),
+        (gw.key, 1, "answered 403: This takes an admin key"),
+    ]:
         running = await asyncio.create_subprocess_exec(
             sys.executable,
             *words,

@@ -12,6 +12,7 @@ import pytest_asyncio
 from openai import Omit
 from pool import TENANT, Gateway, gateway, until
 
+from gateway.subjects import Subjects
 from loadtest.worker import Fault, SimWorker, WorkerSpec
 
 if TYPE_CHECKING:
@@ -119,8 +120,8 @@ async def test_a_revoked_key_raises_authentication_error_before_long(tmp_path: P
     async with SimWorker(SMALL) as worker, gateway(tmp_path, worker) as gw:
         client = gw.client()
         await client.models.list()
-        [key] = gw.store.list_keys(TENANT)
-        gw.store.revoke_key(key.id)
+        [key] = Subjects(gw.store).list_keys(TENANT)
+        Subjects(gw.store).revoke_key(key.id)
 
         async def refused() -> bool:
             try:

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from pool import HELLO, INSTANT, PRICE, TENANT, Gateway, endpoint, gateway, until
 
+from gateway.subjects import Subjects
 from loadtest.worker import Fault, SimWorker
 
 if TYPE_CHECKING:
@@ -216,5 +217,5 @@ async def test_without_keys_anyone_may_call_and_rows_say_so(tmp_path: Path):
 
 async def test_with_keys_rows_name_the_tenant_and_the_key(gw: Gateway):
     await gw.client().chat.completions.create(**HELLO | {"model": "embed"})
-    [key] = gw.store.list_keys(TENANT)
+    [key] = Subjects(gw.store).list_keys(TENANT)
     assert {(row.tenant, row.key_id) for row in await gw.rows()} == {(TENANT, key.id)}

@@ -20,6 +20,7 @@ from openai import AsyncOpenAI
 from pool import endpoint, gateway
 from scripted import Server, answers
 
+from gateway.subjects import Subjects
 from loadtest.worker import Fault, SimWorker, WorkerSpec
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ async def test_a_row_says_all_there_is_to_say_of_a_call(tmp_path: Path):
         stream_ms = (time.monotonic() - began_s) * 1000
         ended_ms = time.time() * 1000
         whole, streamed = await gw.rows(2)
-        (key,) = gw.store.list_keys()
+        (key,) = Subjects(gw.store).list_keys()
 
     whole_told = told(reply.parse())
     assert whole_told.cached_tokens == 0 < stream_told.cached_tokens

@@ -18,6 +18,7 @@ from pool import LIMIT_S, endpoint
 
 from gateway.policy import Policy
 from gateway.store import Store
+from gateway.subjects import Subjects
 from loadtest.worker import SimWorker, WorkerSpec
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def charge(ended: Ended) -> int:
 
 def key_with_budget(home: Path, nano_usd: int) -> str:
     with Store.open(database_url(home)) as store:
-        return store.create_key("acme", policy=Policy(budgets={"month": nano_usd})).secret
+        return Subjects(store).create_key("acme", policy=Policy(budgets={"month": nano_usd})).secret
 
 
 def models(worker: SimWorker) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from gateway.auth import Key, Keyring, follow
 from gateway.policy import Policies, Policy
 from gateway.store import Store
+from gateway.subjects import Subjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def following(keyring: Keyring, store: Store, every_s: float = 0.05):
-    task = asyncio.create_task(follow(keyring, store, every_s))
+    task = asyncio.create_task(follow(store, keyring, every_s=every_s))
     try:
         yield
     finally:
@@ -38,30 +39,30 @@ async def until(condition: Callable[[], bool], within_s: float = 10) -> None:
 
 
 def test_a_key_is_found_by_its_secret_and_says_whose_it_is(store: Store):
-    created = store.create_key("acme", "ci")
-    other = store.create_key("zeta")
+    created = Subjects(store).create_key("acme", "ci")
+    other = Subjects(store).create_key("zeta")
     keyring = Keyring.read(store)
     assert keyring.find(created.secret.encode()) == Key(created.record.id, "acme", "ci")
     assert keyring.find(other.secret.encode()) == Key(other.record.id, "zeta")
 
 
 def test_what_is_no_key_is_not_found(store: Store):
-    secret = store.create_key("acme").secret.encode()
+    secret = Subjects(store).create_key("acme").secret.encode()
     keyring = Keyring.read(store, master_key="m" * 20)
     for wrong in (b"", secret[:-1], secret + b"x", secret.upper(), b"tg-", b"\xff" * 100_000, b"m" * 19):
         assert keyring.find(wrong) is None
 
 
 def test_a_revoked_key_is_not_read(store: Store):
-    created = store.create_key("acme")
-    store.revoke_key(created.record.id)
+    created = Subjects(store).create_key("acme")
+    Subjects(store).revoke_key(created.record.id)
     assert Keyring.read(store).find(created.secret.encode()) is None
 
 
 def test_the_master_key_admits_as_a_tenant_of_its_own_and_is_not_stored(store: Store, tmp_path: Path):
     keyring = Keyring.read(store, master_key="the-master-key-of-this-test")
     assert keyring.find(b"the-master-key-of-this-test") == Key("master", "master")
-    store.create_key("acme")
+    Subjects(store).create_key("acme")
     assert keyring.refresh(store)
     assert keyring.find(b"the-master-key-of-this-test") == Key("master", "master")
     assert all(b"the-master-key" not in file.read_bytes() for file in tmp_path.iterdir())
@@ -70,13 +71,13 @@ def test_the_master_key_admits_as_a_tenant_of_its_own_and_is_not_stored(store: S
 def test_a_key_comes_with_what_bounds_it_of_its_own_and_its_tenant(store: Store):
     flex = Policy(tiers=frozenset({"flex"}))
     policies = Policies({"acme": flex, "master": flex}, lambda name: (name,))
-    trusting, free = Policy(least_trust="provider"), store.create_key("zeta")
-    bound, bounded = store.create_key("acme"), store.create_key("acme", policy=trusting)
+    trusting, free = Policy(least_trust="provider"), Subjects(store).create_key("zeta")
+    bound, bounded = Subjects(store).create_key("acme"), Subjects(store).create_key("acme", policy=trusting)
     keyring = Keyring.read(store, "the-master-key-of-this-test", policies)
     found = [keyring.find(created.secret.encode()).policy for created in (free, bound, bounded)]
     assert found == [None, flex, flex.narrowed(trusting)]
     assert keyring.find(b"the-master-key-of-this-test").policy == flex
-    late = store.create_key("zeta", policy=trusting)
+    late = Subjects(store).create_key("zeta", policy=trusting)
     keyring.refresh(store)
     assert keyring.find(late.secret.encode()).policy == trusting
 
@@ -92,19 +93,19 @@ def test_the_same_key_has_another_digest_in_another_database(tmp_path: Path):
     keyrings = []
     for name in ("a", "b"):
         with Store.open(f"sqlite:///{tmp_path}/{name}.db") as store:
-            keyrings.append((store.key_secret(), store.create_key("acme").secret))
+            keyrings.append((store.key_secret(), Subjects(store).create_key("acme").secret))
     assert keyrings[0] != keyrings[1]
 
 
 async def test_keys_made_and_revoked_by_another_process_count_within_two_seconds(store: Store, url: str):
     keyring = Keyring.read(store)
     program = (
-        "import sys; from gateway.store import Store\n"
+        "import sys; from gateway.store import Store; from gateway.subjects import Subjects\n"
         f"with Store.open({url!r}) as store:\n"
-        "    created = store.create_key('acme')\n"
+        "    created = Subjects(store).create_key('acme')\n"
         "    print(created.record.id, created.secret, flush=True)\n"
         "    sys.stdin.readline()\n"
-        "    store.revoke_key(created.record.id)\n"
+        "    Subjects(store).revoke_key(created.record.id)\n"
         "    print('revoked', flush=True)\n"
         "    sys.stdin.readline()\n"
     )
@@ -130,7 +131,7 @@ async def test_while_the_database_is_away_the_last_known_keys_go_on_and_it_is_sa
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level(logging.INFO, "gateway.auth")
-    secret = store.create_key("acme").secret.encode()
+    secret = Subjects(store).create_key("acme").secret.encode()
     keyring = Keyring.read(store)
     with sqlite3.connect(tmp_path / "tidegate.db", isolation_level=None) as connection:
         connection.execute("ALTER TABLE meta RENAME TO gone")

@@ -14,6 +14,7 @@ from gateway.cli import app
 from gateway.config_section import nano_usd_text
 from gateway.ledger_tables import LEDGER_ENTRIES
 from gateway.store import Store
+from gateway.subjects import Subjects
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,7 +102,7 @@ def test_what_makes_no_sense_is_not_entered(used: Store, order: Order):
 
 
 def test_a_tenant_can_pay_before_its_first_call(store: Store):
-    store.create_key("early")
+    Subjects(store).create_key("early")
     enter(store, Order("payment", "early", 7))
     assert balance_nano_usd(store, "early") == 7
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from gateway.cli import app
 from gateway.policy import Policy
 from gateway.store import Store
+from gateway.subjects import Subjects
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +98,7 @@ def test_what_the_call_and_its_headers_ask_for_counts(tmp_path: Path):
 def test_a_key_is_asked_about_by_its_id_and_its_policy_is_shown(tmp_path: Path):
     url = f"sqlite:///{tmp_path / 'keys.db'}"
     with Store.open(url) as store:
-        key = store.create_key("acme", policy=Policy(max_input_pico_usd=2_000_000)).record
+        key = Subjects(store).create_key("acme", policy=Policy(max_input_pico_usd=2_000_000)).record
     config = tmp_path / "with-keys.yaml"
     config.write_text(CONFIG.replace("cost: {input: 1,", "cost: {input: 9,") + f"database: {url}\n")
     of_key = plan(tmp_path, "--key-id", key.id[:-2], "--config", str(config))

@@ -11,9 +11,11 @@ from config_files import MINIMAL, Read
 from site_served import reply, serving
 
 from gateway.auth import Key
+from gateway.callers import Callers
 from gateway.catalog import Catalog
 from gateway.cors import Origins
 from gateway.http import Edge
+from gateway.source import Sources
 from gateway.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ async def test_a_defect_is_told_by_the_name_under_which_the_log_has_it(
 ):
     catalog = Catalog(read(MINIMAL), 0)
     key = Key(id="", tenant="t")
-    edge = Edge(Defective(begins=begins), catalog, key, Origins(()), Telemetry(), None, lambda _: None)
+    callers = Callers(key, Sources())
+    edge = Edge(Defective(begins=begins), catalog, callers, Origins(()), Telemetry(), None, lambda _: None)
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\nx-request-id: of-the-client\r\n"
     with caplog.at_level(logging.ERROR, "gateway.http"):
         async with serving(edge) as site, site.connected() as (reader, writer):

@@ -12,8 +12,7 @@ from usage_rows import a_row, a_share, summed
 from gateway.database import HEAD, SchemaTooNew, StoreAway, StoreError, alembic_config, engine_for
 from gateway.ledger import Share, UsageRow
 from gateway.ledger_tables import MEASURES
-from gateway.policy import Policy
-from gateway.store import BadTenantName, KeyNotFound, RowsRefused, Store, digest_of
+from gateway.store import RowsRefused, Store
 from gateway.tables import METADATA, SHARES, USAGE
 
 if TYPE_CHECKING:
@@ -94,113 +93,6 @@ def test_the_password_of_a_database_is_not_in_the_error():
     with pytest.raises(StoreError) as error, Store.open("postgresql://joe:hunter2@127.0.0.1:1/x"):
         pass
     assert "hunter2" not in str(error.value)
-
-
-# Keys
-
-
-def test_a_key_is_random_and_recognised_by_its_two_ends(store: Store):
-    created = store.create_key("acme", "ci")
-    assert created.secret.startswith("tg-")
-    assert len(created.secret) == 3 + 43
-    assert created.record.prefix == created.secret[:7]
-    assert created.record.last4 == created.secret[-4:]
-    assert store.list_keys() == [created.record]
-
-
-def test_the_secret_of_a_key_is_nowhere_in_the_database(sqlite_url: str, tmp_path: Path):
-    with Store.open(sqlite_url) as store:
-        secret = store.create_key("acme").secret.encode()
-        for file in tmp_path.iterdir():
-            assert secret[8:-5] not in file.read_bytes()
-
-
-def test_what_is_kept_of_a_key_is_its_digest_under_the_secret_of_the_database(store: Store):
-    created = store.create_key("acme")
-    active = store.active_keys()
-    assert active is not None
-    assert active.keys == ((digest_of(created.secret.encode(), store.key_secret()), created.record),)
-
-
-@pytest.mark.parametrize("tenant", ["", "a b", "../x", "é", "a" * 65, "-x", "master", "a\n"])
-def test_a_tenant_needs_a_plain_name_that_is_not_taken_by_the_master_key(store: Store, tenant: str):
-    with pytest.raises(BadTenantName):
-        store.create_key(tenant)
-
-
-def test_keys_are_listed_by_tenant(store: Store):
-    one, two = store.create_key("acme").record, store.create_key("zeta").record
-    assert store.list_keys() == [one, two]
-    assert store.list_keys("zeta") == [two]
-    assert store.list_keys("nobody") == []
-
-
-def test_a_key_is_revoked_by_the_start_of_its_id(store: Store):
-    key = store.create_key("acme").record
-    revoked = store.revoke_key(key.id[:12])
-    assert revoked.id == key.id
-    assert revoked.revoked_ms is not None
-    assert store.list_keys() == [revoked]
-    assert store.revoke_key(key.id) == revoked
-    active = store.active_keys()
-    assert active is not None
-    assert active.keys == ()
-
-
-@pytest.mark.parametrize("start", ["", "key_", "%", "key_zzzzzz", "____________"])
-def test_an_id_that_points_at_no_one_key_revokes_nothing(store: Store, start: str):
-    store.create_key("acme")
-    with pytest.raises(KeyNotFound):
-        store.revoke_key(start)
-    assert store.list_keys()[0].revoked_ms is None
-
-
-def test_a_key_of_another_tenant_is_not_revoked(store: Store):
-    key = store.create_key("acme").record
-    with pytest.raises(KeyNotFound, match="zeta"):
-        store.revoke_key(key.id, tenant="zeta")
-
-
-def test_active_keys_are_read_again_only_after_a_change(store: Store):
-    first = store.active_keys()
-    assert first is not None
-    assert store.active_keys(since_revision=first.revision) is None
-    key = store.create_key("acme").record
-    second = store.active_keys(since_revision=first.revision)
-    assert second is not None
-    assert [record for _, record in second.keys] == [key]
-    with pytest.raises(KeyNotFound):
-        store.revoke_key("key_nosuch")
-    assert store.active_keys(since_revision=second.revision) is None
-
-
-def test_the_policy_of_a_key_is_kept_with_it(store: Store):
-    policy = Policy(models=frozenset({"llama"}), tiers=frozenset({"flex"}), max_input_pico_usd=7)
-    key = store.create_key("acme", policy=policy).record
-    assert key.policy == policy
-    assert store.list_keys() == [key]
-    active = store.active_keys()
-    assert active is not None
-    assert [record for _, record in active.keys] == [key]
-    assert store.revoke_key(key.id).policy == policy
-
-
-def test_keys_made_before_there_were_policies_are_bounded_by_none(url: str):
-    from alembic import command  # noqa: PLC0415  slow to import
-
-    config, engine = alembic_config(), engine_for(url)
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        connection.execute(text("INSERT INTO tenants VALUES ('acme', 1)"))
-        connection.execute(
-            text("INSERT INTO keys VALUES ('key_old', 'acme', NULL, '0', 'tg-abcd', 'wxyz', 1, NULL)")
-        )
-    engine.dispose()
-    with Store.open(url) as store:
-        assert [(key.id, key.policy) for key in store.list_keys()] == [("key_old", None)]
-        store.create_key("acme", policy=Policy(least_trust="provider"))
-        assert [key.policy for key in store.list_keys()] == [None, Policy(least_trust="provider")]
 
 
 # Usage
@@ -351,5 +243,5 @@ def test_usage_by_time_reads_an_index(store: Store):
 
 def test_a_store_leaves_no_connection_behind(sqlite_url: str, tmp_path: Path):
     with Store.open(sqlite_url) as store:
-        store.create_key("acme")
+        store.record([a_row("1")])
     assert not (tmp_path / "tidegate.db-wal").exists()

@@ -1,0 +1,336 @@
+"""What the commands of administration have in common: options, and how they reach the database or a running gateway.
+
+A command asks the routes of `gateway.admin_subjects`, over HTTP with `--url` and in this process over the database with
+`--config`, so that the two cannot differ. Options that several commands take are fields of a group, and a command that
+has a group among its parameters takes each of the fields as an option.
+"""
+
+from __future__ import annotations
+
+import getpass
+import inspect
+import json
+import os
+import re
+import socket
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, get_type_hints
+from urllib.parse import quote
+
+import typer
+
+from gateway.config_file import ConfigError, Problem
+from gateway.output import Format, show
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from fastapi import FastAPI
+
+    from gateway.config import Config
+    from gateway.store import Store
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="The gateway's configuration file.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
+
+DEFAULT_CONFIG = Path("tidegate.yaml")
+
+_ASK_LIMIT_S = 30.0
+_KEYS_IN_ENVIRONMENT = ["TIDEGATE_ADMIN_KEY", "TIDEGATE_MASTER_KEY"]
+
+
+class Place(NamedTuple):
+    """Where to administrate."""
+
+    config: ConfigOption = DEFAULT_CONFIG
+    url: Annotated[
+        str | None, typer.Option("--url", help="Ask the gateway that runs there, not the database.")
+    ] = None
+    admin_key: Annotated[
+        str | None,
+        typer.Option(
+            "--key", envvar=_KEYS_IN_ENVIRONMENT, help="For --url: an admin key, or the master key."
+        ),
+    ] = None
+
+    def ask(self, method: str, *path: str, body: Any = None, **parameters: Any) -> Any:
+        """What `/admin` and this below it answers. Ends the command with one line where it refuses."""
+        import httpx2  # noqa: PLC0415 - takes time to import
+
+        below = "".join(f"/{quote(part, safe='')}" for part in path)
+        given = {name: value for name, value in parameters.items() if value is not None}
+        if self.url is not None:
+            place = f"{self.url.rstrip('/').removesuffix('/v1')}/admin{below}"
+            headers = {} if self.admin_key is None else {"authorization": f"Bearer {self.admin_key}"}
+            try:
+                reply = httpx2.request(
+                    method, place, json=body, params=given, headers=headers, timeout=_ASK_LIMIT_S
+                )
+            except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+                fail(f"cannot ask {place}: {error}")
+            return _answer(reply, f"{place} answered {reply.status_code}: ")
+        return _answer(_in_process(self.config, method, below, body, given), "")
+
+    def all(self, *path: str, **parameters: Any) -> list[dict[str, Any]]:
+        """The rows of all pages."""
+        rows: list[dict[str, Any]] = []
+        while True:
+            page = self.ask("GET", *path, most=1000, **parameters)
+            rows += page["data"]
+            if page.get("after") is None:
+                return rows
+            parameters["after"] = page["after"]
+
+
+def _answer(reply: Any, before: str) -> Any:
+    try:
+        answer = json.loads(reply.content or b"null")
+        message = "" if reply.is_success else answer["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        message = reply.text[:200] or "nothing"
+    if message:
+        fail(before + message, 2 if reply.status_code == 400 else 1)
+    return answer
+
+
+def _in_process(config: Path, method: str, path: str, body: Any, parameters: Mapping[str, Any]) -> Any:
+    """The answer of the routes over the database that the configuration names."""
+    import asyncio  # noqa: PLC0415 - takes time to import
+
+    import httpx2  # noqa: PLC0415 - as above
+
+    from gateway.config import load  # noqa: PLC0415 - as above
+
+    parsed = load(config, os.environ)
+
+    async def asked(app: FastAPI) -> httpx2.Response:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://tidegate") as client:
+            return await client.request(method, path, json=body, params=dict(parameters))
+
+    with opened(parsed) as store:
+        return asyncio.run(asked(_desk_app(parsed, store)))
+
+
+def _desk_app(config: Config, store: Store) -> FastAPI:
+    from fastapi import FastAPI  # noqa: PLC0415 - takes time to import
+
+    from gateway.admin_subjects import Desk, subject_routes  # noqa: PLC0415 - as above
+    from gateway.audit import Actor  # noqa: PLC0415 - as above
+    from gateway.control import show_errors  # noqa: PLC0415 - as above
+
+    actor = Actor(f"cli:{_user()}", socket.gethostname())
+
+    async def changed() -> None:
+        """Running gateways see it by themselves."""
+
+    app = FastAPI()
+    app.include_router(subject_routes(Desk(store, lambda _: actor, lambda: config.model_names, changed)))
+    show_errors(app)
+    return app
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+@contextmanager
+def open_store(config: Path) -> Iterator[Store]:
+    """The database that the configuration names; what is wrong with it ends the command with one line."""
+    # Imported by the commands that need them, for the sake of those that do not.
+    from gateway.config import load  # noqa: PLC0415  see above
+
+    with opened(load(config, os.environ)) as store:
+        yield store
+
+
+@contextmanager
+def opened(config: Config) -> Iterator[Store]:
+    from gateway.database import StoreError  # noqa: PLC0415  see above
+    from gateway.store import Store  # noqa: PLC0415  see above
+
+    try:
+        with Store.open(config.database.get_secret_value()) as store:
+            yield store
+    except StoreError as error:
+        fail(str(error))
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """End the command with this line."""
+    typer.echo(message, err=True)
+    raise typer.Exit(code) from None
+
+
+class PolicyOptions(NamedTuple):
+    """A policy, field by field; lists are separated by commas."""
+
+    models: Annotated[str | None, typer.Option(help="Only these models, separated by commas.")] = None
+    tiers: Annotated[str | None, typer.Option(help="Only these tiers.")] = None
+    least_trust: Annotated[
+        str | None, typer.Option(help="Only endpoints trusted so far: provider, verified or community.")
+    ] = None
+    regions: Annotated[str | None, typer.Option(help="Only endpoints in these regions.")] = None
+    max_price_input: Annotated[
+        str | None, typer.Option(help="Most USD per million prompt tokens, of the endpoint's cost.")
+    ] = None
+    max_price_output: Annotated[str | None, typer.Option(help="Most USD per million completion tokens.")] = (
+        None
+    )
+    apis: Annotated[
+        str | None, typer.Option(help="Only these APIs: chat, completions, embeddings, models.")
+    ] = None
+    networks: Annotated[str | None, typer.Option(help="Only calls from these, such as 10.0.0.0/8.")] = None
+    requests_per_min: Annotated[str | None, typer.Option(help="Most calls begun in a minute.")] = None
+    tokens_per_min: Annotated[str | None, typer.Option(help="Most tokens in a minute.")] = None
+    concurrency: Annotated[str | None, typer.Option(help="Most calls under way at once.")] = None
+    budgets_day: Annotated[
+        str | None, typer.Option("--budget-day", help="Most USD charged in a day of UTC.")
+    ] = None
+    budgets_week: Annotated[
+        str | None, typer.Option("--budget-week", help="Most USD charged in a week, from Monday on.")
+    ] = None
+    budgets_month: Annotated[
+        str | None, typer.Option("--budget-month", help="Most USD charged in a month.")
+    ] = None
+    budgets_total: Annotated[str | None, typer.Option("--budget-total", help="Most USD charged in all.")] = (
+        None
+    )
+
+    def given(self) -> dict[str, Any] | None:
+        """The policy as it is sent, or None where nothing is said. Raises ConfigError, each problem at its option."""
+        section: dict[str, Any] = {}
+        for option, text in self._asdict().items():
+            group, _, field = option.rpartition("_")
+            if text is None:
+                continue
+            if group in ("max_price", "budgets"):
+                section.setdefault(group, {})[field] = text
+            else:
+                is_list = option in ("models", "tiers", "regions", "apis", "networks")
+                section[option] = listed(text) if is_list else text
+        if not section:
+            return None
+        _expect_policy(section)
+        return section
+
+
+def _expect_policy(section: dict[str, Any]) -> None:
+    from pydantic import ValidationError  # noqa: PLC0415 - takes time to import
+
+    from gateway.config_policy import PolicySection  # noqa: PLC0415 - as above
+
+    try:
+        PolicySection.model_validate(section)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)
+        raise ConfigError(tuple(Problem(_option(each["loc"]), each["msg"]) for each in details)) from None
+
+
+def _option(location: tuple[str | int, ...]) -> str:
+    words = [part for part in location if isinstance(part, str)]
+    return "--" + "-".join(words).replace("_", "-").replace("budgets-", "budget-")
+
+
+def listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def pairs(given: list[str] | None) -> dict[str, str] | None:
+    """`NAME=VALUE` each."""
+    if given is None:
+        return None
+    found = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair!r} is not NAME=VALUE", param_hint="--metadata")
+        found[name.strip()] = value.strip()
+    return found
+
+
+_SPANS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def seconds(span: str, option: str) -> int:
+    found = re.fullmatch(r"(\d{1,9})([smhdw]?)", span)
+    if found is None or (not found[2] and span != "0"):
+        raise typer.BadParameter(f"{span!r} is no span such as 30m, 24h or 7d", param_hint=option)
+    return int(found[1]) * _SPANS_S[found[2] or "s"]
+
+
+def ahead(moment: str | None) -> str | None:
+    """A moment to come, said as a span from now, a date or a date-time, as ISO with its zone."""
+    if moment is None:
+        return None
+    if re.fullmatch(r"\d+[smhdw]", moment):
+        return (datetime.now(UTC) + timedelta(seconds=seconds(moment, "--expires"))).isoformat()
+    try:
+        parsed = datetime.fromisoformat(moment)
+    except ValueError:
+        message = (
+            f"{moment!r} is neither a date (2026-01-31), a date-time (2026-01-31T12:00) nor a span (30d)"
+        )
+        raise typer.BadParameter(message, param_hint="--expires") from None
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).isoformat()
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_format: Format) -> None:
+    """As `show`; in tables, policies in words and other things of several parts as JSON."""
+    if as_format is not Format.JSON:
+        rows = [{name: _cell(name, value) for name, value in row.items()} for row in rows]
+    show(rows, columns, as_format)
+
+
+def _cell(name: str, value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if name != "policy":
+        return json.dumps(value, ensure_ascii=False)
+    from gateway.config_policy import PolicySection  # noqa: PLC0415 - takes time to import
+
+    return PolicySection.model_validate(value).policy().described()
+
+
+MetadataOption = Annotated[
+    list[str] | None, typer.Option("--metadata", help="NAME=VALUE, your own words for it; may be repeated.")
+]
+
+
+def unfolded(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` as typer is to see it: in place of each group of options, its fields."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        kind = hints[parameter.name]
+        if kind in (Place, PolicyOptions):
+            groups[parameter.name] = kind
+            fields = get_type_hints(kind, include_extras=True)
+            parameters += [
+                inspect.Parameter(
+                    field, parameter.KEYWORD_ONLY, default=kind._field_defaults[field], annotation=hint
+                )
+                for field, hint in fields.items()
+            ]
+        else:
+            parameters.append(
+                parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY)
+            )
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        folded = {
+            name: kind(**{field: given.pop(field) for field in kind._fields}) for name, kind in groups.items()
+        }
+        command(**given, **folded)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
