@@ -162,7 +162,8 @@ class Reload(Collector):
         self, file: ConfigFile | None, started_with: Config, apply: Callable[[Config], Awaitable[None]]
     ) -> None:
         self._file = file
-        self._started_with = self._in_force = started_with
+        self._started_with = started_with
+        self._in_force: Config | None = started_with
         self._apply = apply
         self._taken = self._seen = None if file is None else file.stamp_at_start
         self._asked = False
@@ -215,8 +216,10 @@ class Reload(Collector):
         if new == self._in_force:
             log.info("%s: nothing else has changed", file.path)
             return "unchanged"
+        # Where it fails half-way, as when the database is away, nobody knows what is in force: the next look takes it up again.
+        taken, self._taken, self._in_force = self._taken, None, None
         await self._apply(new)
-        self._in_force = new
+        self._taken, self._in_force = taken, new
         log.info("%s is taken over", file.path)
         return "applied"
 

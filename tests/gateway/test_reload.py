@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from config_files import MINIMAL
 
 from gateway.config import Config, Limits
+from gateway.database import StoreAway
 from gateway.reload import FIXED, FIXED_LIMITS, TAKEN, TAKEN_LIMITS, ConfigFile, Reload
 
 if TYPE_CHECKING:
@@ -58,3 +60,36 @@ async def test_a_file_that_is_gone_changes_nothing(tmp_path: Path):
     reload.ask()
     await reload.look()
     assert len(taken) == 1
+
+
+async def test_what_could_be_taken_over_only_in_part_is_taken_over_again(tmp_path: Path):
+    path, taken = tmp_path / "tidegate.yaml", []
+    more = "queue: {calls: 5}\n"
+
+    async def take(new: Config) -> None:
+        taken.append(new.queue.calls)
+        if len(taken) == 1:
+            raise StoreAway("for a moment")
+
+    path.write_text(MINIMAL)
+    file = ConfigFile.at(path, {}, {})
+    before = file.load().queue.calls
+    reload = Reload(file, file.load(), take)
+    path.write_text(MINIMAL + more)
+    await reload.look()
+    with pytest.raises(StoreAway):
+        await reload.look()
+    await reload.look()
+    assert taken == [5, 5]
+    await reload.look()
+    assert taken == [5, 5]
+
+    del taken[:]
+    path.write_text(MINIMAL + more.replace("5", "6"))
+    await reload.look()
+    with pytest.raises(StoreAway):
+        await reload.look()
+    path.write_text(MINIMAL + more)  # as it was: but nobody knows how much of the other is in force
+    await reload.look()
+    await reload.look()
+    assert taken[-1] == 5 != before
