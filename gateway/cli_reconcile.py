@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli_keys import DEFAULT_CONFIG, ConfigOption, FormatOption, open_store
+from gateway.cli_options import DEFAULT_CONFIG, ConfigOption, FormatOption, open_store
 from gateway.output import Format, show, usd
 
 if TYPE_CHECKING:
