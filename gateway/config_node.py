@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _Some = TypeVar("_Some", bound=Section)
+_ACTIONS = ("/heartbeat", "/drain", "/preempt")
+"""What follows a node's name in the paths below /admin/nodes."""
 
 
 def _by_public_name(given: Any) -> Any:
@@ -66,6 +68,8 @@ class NodeSection(Section):
 
     @classmethod
     def cross_check(cls, given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+        if str(given.get("name")).endswith(_ACTIONS):
+            yield ("name",), f"should not end in any of {', '.join(_ACTIONS)}: so do paths that mean another node"
         if given.get("kv_events") is not None or given.get("kv_replay") is not None:
             yield from EndpointSection.cross_check({"worker": given.get("url"), **_events(given)})
 

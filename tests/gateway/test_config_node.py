@@ -92,3 +92,8 @@ def test_a_drain_needs_no_body_and_a_notice_a_time():
     assert read_section(DrainSection, b"").within_s is None
     assert read_section(NoticeSection, b'{"in_s": 30}').in_s == 30
     assert refused(b"", NoticeSection).message == "in_s: is required"
+
+
+@pytest.mark.parametrize("name", ["n1/drain", "n1/heartbeat", "eu/n1/preempt"])
+def test_no_node_is_named_like_what_is_asked_of_another_one(name: str):
+    assert refused(json.dumps({**NODE, "name": name}).encode()).param == "name"
