@@ -69,7 +69,10 @@ class NodeSection(Section):
     @classmethod
     def cross_check(cls, given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         if str(given.get("name")).endswith(_ACTIONS):
-            yield ("name",), f"should not end in any of {', '.join(_ACTIONS)}: so do paths that mean another node"
+            yield (
+                ("name",),
+                f"should not end in any of {', '.join(_ACTIONS)}: so do paths that mean another node",
+            )
         if given.get("kv_events") is not None or given.get("kv_replay") is not None:
             yield from EndpointSection.cross_check({"worker": given.get("url"), **_events(given)})
 
