@@ -205,15 +205,19 @@ class Attempt:
         # A reply that is not streamed shows no first token.
         self._watched = outgoing.stream
 
-    async def __aenter__(self) -> Self:
+    def begin(self) -> None:
+        """It counts from now on, until `end`."""
         self._was_well = self.member.ejection.well
         self._run = self.member.begin(
             self.call, time.monotonic(), self._expected_cached, watched=self._watched
         )
+
+    async def __aenter__(self) -> Self:
+        self.begin()
         try:
             await self.reply.__aenter__()
         except BaseException as error:
-            self._end(error)
+            self.end(error)
             raise
         return self
 
@@ -246,6 +250,10 @@ class Attempt:
                 self.member.kv_events.used(usage.prompt_tokens, usage.cached_tokens)
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.end(error)
+
+    def end(self, error: BaseException | None) -> None:
+        """It is over, with this error or whole."""
         try:
             self.reply.release()
         finally:

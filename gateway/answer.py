@@ -40,10 +40,11 @@ class Answer:
         """Whose it is now."""
         return self.attempt.candidate.endpoint
 
-    async def broke(self, failure: AttemptFailed) -> None:
-        """The attempt has failed."""
-        self._over = True
-        await self.attempt.__aexit__(type(failure), failure, None)
+    def end(self, error: BaseException | None) -> None:
+        """Its attempt is over, with this error or whole."""
+        if not self._over:
+            self._over = True
+            self.attempt.end(error)
 
     def goes_on(
         self, attempt: Attempt, stream: CompletionStream, first_block: bytes, failure: AttemptFailed | None
@@ -57,9 +58,8 @@ class Answer:
         if not self._over and (self.stream is None or self.stream.leaves_nothing):
             await self.attempt.reply.drain()
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not self._over:
-            await self.attempt.__aexit__(kind, error, trace)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.end(error)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec import structs
+
 from backends.base import AttemptFailed, CallRejected, CallTimeout, Unable
 from backends.holding import HoldingStream
 from backends.said import Said
@@ -24,6 +26,7 @@ from gateway.lookout import Lookout
 from gateway.meter import Arrival, Meter
 from gateway.relay import Relay
 from gateway.resuming import Resuming
+from gateway.serving import Serving
 from gateway.traits import shows_ids
 from gateway.tries import Tries
 from gateway.whole import Making, as_stream, streamed
@@ -82,11 +85,9 @@ class Dispatch:
     async def serve(self, request: Request, offer: Offer, arrival: Arrival, client: Client) -> None:
         """Answer one call. Raises ApiError as long as the client has got nothing."""
         with Meter(arrival, request, offer.models[0], self._record) as meter:
-            self._crashes.refuse(request, arrival)
             try:
-                tries = self._catalog.limits.attempts
-                while not await self._served(request, offer, arrival, client, meter, again=tries > 1):
-                    tries -= 1
+                self._crashes.refuse(request, arrival)
+                await self._served(Serving(request, offer, arrival, client, meter))
                 self._crashes.answered(request, arrival)
             except CallRejected as rejected:
                 raise from_rejection(rejected) from rejected
@@ -103,35 +104,35 @@ class Dispatch:
                     meter.given_up()
                 _end(shutting_down(), client, meter)
 
-    async def _served(
-        self, request: Request, offer: Offer, arrival: Arrival, client: Client, meter: Meter, *, again: bool
-    ) -> bool:
-        """Answer it; with `again`, False where it may be begun anew: its answer broke off, and the client has seen nothing."""
-        answer = await self._answer(request, offer, arrival, client, meter)
-        try:
-            async with answer:
-                if answer.whole is not None:
-                    self._relay_whole(answer, answer.whole, client, meter)
-                elif answer.stream is not None:
-                    relay = self._relay_stream if request.stream else self._relay_made
-                    await relay(answer, answer.stream, request, arrival, client, meter)
-        except AttemptFailed as failure:
-            if client.started:
-                raise
-            meter.failed(answer.endpoint, failure.sort.wastes)
-            if not again or isinstance(failure, CallTimeout):
-                raise
-            return False
-        return True
+    async def _served(self, serving: Serving) -> None:
+        """Answer it. Where an answer breaks off of which the client has seen nothing, it is begun anew."""
+        tries = self._catalog.limits.attempts
+        while True:
+            tries -= 1
+            answer = await self._answer(serving)
+            try:
+                with answer:
+                    if answer.whole is not None:
+                        self._relay_whole(answer, answer.whole, serving)
+                    elif answer.stream is not None:
+                        relay = self._relay_stream if serving.request.stream else self._relay_made
+                        await relay(answer, answer.stream, serving)
+            except AttemptFailed as failure:
+                if serving.client.started:
+                    raise
+                serving.meter.failed(answer.endpoint, failure.sort.wastes)
+                if tries <= 0 or isinstance(failure, CallTimeout):
+                    raise
+            else:
+                return
 
-    async def _answer(
-        self, request: Request, offer: Offer, arrival: Arrival, client: Client, meter: Meter
-    ) -> Answer:
+    async def _answer(self, serving: Serving) -> Answer:
         """The answer of the first model on offer that gives one: a second is there only where a name has fallbacks.
 
         Where nobody has room, the call waits. Raises ApiError where nobody could be asked, else CallRejected or what the
         last attempt failed with.
         """
+        request, offer, arrival, client, meter = structs.astuple(serving)
         lines, unanswered, failed, admission = client.lines, [], None, self._admission
         for model in offer.models:
             meter.model = model
@@ -144,8 +145,8 @@ class Dispatch:
                 try:
                     if admission.waiting or admission.may_be_sent_back or request.tier == "flex":
                         place = Place(admission, plan, call, arrival, client, meter, watched=request.stream)
-                        return await self._answer_in_turn(place, tries, request, arrival, meter)
-                    return await self._first_answer(plan, call, tries, request, arrival, meter)
+                        return await self._answer_in_turn(place, tries, serving)
+                    return await self._first_answer(plan, call, tries, serving)
                 except CallTimeout:
                     raise
                 except AttemptFailed as failure:
@@ -158,15 +159,10 @@ class Dispatch:
             error = unserved(decisions, arrival.caller.policy)
             if error.code == "demands_not_met":
                 raise error
-        return await self._answer_later(unanswered, failed or error, request, arrival, meter)
+        return await self._answer_later(unanswered, failed or error, serving)
 
     async def _answer_later(
-        self,
-        unanswered: list[_Unanswered],
-        error: Exception,
-        request: Request,
-        arrival: Arrival,
-        meter: Meter,
+        self, unanswered: list[_Unanswered], error: Exception, serving: Serving
     ) -> Answer:
         """The answer to a call that had none, since nobody had room: it waits as one does that comes a moment later, and
         is tried again, no more often than `limits.attempts`.
@@ -180,36 +176,31 @@ class Dispatch:
             found = next(may_wait, None)
             if found is None:
                 break
-            meter.model, place, tries = found
+            serving.meter.model, place, tries = found
             try:
-                return await self._answer_in_turn(place, tries, request, arrival, meter)
+                return await self._answer_in_turn(place, tries, serving)
             except CallTimeout:
                 raise
             except AttemptFailed as failure:
                 error = failure
         raise error
 
-    async def _answer_in_turn(
-        self, place: Place, tries: Tries, request: Request, arrival: Arrival, meter: Meter
-    ) -> Answer:
+    async def _answer_in_turn(self, place: Place, tries: Tries, serving: Serving) -> Answer:
         """The first answer of a call that may have to wait for its turn, and if it is flex, to give it up again."""
         while True:
             async with place as plan:
-                return await self._first_answer(plan, place.call, tries, request, arrival, meter)
+                return await self._first_answer(plan, place.call, tries, serving)
 
-    async def _first_answer(
-        self, plan: Plan, call: Call, tries: Tries, request: Request, arrival: Arrival, meter: Meter
-    ) -> Answer:
+    async def _first_answer(self, plan: Plan, call: Call, tries: Tries, serving: Serving) -> Answer:
         """The answer of the first endpoint in the plan that gives one.
 
         Raises CallRejected, or what the last attempt failed with.
         """
 
         def ask(candidate: Candidate) -> Coroutine[Any, Any, Answer]:
-            # Only a worker's reply is known to be the same in pieces.
-            wanted = asked if candidate.endpoint.kind == "worker" else request
-            return self._ask(candidate, call, tries, wanted, arrival, meter)
+            return self._ask(serving, call, tries, asked, candidate)
 
+        request, meter = serving.request, serving.meter
         tried: list[Endpoint] = []
         asked = as_stream(request, plan, call, self._admission.output_tokens, again=tries.in_vain)
         answer_of = self._races.racing(call, asked, meter, ask, tried)
@@ -223,7 +214,7 @@ class Dispatch:
             except AttemptFailed as failure:
                 if failure.sort.then == "return":
                     raise
-                await self._crashes.judge(failure, request, arrival)
+                await self._crashes.judge(failure, request, serving.arrival)
                 if tries.left == 0:
                     break
                 asked = as_stream(request, plan, call, self._admission.output_tokens, again=tries.in_vain)
@@ -236,44 +227,30 @@ class Dispatch:
             raise AttemptFailed("the plan names no endpoint")
         raise tries.last.rejected if isinstance(tries.last, Unable) else tries.last
 
-    def _body_for(self, request: Request, endpoint: Endpoint) -> bytes:
-        """A worker is asked for the ids of tokens where they may be needed to go on elsewhere."""
-        worker = endpoint.kind == "worker"
-        ids = worker and request.stream and self._resuming.takes_down(request, endpoint)
-        return request.body_for(endpoint.served_model, worker=worker, ids=ids)
-
     async def _ask(
-        self,
-        candidate: Candidate,
-        call: Call,
-        tries: Tries,
-        request: Request,
-        arrival: Arrival,
-        meter: Meter,
+        self, serving: Serving, call: Call, tries: Tries, asked: Request, candidate: Candidate
     ) -> Answer:
         """The candidate's answer, inside whose block its attempt stays open; where there is none, it has ended here."""
-        endpoint, lookout = candidate.endpoint, self._lookout
-        outgoing = Outgoing(
-            api=_API_PATHS[request.api],
-            body=self._body_for(request, endpoint),
-            request_id=arrival.request_id,
-            stream=request.stream,
-            ends_s=arrival.started_s + self._catalog.total_s,
-            trace=arrival.trace,
-        )
+        endpoint, meter, arrival = candidate.endpoint, serving.meter, serving.arrival
+        lookout = self._lookout
+        # Only a worker's reply is known to be the same in pieces.
+        request = asked if endpoint.kind == "worker" else serving.request
         meter.asked(endpoint)
         try:
-            attempt = self._fleet.attempt(candidate, outgoing, call)
+            attempt = self._fleet.attempt(candidate, self._outgoing(request, endpoint, arrival), call)
+            attempt.begin()
             lookout.silent[attempt] = tries
-            if not lookout.ticking:
-                lookout.begin()
             try:
-                await attempt.__aenter__()
-                try:
-                    return await self._read(attempt, request, meter)
-                except BaseException as error:
-                    await attempt.__aexit__(type(error), error, None)
-                    raise
+                if not lookout.ticking:
+                    lookout.begin()
+                await attempt.reply.__aenter__()
+                if request.stream:
+                    return await self._begun(attempt, request, meter)
+                body = await attempt.reply.read_whole(self._catalog.limits.reply_bytes)
+                return Answer(attempt, _whole(body, request, endpoint))
+            except BaseException as error:
+                attempt.end(error)
+                raise
             finally:
                 del lookout.silent[attempt]
         except CallRejected:
@@ -285,17 +262,31 @@ class Dispatch:
             self._crashes.saw(failure, endpoint, arrival)
             raise
 
-    async def _read(self, attempt: Attempt, request: Request, meter: Meter) -> Answer:
-        """A whole reply, or a stream up to and with the first chunk that shows something."""
-        model = attempt.member.endpoint.model
+    def _outgoing(self, request: Request, endpoint: Endpoint, arrival: Arrival) -> Outgoing:
+        """A worker is asked for the ids of tokens where they may be needed to go on elsewhere."""
+        worker = endpoint.kind == "worker"
+        ids = worker and request.stream and self._resuming.takes_down(request, endpoint)
+        return Outgoing(
+            _API_PATHS[request.api],
+            request.body_for(endpoint.served_model, worker=worker, ids=ids),
+            arrival.request_id,
+            request.stream,
+            arrival.started_s + self._catalog.total_s,
+            arrival.trace,
+        )
+
+    async def _begun(self, attempt: Attempt, request: Request, meter: Meter) -> Answer:
+        """A stream up to and with the first chunk that shows something."""
+        endpoint = attempt.candidate.endpoint
         tier = request.tier if request.tier_asked else None
-        if not request.stream:
-            body = await attempt.reply.read_whole(self._catalog.limits.reply_bytes)
-            choices = None if request.api == "embeddings" else request.choices
-            whole = whole_reply(body, model, tier, choices)
-            return Answer(attempt, whole)
-        shown = Shown(model, tier, usage=request.shows_usage, choices=request.choices, ids=shows_ids(request))
-        said = Said() if self._resuming.takes_down(request, attempt.member.endpoint) else None
+        shown = Shown(
+            endpoint.model,
+            tier,
+            usage=request.shows_usage,
+            choices=request.choices,
+            ids=shows_ids(request),
+        )
+        said = Said() if self._resuming.takes_down(request, endpoint) else None
         limit_bytes = self._catalog.limits.event_bytes
         if said is None or "tools" not in request.fields:
             stream = CompletionStream(shown, limit_bytes, said)
@@ -315,49 +306,34 @@ class Dispatch:
         attempt.first_token()
         return Answer(attempt, None, stream, block)
 
-    def _relay_whole(self, answer: Answer, whole: WholeReply, client: Client, meter: Meter) -> None:
-        meter.usage = whole.usage
+    def _relay_whole(self, answer: Answer, whole: WholeReply, serving: Serving) -> None:
+        serving.meter.usage = whole.usage
         answer.attempt.used(whole.usage)
-        self._reply(answer, whole, client, meter)
+        self._reply(answer, whole, serving)
 
-    def _reply(self, answer: Answer, whole: WholeReply, client: Client, meter: Meter) -> None:
+    def _reply(self, answer: Answer, whole: WholeReply, serving: Serving) -> None:
+        meter = serving.meter
         lines = self._header_lines(answer, meter, b"application/json")
         meter.status = 200
         meter.settle("ok")
         cost_usd = divmod(meter.charge_nano_usd, 1_000_000_000)
-        client.reply(200, b"%bx-tidegate-cost-usd: %d.%09d\r\n" % (lines, *cost_usd), whole.body)
+        serving.client.reply(200, b"%bx-tidegate-cost-usd: %d.%09d\r\n" % (lines, *cost_usd), whole.body)
 
-    async def _relay_stream(
-        self,
-        answer: Answer,
-        stream: CompletionStream,
-        request: Request,
-        arrival: Arrival,
-        client: Client,
-        meter: Meter,
-    ) -> None:
+    async def _relay_stream(self, answer: Answer, stream: CompletionStream, serving: Serving) -> None:
+        client, meter = serving.client, serving.meter
         meter.status = 200
         client.start(200, self._header_lines(answer, meter, b"text/event-stream; charset=utf-8"))
-        relay = Relay(self._resuming, request, arrival, meter, client)
-        last_block = await relay.run(answer, stream, client)
+        last_block = await Relay(self._resuming, serving, serving.request).run(answer, stream, client)
         meter.settle("ok")
         client.finish(last_block + DONE)
         await answer.drain()
 
-    async def _relay_made(
-        self,
-        answer: Answer,
-        stream: CompletionStream,
-        request: Request,
-        arrival: Arrival,
-        client: Client,
-        meter: Meter,
-    ) -> None:
+    async def _relay_made(self, answer: Answer, stream: CompletionStream, serving: Serving) -> None:
         """The whole reply that is made of a stream."""
+        request = serving.request
         making = Making(request, self._catalog.limits.reply_bytes)
-        relay = Relay(self._resuming, streamed(request), arrival, meter, client)
-        making.write(await relay.run(answer, stream, making))
-        self._reply(answer, making.reply(answer.endpoint.model), client, meter)
+        making.write(await Relay(self._resuming, serving, streamed(request)).run(answer, stream, making))
+        self._reply(answer, making.reply(answer.endpoint.model), serving)
         await answer.drain()
 
     def _header_lines(self, answer: Answer, meter: Meter, content_type: bytes) -> bytes:
@@ -384,6 +360,11 @@ class Dispatch:
         self._planner.ended(row)
         if self._admission.waiting:
             self._admission.look()
+
+
+def _whole(body: bytes, request: Request, endpoint: Endpoint) -> WholeReply:
+    tier = request.tier if request.tier_asked else None
+    return whole_reply(body, endpoint.model, tier, None if request.api == "embeddings" else request.choices)
 
 
 def _end(error: ApiError, client: Client, meter: Meter) -> None:

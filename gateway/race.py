@@ -158,7 +158,7 @@ class Race:
             self._is_waiting = False
             running.pop(self, None)
             if self._second is not None:
-                await self._end(self._second, end)
+                self._end(self._second, end)
 
     def look(self, now_s: float) -> None:
         """The first one is late: ask another one beside it, if there is one worth it."""
@@ -211,7 +211,7 @@ class Race:
         self._counted("won")
         return answer
 
-    async def _end(self, second: asyncio.Task[Answer], outcome: str) -> None:
+    def _end(self, second: asyncio.Task[Answer], outcome: str) -> None:
         """Nobody waits for the second one any more.
 
         Nor is its end waited for here: the client could leave meanwhile, and an answer that is on its way out of `run`
@@ -226,8 +226,7 @@ class Race:
         if second.cancel():
             return
         if not second.cancelled():
-            gone = asyncio.CancelledError()
-            await second.result().__aexit__(type(gone), gone, None)
+            second.result().end(asyncio.CancelledError())
 
     def _counted(self, outcome: str) -> None:
         self._races.telemetry.hedges[self.call.model, outcome] += 1

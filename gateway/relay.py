@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from backends.sse import CompletionStream
     from gateway.answer import Answer
     from gateway.broken import Move
-    from gateway.client import Client
-    from gateway.meter import Arrival, Meter
     from gateway.openai import Request
     from gateway.resuming import Resuming
+    from gateway.serving import Serving
 
 UNHEARD_S = 1.0
 """A stream that has stood still for so long, at a worker of which nothing is heard, has broken."""
@@ -51,14 +50,12 @@ class Sink(Protocol):
 class Relay:
     """One stream, from its first block to its last."""
 
-    def __init__(
-        self, resuming: Resuming, request: Request, arrival: Arrival, meter: Meter, client: Client
-    ) -> None:
+    def __init__(self, resuming: Resuming, serving: Serving, request: Request) -> None:
+        """`request` is the call's as the worker was asked it: for a stream."""
         self._resuming = resuming
+        self._serving = serving
         self._request = request
-        self._arrival = arrival
-        self._meter = meter
-        self._client = client
+        self._meter = serving.meter
         self._resume: Resume | None = None
         self._move: Move | None = None
         self._answer: Answer
@@ -86,7 +83,7 @@ class Relay:
                 if stream.before_failure:
                     sink.write(stream.before_failure)
                 call = answer.attempt.call
-                await answer.broke(failure)
+                answer.end(failure)
                 if stream.finished:  # all that the client waits for is there
                     return self._unreported_usage(stream)
                 await self._resumed().go_on(answer, stream, call, failure)
@@ -187,7 +184,7 @@ class Relay:
 
     def _resumed(self) -> Resume:
         if self._resume is None:
-            self._resume = Resume(self._resuming, self._request, self._arrival, self._meter, self._client)
+            self._resume = Resume(self._resuming, self._serving, self._request)
         return self._resume
 
     def _unreported_usage(self, stream: CompletionStream) -> bytes:

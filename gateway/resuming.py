@@ -47,12 +47,11 @@ if TYPE_CHECKING:
     from gateway.admission import Admission
     from gateway.answer import Answer
     from gateway.catalog import Catalog
-    from gateway.client import Client
     from gateway.crashes import Crashes
     from gateway.lookout import Lookout
-    from gateway.meter import Arrival, Meter
     from gateway.openai import Request
     from gateway.planning import Planner
+    from gateway.serving import Serving
     from routing.types import Call, Candidate, Endpoint
 
 WAIT_S = 10.0
@@ -111,14 +110,13 @@ class Resuming:
 class Resume:
     """The answer to one call, whenever it breaks."""
 
-    def __init__(
-        self, resuming: Resuming, request: Request, arrival: Arrival, meter: Meter, client: Client
-    ) -> None:
+    def __init__(self, resuming: Resuming, serving: Serving, request: Request) -> None:
+        """`request` is the call's as the worker was asked it: for a stream."""
         self._resuming = resuming
         self._request = request
-        self._arrival = arrival
-        self._meter = meter
-        self._client = client
+        self._arrival = serving.arrival
+        self._meter = serving.meter
+        self._client = serving.client
         self._chat = request.api == "chat"
         self._traits = traits_of(request)
         self._left = resuming.catalog.limits.attempts
@@ -196,7 +194,7 @@ class Resume:
         if way is None:
             return False
         self._resuming.ended[broken.begun.model, broken.failure.code, way.name.lower()] += 1
-        await before.__aexit__(type(broken.failure), broken.failure, None)
+        before.end(broken.failure)
         return True
 
     async def _find(self, answer: Answer, broken: Broken, call: Call) -> Way:

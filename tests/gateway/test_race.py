@@ -36,7 +36,7 @@ class Opened:
     def __init__(self) -> None:
         self.closed = False
 
-    async def __aexit__(self, *_: object) -> None:
+    def end(self, _: BaseException | None) -> None:
         self.closed = True
 
 
