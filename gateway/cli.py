@@ -19,6 +19,7 @@ import typer
 from gateway import cli_access, cli_keys, cli_nodes, cli_tenants
 from gateway.cli_billing import balance, correct, credit, pay, payment, refund
 from gateway.cli_explain import explain
+from gateway.cli_invoices import export, invoice, payout
 from gateway.cli_reconcile import reconcile
 from gateway.cli_usage import usage
 from gateway.config_file import ConfigError
@@ -44,8 +45,9 @@ app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_access.admin_keys, name="admin-keys")
 app.command()(cli_access.audit)
 app.add_typer(cli_nodes.app, name="nodes")
+app.add_typer(export, name="export")
 app.command()(usage)
-for command in (credit, refund, payment, correct, pay, balance):
+for command in (credit, refund, payment, correct, pay, balance, invoice, payout):
     app.command()(command)
 app.command()(reconcile)
 app.command()(explain)
