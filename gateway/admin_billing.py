@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from msgspec import structs
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -67,12 +67,12 @@ def billing_routes(store: Store) -> APIRouter:
             raise ApiError("database_away", "The database cannot be asked now.") from failure
 
     @routes.post("/{kind}", status_code=201)
-    async def order(kind: Kind, body: OrderBody, response: Response) -> EnteredShown:
+    async def order(kind: Kind, body: OrderBody, request: Request, response: Response) -> EnteredShown:
         """Enter it in the ledger, once: 201 where it is new, 200 where it was there already."""
         try:
             amount_nano_usd = None if body.amount_usd is None else nano_usd_text(body.amount_usd)
             wanted = Order(kind, body.whom, amount_nano_usd, body.idempotency_key, body.note)
-            entered = await asyncio.to_thread(enter, store, wanted)
+            entered = await asyncio.to_thread(enter, store, wanted, actor=request.state.actor)
         except Conflict as error:
             raise ApiError("idempotency_conflict", str(error), param="idempotency_key") from None
         except (BillingError, ValueError) as error:

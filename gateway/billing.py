@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct
 from sqlalchemy import func, select, text
 
+from gateway.audit import SYSTEM, Actor, note
 from gateway.bookkeeping import Books
 from gateway.ledger_tables import LEDGER_BALANCES, LEDGER_ENTRIES, LEDGER_TRANSACTIONS
 from gateway.tables import TENANTS, USAGE
@@ -77,8 +78,8 @@ class Order(Struct, frozen=True):
     note: str = ""
 
 
-def enter(store: Store, order: Order, now_ms: int | None = None) -> Entered:
-    """Enter it, once. Raises BillingError, StoreAway."""
+def enter(store: Store, order: Order, now_ms: int | None = None, actor: Actor = SYSTEM) -> Entered:
+    """Enter it, once, on the word of `actor`. Raises BillingError, StoreAway."""
     kind, key = order.kind, order.key or secrets.token_hex(12)
     if len(key) > 200 or len(order.note) > 1000:
         raise BillingError("an idempotency key has at most 200 characters, a note 1000")
@@ -105,6 +106,8 @@ def enter(store: Store, order: Order, now_ms: int | None = None) -> Entered:
             new=True,
         )
         _write(connection, entered)
+        tenant = account.removeprefix("tenant:") if account.startswith("tenant:") else None
+        note(connection, actor, f"ledger.{kind}", account, tenant=tenant, after=entered)
         return entered
 
 

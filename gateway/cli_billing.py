@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli_options import DEFAULT_CONFIG, ConfigOption, FormatOption, open_store
+from gateway.cli_options import DEFAULT_CONFIG, ConfigOption, FormatOption, actor_here, open_store
 from gateway.output import Format, iso, show, usd
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _enter(
     order = Order(kind, whom, None if amount is None else nano_usd_of(amount), key, note)
     with open_store(config) as store:
         try:
-            entered = enter(store, order)
+            entered = enter(store, order, actor=actor_here())
         except BillingError as error:
             typer.echo(str(error), err=True)
             raise typer.Exit(1) from None

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from gateway.audit import Actor
     from gateway.config import Config
     from gateway.store import Store
 
@@ -119,10 +120,9 @@ def _desk_app(config: Config, store: Store) -> FastAPI:
     from fastapi import FastAPI  # noqa: PLC0415 - takes time to import
 
     from gateway.admin_subjects import Desk, subject_routes  # noqa: PLC0415 - as above
-    from gateway.audit import Actor  # noqa: PLC0415 - as above
     from gateway.control import show_errors  # noqa: PLC0415 - as above
 
-    actor = Actor(f"cli:{_user()}", socket.gethostname())
+    actor = actor_here()
 
     async def changed() -> None:
         """Running gateways see it by themselves."""
@@ -133,11 +133,15 @@ def _desk_app(config: Config, store: Store) -> FastAPI:
     return app
 
 
-def _user() -> str:
+def actor_here() -> Actor:
+    """Who runs the command, on which machine."""
+    from gateway.audit import Actor  # noqa: PLC0415 - takes time to import
+
     try:
-        return getpass.getuser()
+        user = getpass.getuser()
     except (KeyError, OSError):
-        return str(os.getuid())
+        user = str(os.getuid())
+    return Actor(f"cli:{user}", socket.gethostname())
 
 
 @contextmanager

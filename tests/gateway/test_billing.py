@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 from usage_rows import a_row
 
+from gateway.audit import Actor, entries
 from gateway.billing import BillingError, Conflict, Order, balance_nano_usd, balances, enter
 from gateway.cli import app
 from gateway.config_section import nano_usd_text
@@ -54,6 +55,18 @@ def test_money_that_moves_beside_calls_is_entered_on_two_sides(used: Store):
             amounts[row.transaction_id] = amounts.get(row.transaction_id, 0) + row.amount_nano_usd
     assert set(amounts.values()) == {0}
     assert len(amounts) == 6
+
+
+def test_who_moved_money_is_in_the_audit_log_once(used: Store):
+    ops = Actor("adm_1", "10.0.0.1")
+    for _ in range(2):
+        enter(used, Order("credit", "acme", 30, "c1", "sorry"), actor=ops)
+    enter(used, Order("payout", "w1", 40, "o1"))
+    payout, credit = entries(used, most=9, tenant=None, subject=None)
+    assert (credit.actor, credit.source, credit.tenant) == ("adm_1", "10.0.0.1", "acme")
+    assert (credit.action, credit.subject) == ("ledger.credit", "tenant:acme")
+    assert (credit.after["amount_nano_usd"], credit.after["note"]) == (-30, "sorry")
+    assert (payout.subject, payout.tenant) == ("payout:w1", None)
 
 
 def test_with_the_same_key_it_is_entered_once(used: Store):
