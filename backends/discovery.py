@@ -24,6 +24,10 @@ RESOLVE_S = 30.0
 """Between two looks at a name. How long an answer holds, getaddrinfo does not say; this is what zones of changing hosts use."""
 
 
+MOST_ADDRESSES = 1000
+"""Of one name. More is no fleet but a mistake, or somebody's answer who wants the gateway busy: each would be probed."""
+
+
 class Found(Struct, frozen=True):
     """One worker."""
 
@@ -86,6 +90,9 @@ class DnsNames:
             if self._said != str(error):
                 self._said = str(error)
                 log.warning("%s cannot be resolved: %s", self._host, error)
+            return
+        if len(found) > MOST_ADDRESSES:
+            log.error("%s has %d addresses, which is more than is believed", self._host, len(found))
             return
         self._said = ""
         if found != self._known:

@@ -186,6 +186,21 @@ async def test_each_address_of_a_name_is_a_worker_and_what_cannot_be_resolved_st
     ]
 
 
+async def test_a_name_with_more_addresses_than_any_fleet_has_changes_nothing():
+    few = frozenset({"10.0.0.1"})
+    many = frozenset(f"10.{n >> 8}.{n & 255}.1" for n in range(1001))
+    answers_ = [few, many, few]
+
+    async def resolve(_: str) -> frozenset[str]:
+        return answers_.pop(0)
+
+    told: list[tuple[Found, ...]] = []
+    dns = DnsNames("vllm.pool", 8000, "http", told.append, resolve)
+    for _ in range(3):
+        await dns.look()
+    assert told == [(Found("10.0.0.1:8000", "http://10.0.0.1:8000"),)]
+
+
 async def test_names_are_resolved_and_addresses_are_no_names():
     assert "127.0.0.1" in await addresses_of("localhost")
     assert is_address("::1")
