@@ -65,24 +65,22 @@ async def test_a_worker_with_a_bad_certificate_is_not_asked(authority, fault: st
         assert not server.peers
 
 
-async def test_a_server_that_speaks_no_tls_fails_the_handshake(authority):
-    async def script(peer):
-        await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        await peer.lost()
+async def answers_plainly(peer):
+    await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    await peer.lost()
 
+
+async def hangs_up(peer):
+    await peer.fin()
+
+
+@pytest.mark.parametrize(("script", "failure"), [(answers_plainly, TlsFailed), (hangs_up, ConnectFailed)])
+async def test_a_server_that_speaks_no_tls_or_hangs_up_in_the_handshake_fails_the_connection(
+    authority, script, failure
+):
     async with Server(script) as server:
         async with lane_at(server.port, host="localhost", tls=trusting(authority)) as lane:
-            with pytest.raises(TlsFailed):
-                await ask(lane)
-
-
-async def test_a_server_that_hangs_up_in_the_handshake_fails_the_connection(authority):
-    async def script(peer):
-        await peer.fin()
-
-    async with Server(script) as server:
-        async with lane_at(server.port, host="localhost", tls=trusting(authority)) as lane:
-            with pytest.raises(ConnectFailed):
+            with pytest.raises(failure):
                 await ask(lane)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 from contextlib import contextmanager
@@ -98,7 +99,9 @@ def three_workers(logs: Path) -> Iterator[list[Worker]]:
 
 def _begun(name: str, log: Path, *, publishes: bool) -> Worker:
     port, events, replay = free_port(), free_port(), free_port()
-    command = ["bash", str(SCRIPTS / "serve.sh"), str(folder()), str(port)]
+    # Where the tests are killed nobody else would end it.
+    command = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+    command += ["bash", str(SCRIPTS / "serve.sh"), str(folder()), str(port)]
     if publishes:
         published = {
             "enable_kv_cache_events": True,
