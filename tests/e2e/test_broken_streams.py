@@ -192,7 +192,7 @@ async def test_a_stream_that_outlasts_the_calls_time_ends_in_an_error(tmp_path: 
     shown = asyncio.Event()
     async with Server(breaking(shown, goes_on)) as server:
         async with gateway(tmp_path, models=models(hosted(server.port)), timeouts={"total_s": 2}) as gw:
-            *chunks, last = await listen(gw, shown)
+            *chunks, last = await listen(gw, shown, max_tokens=1000)
             assert last["error"]["code"] == "call_timeout"
             (row,) = await gw.rows()
             assert (row.outcome, row.estimated) == ("call_timeout", True)

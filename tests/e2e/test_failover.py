@@ -114,7 +114,7 @@ async def answers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
                 tmp_path_factory.mktemp("failover"),
                 models=served,
                 limits={"reply_bytes": 100_000, "event_bytes": 100_000},
-                timeouts={"connect_s": 2, "first_byte_s": 2, "silence_s": 2},
+                timeouts={"connect_s": 4, "first_byte_s": 4, "silence_s": 4},
                 health={"interval_s": 3600, "timeout_s": 60},
             )
         )

@@ -11,6 +11,7 @@ from pool import PRICE, gateway, until
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pool import Gateway
     from vllm_pool import Worker
 
 pytest.importorskip("zmq", reason="no pyzmq here")
@@ -24,6 +25,10 @@ WORDS = ("tide", "moon", "sea", "wave", "salt", "wind")
 def prompt(dice: random.Random) -> str:
     """About 1500 tokens that no other prompt begins with."""
     return " ".join(f"{dice.choice(WORDS)}{dice.randrange(1000)}" for _ in range(300))
+
+
+async def is_followed(gw: Gateway) -> bool:
+    return 'tidegate_kv_events_held_tokens{endpoint="v",model="llama"}' in await gw.metrics()
 
 
 async def test_what_a_real_worker_stores_and_evicts_is_known_and_believed(
@@ -52,7 +57,7 @@ async def test_what_a_real_worker_stores_and_evicts_is_known_and_believed(
             return reply.usage.prompt_tokens
 
         async def holds_the_first() -> bool:
-            return await metric("held_tokens") >= first - 64
+            return await is_followed(gw) and await metric("held_tokens") >= first - 64
 
         first = await ask(prompt(dice))
         await until(holds_the_first)
@@ -73,8 +78,4 @@ async def test_what_a_real_worker_stores_and_evicts_is_known_and_believed(
         await gw.client().chat.completions.create(
             model="llama", messages=[{"role": "user", "content": prompt(dice)}], max_tokens=2
         )
-
-        async def known() -> bool:
-            return 'tidegate_kv_events_held_tokens{endpoint="v",model="llama"}' in await gw.metrics()
-
-        await until(known)
+        await until(lambda: is_followed(gw))

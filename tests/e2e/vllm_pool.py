@@ -26,7 +26,7 @@ SCRIPTS = PROJECT.parent / "shared" / "vllm"
 VLLM_START_S = 600
 """It takes one minute on two free cores."""
 STOP_S = 60
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 GREEDY: dict[str, Any] = {
     "model": "llama",
     "messages": [{"role": "user", "content": "Why are there tides?"}],
