@@ -247,6 +247,7 @@ class Dispatch:
                 if request.stream:
                     return await self._begun(attempt, request, meter)
                 body = await attempt.reply.read_whole(self._catalog.limits.reply_bytes)
+                lookout.came(attempt)
                 return Answer(attempt, _whole(body, request, endpoint))
             except BaseException as error:
                 attempt.end(error)

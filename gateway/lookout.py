@@ -28,8 +28,8 @@ LEAST_WAIT_S = 1.0
 
 PATIENT = 3.0
 LEAST_PATIENCE_S = 5.0
-"""A reply in one piece is waited for so many times as long as it is predicted to take at the most, and so long at least; but
-once a call: it may be that it takes so long everywhere."""
+"""A reply in one piece is waited for so many times as long as nine in ten take at the most, measured in what is predicted for
+each, and so long at least; but once a call: it may be that it takes so long everywhere."""
 
 MOST_OUTPUT = 10.0
 """So many times the tokens expected may a call write that names no limit."""
@@ -86,9 +86,20 @@ class Lookout:
         waited_s = attempt.waited_s(now_s)
         if attempt.watched or waited_s < LEAST_PATIENCE_S:
             return False
+        ratio = self._fleet.pool(attempt.call.model).hedging.wholes.ratio
+        return waited_s > PATIENT * ratio * self._longest_s(attempt)
+
+    def came(self, attempt: Attempt) -> None:
+        """A reply in one piece has come: others may be expected to take as long."""
+        waited_s = attempt.waited_s(time.monotonic())
+        if waited_s >= LEAST_WAIT_S:
+            self._fleet.pool(attempt.call.model).hedging.wholes.saw(waited_s, self._longest_s(attempt))
+
+    def _longest_s(self, attempt: Attempt) -> float:
+        """What is predicted for a reply with as many tokens as it may have."""
         call, expected = attempt.call, attempt.candidate.estimate
         most = call.max_tokens or MOST_OUTPUT * self._admission.output_tokens(call)
-        return waited_s > PATIENT * (expected.ttft_s + most * expected.itl_s)
+        return expected.ttft_s + most * expected.itl_s
 
     def _break_off(self, attempt: Attempt, tries: Tries, now_s: float, *, unheard: bool) -> None:
         """Have the call tried elsewhere, if anybody else can take it, and it has a try left for that."""

@@ -32,7 +32,7 @@ from backends.worker import Outgoing
 from gateway.admission import Place
 from gateway.broken import Broken, Move
 from gateway.traits import shows_ids, traits_of, traits_shown
-from routing.hedging import Going, better, is_slow, left_tokens, within_cap
+from routing.hedging import SLOW_AFTER_S, Going, better, is_slow, left_tokens, within_cap
 from routing.resume import Way, goes_on, ways
 from routing.types import Plan
 
@@ -121,6 +121,8 @@ class Resume:
         self._traits = traits_of(request)
         self._left = resuming.catalog.limits.attempts
         self._moves_left = MOST_MOVES
+        self._paced = False
+        """Whether its pace has been learned from."""
         self._failed_at: set[str] = set()
         """Endpoints that are not asked again, as long as there are others."""
         self._unable: set[str] = set()
@@ -164,24 +166,32 @@ class Resume:
         """Who should go on with a stream that runs far below its speed; None where it does not, or nobody should."""
         resuming, call, said, begun = self._resuming, attempt.call, stream.said, attempt.candidate
         itl_s, ran_s, tokens = begun.estimate.itl_s, attempt.ran_s(now_s), max(0, stream.tokens - 1)
-        if self._moves_left <= 0 or said is None or not is_slow(ran_s, tokens, itl_s):
+        if ran_s < SLOW_AFTER_S or said is None:
             return None
-        admission, found = resuming.admission, self.ways(said)
-        if not (found and resuming.lookout.moves and self._request.hedge) or call.tier.name == "flex":
+        pool = resuming.fleet.pool(call.model)
+        pace = pool.hedging.pace
+        if not self._paced:
+            self._paced = True
+            pace.saw(ran_s, itl_s * (tokens + 1))
+        if self._moves_left <= 0 or not is_slow(ran_s, tokens, itl_s, pace.ratio):
             return None
-        if admission.waiting:
+        found = self.ways(said)
+        wanted_at_all = resuming.lookout.moves and self._request.hedge and call.tier.name != "flex"
+        if not (found and wanted_at_all) or resuming.admission.waiting:
             return None
         failure = RunsSlowly("it runs far below its speed")
         broken = Broken.now(stream, said, begun.endpoint, failure, found)
         wanted = self._wanted(broken, call, begun.endpoint.name)
-        pool = resuming.fleet.pool(call.model)
         most = None if wanted.max_tokens is None else broken.tokens + wanted.max_tokens
         left = left_tokens(broken.tokens, pool.output_tokens(call.tenant), most)
         others = pool.plan(wanted, now_s, 0.0).ranked
-        candidate = better(Going(ran_s, tokens, itl_s, left), others, call.tier)
-        if candidate is None or not within_cap(begun, candidate, call.demands.max_input_pico_usd):
-            return None
-        if not pool.hedging.moves.spend():
+        candidate = better(Going(ran_s, tokens, itl_s, left, pace.ratio), others, call.tier)
+        most_pico_usd = call.demands.max_input_pico_usd
+        if (
+            candidate is None
+            or not within_cap(begun, candidate, most_pico_usd)
+            or not pool.hedging.moves.spend()
+        ):
             return None
         self._moves_left -= 1
         return Move(broken, wanted, candidate)

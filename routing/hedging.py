@@ -48,7 +48,11 @@ QUICKER = 0.5
 """At most this share of what the first still needs may the other one need."""
 
 FAR_SLOWER = 3.0
-"""A stream that needs so many times as long for a token as predicted is slow."""
+"""A stream that needs so many times as long for a token as predicted is slow: as nine in ten do not exceed, where predictions are
+known to be too short."""
+
+MOST_PACE_RATIO = 2.5
+"""So much of that is put down to predictions, and the rest to workers."""
 
 SLOW_AFTER_S = 2.0
 """No stream is before: a prompt that is read beside it makes it stand still as well."""
@@ -70,16 +74,17 @@ class Lateness:
     the calls are below.
     """
 
-    __slots__ = ("ratio",)
+    __slots__ = ("_most", "ratio")
 
-    def __init__(self) -> None:
-        self.ratio = PRIOR_RATIO
+    def __init__(self, prior: float = PRIOR_RATIO, most: float = MOST_RATIO) -> None:
+        self.ratio = prior
+        self._most = most
 
     def saw(self, observed_s: float, predicted_s: float) -> None:
         """A first token has come, or another endpoint was quicker: then it would have taken this long at the least."""
         ratio = self.ratio
         ratio *= _UP if observed_s > ratio * predicted_s else _DOWN
-        self.ratio = min(MOST_RATIO, max(LEAST_RATIO, ratio))
+        self.ratio = min(self._most, max(LEAST_RATIO, ratio))
 
     def late_after_s(self, predicted_s: float) -> float:
         """How long an attempt may wait for its first token before it is late."""
@@ -119,13 +124,19 @@ class Budget:
 class Hedging:
     """What hedging knows of one model's calls."""
 
-    __slots__ = ("budget", "lateness", "moves")
+    __slots__ = ("budget", "lateness", "moves", "pace", "wholes")
 
     def __init__(self) -> None:
         self.lateness = Lateness()
         self.budget = Budget()
         self.moves = Budget(MOVES_SHARE, MOST_MOVES_SAVED, FIRST_MOVES_SAVED)
         """For streams that are slow."""
+        self.pace = Lateness(most=MOST_PACE_RATIO)
+        """Of streams, by the time that their tokens take."""
+        self.wholes = Lateness(prior=MOST_RATIO)
+        """Of replies in one piece, by the time predicted for as many tokens as they may have. Until it is known, they are
+        waited for: they teach nothing of how fast a worker is.
+        """
 
 
 def still_needs_s(waited_s: float, predicted_s: float) -> float:
@@ -156,12 +167,13 @@ def quicker(waited_s: float, predicted_s: float, others: Iterable[Candidate], ti
     return None
 
 
-def is_slow(ran_s: float, tokens: int, itl_s: float) -> bool:
-    """Whether a stream runs far below its predicted speed that has brought so many tokens in the time since its first one.
+def is_slow(ran_s: float, tokens: int, itl_s: float, ratio: float = 1.0) -> bool:
+    """Whether a stream runs far below its predicted speed that has brought so many tokens in the time since its first one,
+    where nine in ten take `ratio` times as long as predicted at the most.
 
     The token that has not come yet counts as if it came now.
     """
-    return ran_s >= SLOW_AFTER_S and ran_s > FAR_SLOWER * itl_s * (tokens + 1)
+    return ran_s >= SLOW_AFTER_S and ran_s > FAR_SLOWER * ratio * itl_s * (tokens + 1)
 
 
 class Going(Struct, frozen=True):
@@ -175,10 +187,11 @@ class Going(Struct, frozen=True):
     """Predicted for it, seconds per token."""
     left_tokens: float
     """Expected to come."""
+    ratio: float = 1.0
 
     @property
     def slow(self) -> bool:
-        return is_slow(self.ran_s, self.tokens, self.itl_s)
+        return is_slow(self.ran_s, self.tokens, self.itl_s, self.ratio)
 
     @property
     def still_needs_s(self) -> float:
