@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import Struct
 
 from gateway.active_keys import Active, ActiveKey, active_keys
+from gateway.billing import paid_in_nano_usd
 from gateway.database import StoreAway
 from gateway.errors import ApiError
-from gateway.policy import UNBOUNDED
+from gateway.policy import UNBOUNDED, Policy
 from gateway.store import MASTER, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-    from gateway.policy import InForce, Network, Policies, Policy
+    from gateway.policy import InForce, Network, Policies
     from gateway.store import Store
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ class Keyring:
         self._master_digest = digest_of(master_key.encode(), key_secret) if master_key else None
         self._revision: int | None = None
         self._active = Active(0, {}, {}, ())
+        self._paid_in: dict[str, int] = {}
+        """By prepaid tenants, in nano-USD: a budget for ever."""
         self._by_digest: dict[bytes, tuple[bytes, Key]] = {}
         self._hold(self._master())
 
@@ -131,6 +134,7 @@ class Keyring:
         active = active_keys(store, self._revision)
         if active is None:
             return False
+        self._paid_in = paid_in_nano_usd(store, self._policies.prepaid)
         self._take(active)
         return True
 
@@ -176,7 +180,11 @@ class Keyring:
         of_project = self._active.projects.get((tenant, project or ""))
         if of_project is not None:
             below = ((f"project:{tenant}/{project}", of_project.policy), *below)
-        return self._policies.in_force(tenant, None if stored is None else stored.policy, *below)
+        policy = None if stored is None else stored.policy
+        if tenant in self._policies.prepaid:
+            paid_in = Policy(budgets={"total": max(0, self._paid_in.get(tenant, 0))})
+            policy = paid_in if policy is None else policy.narrowed(paid_in)
+        return self._policies.in_force(tenant, policy, *below)
 
     def _hold(self, keys: tuple[tuple[bytes, Key], ...]) -> None:
         # One assignment of a whole new dict: a lookup in another thread sees the old keys or the new, never a mixture.

@@ -22,9 +22,12 @@ from sqlalchemy import func, select, text
 from gateway.audit import SYSTEM, Actor, note
 from gateway.bookkeeping import Books
 from gateway.ledger_tables import LEDGER_BALANCES, LEDGER_ENTRIES, LEDGER_TRANSACTIONS
+from gateway.subjects import next_revision
 from gateway.tables import TENANTS, USAGE
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sqlalchemy import Connection
 
     from gateway.store import Store
@@ -212,11 +215,30 @@ def _write(connection: Connection, entered: Entered) -> None:
     )
     for account, amount in sides.items():
         connection.execute(add, {"account": account, "amount": amount})
+    if entered.account.startswith("tenant:"):
+        next_revision(connection)  # gateways look what it has paid in
 
 
 def balance_nano_usd(store: Store, tenant: str) -> int:
     """What a tenant has left of what it has paid in and been credited; below zero, what it owes."""
     return -balances(store, f"tenant:{tenant}").get(f"tenant:{tenant}", 0)
+
+
+def paid_in_nano_usd(store: Store, tenants: Collection[str]) -> dict[str, int]:
+    """What tenants have paid in and been credited, less what they have been told to owe besides calls. None: nothing."""
+    if not tenants:
+        return {}
+    query = (
+        select(LEDGER_ENTRIES.c.account, func.sum(LEDGER_ENTRIES.c.amount_nano_usd))
+        .join(LEDGER_TRANSACTIONS, LEDGER_TRANSACTIONS.c.id == LEDGER_ENTRIES.c.transaction_id)
+        .where(LEDGER_TRANSACTIONS.c.kind != "call", LEDGER_ENTRIES.c.account.startswith("tenant:"))
+        .group_by(LEDGER_ENTRIES.c.account)
+    )
+    with store.reading() as connection:
+        found = {
+            account.removeprefix("tenant:"): -int(amount) for account, amount in connection.execute(query)
+        }
+    return {tenant: found[tenant] for tenant in tenants if tenant in found}
 
 
 def balances(store: Store, account: str | None = None) -> dict[str, int]:

@@ -211,13 +211,20 @@ class InForce(Struct, frozen=True):
 class Policies:
     """The policies of tenants in the configuration, and what is in force with those of the database."""
 
-    def __init__(self, by_tenant: Mapping[str, Policy], behind: Callable[[str], Iterable[str]]) -> None:
+    def __init__(
+        self,
+        by_tenant: Mapping[str, Policy],
+        behind: Callable[[str], Iterable[str]],
+        prepaid: frozenset[str] = frozenset(),
+    ) -> None:
         """`behind` says which models a name may stand for: none, where it is no longer one."""
         self._behind = behind
-        self.take(by_tenant)
+        self.take(by_tenant, prepaid)
 
-    def take(self, by_tenant: Mapping[str, Policy]) -> None:
+    def take(self, by_tenant: Mapping[str, Policy], prepaid: frozenset[str] = frozenset()) -> None:
         """From now on these are the tenants' policies, and names stand for what they stand for now."""
+        self.prepaid = prepaid
+        """The tenants that can spend what they have paid in."""
         self._by_tenant = {tenant: self._resolved(policy) for tenant, policy in by_tenant.items()}
 
     def in_force(
@@ -254,7 +261,11 @@ UNBOUNDED = Policies({}, lambda _: ())
 
 def policies_of(config: Config, catalog: Catalog) -> Policies:
     """Those of a configuration."""
-    return Policies(tenant_policies(config), catalog.models_behind)
+    return Policies(tenant_policies(config), catalog.models_behind, prepaid_tenants(config))
+
+
+def prepaid_tenants(config: Config) -> frozenset[str]:
+    return frozenset(name for name, section in config.tenants.items() if section.billing.mode == "prepaid")
 
 
 def tenant_policies(config: Config) -> dict[str, Policy]:

@@ -27,7 +27,7 @@ from gateway.config import load
 from gateway.config_file import ConfigError
 from gateway.config_section import Section
 from gateway.fleet import listed
-from gateway.policy import tenant_policies
+from gateway.policy import prepaid_tenants, tenant_policies
 from routing.queue import QueueLimits
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Parts(Struct, frozen=True):
         self.discoveries.configure(new)
         self.catalog.take(new)
         await self.prices.look()
-        self.policies.take(tenant_policies(new))
+        self.policies.take(tenant_policies(new), prepaid_tenants(new))
         self.admission.take(queue_limits(new), float(new.queue.max_wait_s))
         if isinstance(self.keys, Keyring):
             await asyncio.to_thread(self.keys.read_again, self.store)

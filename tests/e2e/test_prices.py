@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
-from pool import HELLO, INSTANT, PRICE, Gateway, endpoint, gateway
+import openai
+import pytest
+from pool import HELLO, INSTANT, PRICE, Gateway, endpoint, gateway, until
 
+from gateway.billing import Order, balance_nano_usd, enter
 from gateway.ledger import ONCE
 from gateway.prices import Priced, Rates, versions
 from loadtest.worker import SimWorker
@@ -76,3 +80,33 @@ async def entered(gw: Gateway, **body: str) -> tuple[int, bool | None]:
     headers = {"authorization": f"Bearer {MASTER}"}
     reply = await gw.http.post("/admin/billing/credit", json=body, headers=headers)
     return reply.status_code, reply.json().get("new")
+
+
+async def test_a_tenant_that_pays_in_advance_can_spend_that_and_no_more(tmp_path: Path):
+    async with SimWorker(INSTANT) as worker:
+        sections: dict[str, Any] = {"tenants": {"harbour": {"billing": {"mode": "prepaid"}}}}
+        async with gateway(tmp_path, worker, auth={"master_key": MASTER}, **sections) as gw:
+            create = gw.client().chat.completions.create
+            with pytest.raises(openai.RateLimitError) as refused:
+                await create(**HELLO)
+            assert refused.value.code == "insufficient_quota"
+            paid_nano_usd = 1_000_000
+            await asyncio.to_thread(enter, gw.store, Order("payment", "harbour", paid_nano_usd))
+            await until(lambda: answered(gw))
+            answers = 1
+            while await answered(gw):
+                answers += 1
+            rows = await gw.rows(answers)
+            spent_nano_usd = sum(row.charge_nano_usd for row in rows)
+            assert 0 < spent_nano_usd <= paid_nano_usd
+            assert paid_nano_usd - spent_nano_usd < 500_000  # what one call may cost at most is held
+            assert balance_nano_usd(gw.store, "harbour") == paid_nano_usd - spent_nano_usd
+
+
+async def answered(gw: Gateway) -> bool:
+    """Whether a call is let through. What others have on hold may come free, so one refused with a 429 is not tried again."""
+    try:
+        await gw.client().chat.completions.create(**HELLO)
+    except openai.RateLimitError:
+        return False
+    return True
