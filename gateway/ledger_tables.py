@@ -7,7 +7,7 @@ PostgreSQL one refuses a transaction that does not sum to zero.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, Table, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Table, Text, text
 
 from gateway.tables import METADATA
 
@@ -98,22 +98,4 @@ PRICES = Table(
     Column("cached_input_pico_usd", BigInteger),
     Column("reasoning_pico_usd", BigInteger),
     Column("millionths", BigInteger),  # of tiers and tenants
-)
-
-USAGE_EVENTS = Table(
-    "usage_events",  # calls that have not been told yet to whom `usage_events` names
-    METADATA,
-    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
-    Column("call_id", Text, nullable=False),
-    Column("tenant", Text, nullable=False),
-    Index("usage_events_tenant", "tenant", "number"),
-    sqlite_autoincrement=True,
-)
-
-LEASES = Table(
-    "leases",  # what one process at a time does
-    METADATA,
-    Column("name", Text, primary_key=True),
-    Column("holder", Text, nullable=False),
-    Column("until_ms", BigInteger, nullable=False),
 )

@@ -1,7 +1,4 @@
-"""Sums by the day, of those by the hour; prices over time, events of usage that wait to be sent, and leases.
-
-There were none of the latter until now.
-"""
+"""Sums by the day, of those by the hour; and prices over time, of which nothing was written down until now."""
 
 # ruff: noqa: S608 - the SQL is made of names in the code
 
@@ -33,20 +30,6 @@ def upgrade() -> None:
         sa.Column("cached_input_pico_usd", sa.BigInteger),
         sa.Column("reasoning_pico_usd", sa.BigInteger),
         sa.Column("millionths", sa.BigInteger),
-    )
-    op.create_table(
-        "usage_events",
-        sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-        sa.Column("call_id", sa.Text, nullable=False),
-        sa.Column("tenant", sa.Text, nullable=False),
-        sqlite_autoincrement=True,
-    )
-    op.create_index("usage_events_tenant", "usage_events", ["tenant", "number"])
-    op.create_table(
-        "leases",
-        sa.Column("name", sa.Text, primary_key=True),
-        sa.Column("holder", sa.Text, nullable=False),
-        sa.Column("until_ms", sa.BigInteger, nullable=False),
     )
 
 
