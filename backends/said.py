@@ -47,6 +47,7 @@ class Said:
         "settled",
         "text",
         "text_offset",
+        "tokens",
         "told",
         "unclear",
     )
@@ -58,6 +59,8 @@ class Said:
         """The content shown, as UTF-8."""
         self.ids = bytearray()
         """Of all tokens that have come, each with a comma behind it."""
+        self.tokens = 0
+        """How many have come, where their ids are known."""
         self.settled = 0
         """How many bytes of `ids` had come when content was last shown: their text has been shown, unless it is held back
         for a stop string."""
@@ -81,18 +84,13 @@ class Said:
         """Whether the client has seen anything of the answer."""
         return bool(self.text or self.calls_tools or self.reasons or self.unclear)
 
-    @property
-    def tokens(self) -> int:
-        """How many have come, where their ids are known."""
-        return self.ids.count(b",")
-
     def goes_on_behind(self, tokens: int) -> None:
         """So many stand. Whoever goes on writes those that came after them anew, if perhaps not the same."""
         self.told = max(self.told, self.tokens)
         kept = self.ids.split(b",", tokens)[:-1] if tokens < self.tokens else None
         if kept is not None:
             self.ids = bytearray(b"".join(each + b"," for each in kept))
-            self.settled = min(self.settled, len(self.ids))
+            self.tokens, self.settled = tokens, min(self.settled, len(self.ids))
 
     def token_ids(self) -> list[int]:
         return ids_in(bytes(self.ids))
@@ -105,8 +103,7 @@ class Said:
         self.text += text
         self.reasons = False
         if ids:
-            self.ids += ids
-            self.ids += b","
+            self.silent(ids)
         elif ids is None:
             self.knows_ids = False
         self.settled = len(self.ids)
@@ -114,6 +111,7 @@ class Said:
     def silent(self, ids: bytes | None) -> None:
         """A chunk has told these ids and shown no content."""
         if ids:
+            self.tokens += ids.count(b",") + 1
             self.ids += ids
             self.ids += b","
 

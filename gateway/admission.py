@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from backends.fleet import Fleet
+    from gateway.arrival import Arrival
     from gateway.client import Client
-    from gateway.meter import Arrival, Meter
+    from gateway.meter import Meter
     from routing.queue import Shed
     from routing.types import Call, Endpoint, Load, Plan
 

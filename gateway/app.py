@@ -27,7 +27,7 @@ from gateway.control import control_app
 from gateway.cors import Origins
 from gateway.decision_log import DecisionLog, RotatingFile
 from gateway.discoveries import Discoveries
-from gateway.dispatch import Dispatch
+from gateway.dispatch import Books, Dispatch
 from gateway.fleet import fleet_of
 from gateway.http import Edge
 from gateway.journal import Journal
@@ -154,7 +154,9 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         admission = _admission(config, fleet)
         telemetry.registry.register(AdmissionCollector(admission))
         races = Races(fleet, admission, telemetry, hedge=config.hedge)
-        dispatch = Dispatch(catalog, planner, admission, fleet, journal, telemetry, races)
+        dispatch = Dispatch(
+            catalog, planner, admission, fleet, Books(journal, held.open_calls), telemetry, races
+        )
         origins = Origins(config.cors.origins)
         sources = Sources(config.listen.trusted_proxies)
         administrators = Administrators(config, keys, admin_keys, sources)

@@ -24,7 +24,7 @@ from routing.poison import SETTLES_S, Poison
 if TYPE_CHECKING:
     from backends.base import AttemptFailed
     from backends.fleet import Fleet
-    from gateway.meter import Arrival
+    from gateway.arrival import Arrival
     from gateway.openai import Request
     from routing.types import Endpoint
 

@@ -23,7 +23,7 @@ from gateway.crashes import Crashes
 from gateway.errors import ApiError, from_failure, from_rejection, shutting_down, unserved
 from gateway.explain import plan_line
 from gateway.lookout import Lookout
-from gateway.meter import Arrival, Meter
+from gateway.meter import Meter
 from gateway.relay import Relay
 from gateway.resuming import Resuming
 from gateway.serving import Serving
@@ -37,10 +37,12 @@ if TYPE_CHECKING:
     from backends.fleet import Fleet
     from backends.member import Attempt
     from gateway.admission import Admission
+    from gateway.arrival import Arrival
     from gateway.catalog import Catalog, Model, Offer
     from gateway.client import Client
     from gateway.journal import Journal
     from gateway.ledger import UsageRow
+    from gateway.open_calls import OpenCalls
     from gateway.openai import Request
     from gateway.planning import Planner
     from gateway.race import Races
@@ -58,6 +60,13 @@ class _Unanswered(NamedTuple):
     tries: Tries
 
 
+class Books(NamedTuple):
+    """Where calls are written down: when they have ended, and while they run."""
+
+    journal: Journal
+    open_calls: OpenCalls
+
+
 class Dispatch:
     def __init__(
         self,
@@ -65,7 +74,7 @@ class Dispatch:
         planner: Planner,
         admission: Admission,
         fleet: Fleet,
-        journal: Journal,
+        books: Books,
         telemetry: Telemetry,
         races: Races,
     ) -> None:
@@ -73,7 +82,7 @@ class Dispatch:
         self._planner = planner
         self._admission = admission
         self._fleet = fleet
-        self._journal = journal
+        self._journal, self._open_calls = books
         self._telemetry = telemetry
         self._races = races
         self._crashes = Crashes(fleet)
@@ -323,6 +332,7 @@ class Dispatch:
     async def _relay_stream(self, answer: Answer, stream: CompletionStream, serving: Serving) -> None:
         client, meter = serving.client, serving.meter
         meter.status = 200
+        meter.note(self._open_calls)
         client.start(200, self._header_lines(answer, meter, b"text/event-stream; charset=utf-8"))
         last_block = await Relay(self._resuming, serving, serving.request).run(answer, stream, client)
         meter.settle("ok")

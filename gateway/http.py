@@ -11,11 +11,11 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+from gateway.arrival import Arrival
 from gateway.asgi import answer
 from gateway.errors import ApiError, shutting_down
 from gateway.ids import call_ids
 from gateway.limits import NO_HOLD
-from gateway.meter import Arrival
 from gateway.openai import PATHS, Api, parse
 
 if TYPE_CHECKING:

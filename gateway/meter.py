@@ -19,40 +19,25 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol, Self
 
-from msgspec import Struct
-
 from gateway.errors import ERRORS, ApiError
-from gateway.ledger import UsageRow, amount_nano_usd, answer, waste
-from gateway.limits import NO_HOLD, Hold
+from gateway.ledger import UsageRow, amount_nano_usd, waste
+from gateway.open_calls import DIED, OpenCall
+from gateway.pieces import Piece, shares_of
 from gateway.plausible import most_written, plausible
 from routing.types import Endpoint, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.auth import Key
+    from gateway.arrival import Arrival
     from gateway.catalog import Model
     from gateway.ledger import Share, Waste
+    from gateway.open_calls import OpenCalls
     from gateway.openai import Request
     from routing.types import Price
 
 CLIENT_LEFT = 499
 """The status of a call whose client left before it got one; nginx's number for it."""
-
-
-class Arrival(Struct, frozen=True, gc=False):
-    """A call at the moment its body was complete."""
-
-    call_id: str
-    request_id: str
-    caller: Key
-    """Who pays for it."""
-    started_s: float
-    """On the monotonic clock: the event loop's own has, with uvloop, a resolution of a millisecond."""
-    trace: bytes = b""
-    """Header lines with the client's trace context, or nothing."""
-    hold: Hold = NO_HOLD
-    """What it has taken of its key's limits."""
 
 
 class Counting(Protocol):
@@ -67,14 +52,6 @@ class Counting(Protocol):
         ...
 
 
-class _Piece(Struct, frozen=True):
-    """The part of an answer that one endpoint wrote before it went on elsewhere."""
-
-    endpoint: Endpoint
-    reported: Usage | None
-    kept_tokens: int
-
-
 class Meter:
     """The account of one call while it runs."""
 
@@ -84,9 +61,11 @@ class Meter:
         "_asked_s",
         "_earlier",
         "_first_token_s",
+        "_page",
         "_record",
         "_request",
         "_settled",
+        "_slot",
         "_stream",
         "_upstream_s",
         "_waiting",
@@ -95,6 +74,7 @@ class Meter:
         "charge_nano_usd",
         "hedged",
         "model",
+        "noted",
         "queued_s",
         "speaks",
         "status",
@@ -132,7 +112,7 @@ class Meter:
         """Asked, and no answer yet; the first asked comes first."""
         self._answering: Endpoint | None = None
         self._stream: Counting | None = None
-        self._earlier: tuple[_Piece, ...] = ()
+        self._earlier: tuple[Piece, ...] = ()
         """Of the answer."""
         self._wasted: tuple[Share, ...] = ()
         self._asked_s = 0.0
@@ -140,6 +120,10 @@ class Meter:
         """Spent waiting for endpoints, the queue included."""
         self._first_token_s: float | None = None
         self._settled = False
+        self._page: OpenCalls | None = None
+        self._slot: int | None = None
+        self.noted: tuple[memoryview, int] | None = None
+        """Where to note the tokens that the client has so far: `tokens[slot] = 17`."""
 
     def __enter__(self) -> Self:
         return self
@@ -211,7 +195,7 @@ class Meter:
             if again_tokens > 0:
                 again = Usage(0, 0, again_tokens, estimated=True)
                 self._wasted += (waste(before, again, cause),)
-            self._earlier += (_Piece(before, written.usage, kept_tokens),)
+            self._earlier += (Piece(before, written.usage, kept_tokens),)
         self._answering, self._stream = endpoint, stream
 
     def given_up(self) -> None:
@@ -228,13 +212,17 @@ class Meter:
 
     def _read_by_now(self, tokens: int = 0) -> Usage:
         """What an attempt is taken to have used that did not say so: all that there was to read."""
-        kept_tokens = sum(piece.kept_tokens for piece in self._earlier)
-        return Usage(self._request.prompt_tokens + kept_tokens, 0, tokens, estimated=True)
+        return Usage(self._request.prompt_tokens + self.kept_tokens, 0, tokens, estimated=True)
 
     def queued(self, seconds: float) -> None:
         """It has waited in the queue for so long."""
         self.queued_s += seconds
         self._upstream_s += seconds
+
+    @property
+    def kept_tokens(self) -> int:
+        """Of the answer, written by endpoints before the one that is at it."""
+        return sum(piece.kept_tokens for piece in self._earlier)
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -260,9 +248,7 @@ class Meter:
         if self._settled:
             return
         self._settled = True
-        usage, endpoint, request, ttft_s = self._counted(), self.endpoint, self._request, self.ttft_s
-        arrival, caller = self._arrival, self._arrival.caller
-        duration_s = time.monotonic() - arrival.started_s
+        usage, endpoint, arrival = self._counted(), self.endpoint, self._arrival
         self.charge_nano_usd = self._charged(usage)
         if self._earlier or self._wasted or len(self._waiting) > (self._answering is None):
             shares = self._shares(usage)
@@ -274,35 +260,63 @@ class Meter:
             cost_nano_usd = 0 if endpoint is None else amount_nano_usd(endpoint.cost, usage)
         arrival.hold.settle(usage, self.charge_nano_usd)
         self._record(
-            UsageRow(
-                call_id=arrival.call_id,
-                time_ms=arrival.hold.time_ms or int((time.time() - duration_s) * 1000),
-                request_id=arrival.request_id,
-                tenant=caller.tenant,
-                key_id=caller.id,
-                model=self.model.name,
-                endpoint="" if endpoint is None else endpoint.name,
-                tier=request.tier,
-                api=request.api,
-                stream=request.stream,
-                status=self.status,
-                outcome=outcome,
-                attempts=self.attempts,
-                prompt_tokens=usage.prompt_tokens,
-                cached_tokens=usage.cached_tokens,
-                completion_tokens=usage.completion_tokens,
-                estimated=usage.estimated,
-                ttft_ms=None if ttft_s is None else int(ttft_s * 1e6) / 1000,
-                duration_ms=int(duration_s * 1e6) / 1000,
-                charge_nano_usd=self.charge_nano_usd,
-                cost_nano_usd=cost_nano_usd,
-                waste_nano_usd=waste_nano_usd,
-                project=caller.project or "",
-                customer=request.customer,
-                reasoning_tokens=usage.reasoning_tokens,
-                hosted=endpoint is not None and endpoint.kind != "worker",
-                shares=shares,
-            )
+            self._row(outcome, usage, endpoint, self.charge_nano_usd, cost_nano_usd, waste_nano_usd, shares)
+        )
+        if self._page is not None:
+            self._page.ended(self._slot)
+
+    def note(self, page: OpenCalls) -> None:
+        """From now on what the client gets is noted where it outlives this process; see `noted`."""
+        endpoint, request = self._answering, self._request
+        if endpoint is None:
+            return
+        used = Usage(request.prompt_tokens, estimated=True)
+        row = self._row(DIED, used, endpoint, 0, 0)
+        call = OpenCall(row, self._price, endpoint.cost, self._arrival.hold.most_nano_usd)
+        self._page, self._slot = page, page.begun(call)
+        if self._slot is not None:
+            self.noted = page.tokens, self._slot
+
+    def _row(
+        self,
+        outcome: str,
+        usage: Usage,
+        endpoint: Endpoint | None,
+        charge_nano_usd: int,
+        cost_nano_usd: int,
+        waste_nano_usd: int = 0,
+        shares: tuple[Share, ...] = (),
+    ) -> UsageRow:
+        request, arrival, ttft_s = self._request, self._arrival, self.ttft_s
+        caller, duration_s = arrival.caller, time.monotonic() - arrival.started_s
+        return UsageRow(
+            call_id=arrival.call_id,
+            time_ms=arrival.hold.time_ms or int((time.time() - duration_s) * 1000),
+            request_id=arrival.request_id,
+            tenant=caller.tenant,
+            key_id=caller.id,
+            model=self.model.name,
+            endpoint="" if endpoint is None else endpoint.name,
+            tier=request.tier,
+            api=request.api,
+            stream=request.stream,
+            status=self.status,
+            outcome=outcome,
+            attempts=self.attempts,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            estimated=usage.estimated,
+            ttft_ms=None if ttft_s is None else int(ttft_s * 1e6) / 1000,
+            duration_ms=int(duration_s * 1e6) / 1000,
+            charge_nano_usd=charge_nano_usd,
+            cost_nano_usd=cost_nano_usd,
+            waste_nano_usd=waste_nano_usd,
+            project=caller.project or "",
+            customer=request.customer,
+            reasoning_tokens=usage.reasoning_tokens,
+            hosted=endpoint is not None and endpoint.kind != "worker",
+            shares=shares,
         )
 
     @property
@@ -322,7 +336,7 @@ class Meter:
         request, endpoint = self._request, self.endpoint
         if endpoint is None:
             return told or Usage()
-        seen = 0 if stream is None else stream.tokens + sum(piece.kept_tokens for piece in self._earlier)
+        seen = 0 if stream is None else stream.tokens + self.kept_tokens
         if told is not None and not told.estimated and plausible(told, request, endpoint, seen_tokens=seen):
             return told
         if told is not None and (told.estimated or stream is None):
@@ -334,7 +348,7 @@ class Meter:
         """The usage of an answer of several pieces: the prompt of the first, and what all of them wrote."""
         if last.usage is None:
             return None
-        kept_tokens = sum(piece.kept_tokens for piece in self._earlier)
+        kept_tokens = self.kept_tokens
         # The last one was given what had been written as a part of its prompt.
         own_prompt = Usage(max(0, last.usage.prompt_tokens - kept_tokens))
         first = self._earlier[0].reported or own_prompt
@@ -347,45 +361,14 @@ class Meter:
 
     def _shares(self, usage: Usage) -> tuple[Share, ...]:
         """The work of all who were asked, `usage` being what the client received."""
-        shares = self._of_answer(usage)
+        serving, stream = self.endpoint, self._stream
+        reported = None if stream is None else stream.usage
+        last = () if serving is None else (Piece(serving, reported, usage.completion_tokens),)
+        shares = shares_of((*self._earlier, *last), usage, self._request, self._charged)
         beside = self._waiting if self._answering is not None else self._waiting[1:]
         cause: Waste = "read_again" if self._earlier or self._answering is not None else "hedge_lost"
         shares += [waste(endpoint, self._read_by_now(), cause) for endpoint in beside]
         return (*shares, *self._wasted)
-
-    def _of_answer(self, usage: Usage) -> list[Share]:
-        """Of each endpoint that wrote a piece of the answer. Together they are what the client received, and is charged."""
-        serving, stream = self.endpoint, self._stream
-        reported = None if stream is None else stream.usage
-        last = [] if serving is None else [_Piece(serving, reported, usage.completion_tokens)]
-        shares: list[Share] = []
-        read = Usage(usage.prompt_tokens, usage.cached_tokens, estimated=usage.estimated)
-        charged_nano_usd = written = 0
-        for piece in (*self._earlier, *last):
-            if shares:
-                again = self._read_again(piece, usage.prompt_tokens, written)
-                again = Usage(again.prompt_tokens, again.cached_tokens, estimated=again.estimated)
-                shares.append(waste(piece.endpoint, again, "read_again"))
-                read = Usage(estimated=usage.estimated)
-            tokens = min(piece.kept_tokens, usage.completion_tokens - written)
-            thought = min(tokens, max(0, usage.reasoning_tokens - written))  # it comes first
-            written += tokens
-            reasoning_tokens = min(written, usage.reasoning_tokens)
-            so_far = Usage(
-                usage.prompt_tokens, usage.cached_tokens, written, reasoning_tokens=reasoning_tokens
-            )
-            charge_nano_usd = self._charged(so_far) - charged_nano_usd
-            charged_nano_usd += charge_nano_usd
-            wrote = Usage(read.prompt_tokens, read.cached_tokens, tokens, usage.estimated, thought)
-            shares.append(answer(piece.endpoint, wrote, charge_nano_usd))
-        return shares
-
-    def _read_again(self, piece: _Piece, prompt_tokens: int, written: int) -> Usage:
-        """What an endpoint has read that went on behind so much of an answer."""
-        reported = piece.reported
-        if reported is not None and plausible(reported, self._request, piece.endpoint, read_tokens=written):
-            return reported
-        return Usage(prompt_tokens + written, estimated=True)
 
 
 def _outcome(error: BaseException | None) -> str:

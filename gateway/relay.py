@@ -94,11 +94,14 @@ class Relay:
 
     async def _pour(self, answer: Answer, stream: CompletionStream, sink: Sink) -> bytes:
         attempt, last_block = answer.attempt, b""
+        noted, kept_tokens = self._meter.noted, self._meter.kept_tokens
 
         def forward(raw: bytes) -> bool:
             """Send on what is to be seen of a block; True where no more is wanted, for now or at all."""
             nonlocal last_block
             block = stream.feed(raw)
+            if noted is not None:
+                noted[0][noted[1]] = kept_tokens + stream.tokens
             if stream.whole:
                 last_block = block
                 return True
@@ -109,6 +112,8 @@ class Relay:
         try:
             if stream.whole:
                 return answer.first_block
+            if noted is not None:
+                noted[0][noted[1]] = kept_tokens + stream.tokens
             sink.write(answer.first_block)
             answer.first_block = b""
             if answer.failure is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from gateway.arrival import Arrival  # noqa: TC001
 from gateway.catalog import Offer  # noqa: TC001 - fields of a Struct
 from gateway.client import Client  # noqa: TC001
-from gateway.meter import Arrival, Meter  # noqa: TC001
+from gateway.meter import Meter  # noqa: TC001
 from gateway.openai import Request  # noqa: TC001
 
 

@@ -194,8 +194,11 @@ def assert_every_call_is_metered_once(rows: list[UsageRow], seen: Seen) -> None:
     assert len(by_id) == len(rows)
     assert by_id.keys() <= seen.sent
     assert seen.ended.keys() <= by_id.keys()
-    # A gateway may die between the row and the last byte.
+    # A gateway may die between the row and the last byte, or in the midst of a stream.
     assert len(rows) <= len(seen.ended) + CLIENTS * KILLS_UNDER_LOAD
+    died = [row for row in rows if row.outcome == "gateway_died"]
+    assert died
+    assert all(row.stream and row.estimated and row.completion_tokens for row in died)
     for request_id, told in seen.ended.items():
         row = by_id[request_id]
         assert Told(row.prompt_tokens, row.cached_tokens, row.completion_tokens) == told
@@ -205,7 +208,7 @@ def assert_every_call_is_metered_once(rows: list[UsageRow], seen: Seen) -> None:
 def assert_is_the_sum(total: dict[str, Any], rows: list[UsageRow]) -> None:
     assert total["tenant"] == "acme"
     assert total["calls"] == len(rows)
-    assert total["errors"] == total["estimated_calls"] == 0
+    assert total["errors"] == total["estimated_calls"] == sum(row.outcome == "gateway_died" for row in rows)
     for field in ("prompt_tokens", "cached_tokens", "completion_tokens", "charge_nano_usd"):
         assert total[field] == sum(getattr(row, field) for row in rows) > 0
 

@@ -18,9 +18,10 @@ from backends.fleet import Fleet, FleetSettings, Member
 from backends.lane import LaneLimits
 from backends.worker import Access
 from gateway.admission import Admission, Place
+from gateway.arrival import Arrival
 from gateway.auth import Key
 from gateway.catalog import Model
-from gateway.meter import Arrival, Meter
+from gateway.meter import Meter
 from gateway.openai import Request
 from gateway.resuming import Resume
 from routing.queue import QueueLimits

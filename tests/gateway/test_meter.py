@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from backends.sse import CompletionStream, Shown
+from gateway.arrival import Arrival
 from gateway.auth import Key
 from gateway.catalog import Model
 from gateway.errors import ApiError
 from gateway.ledger import PAID_BY_GATEWAY, WASTE, amount_nano_usd, multiplied
-from gateway.meter import CLIENT_LEFT, Arrival, Meter
+from gateway.meter import CLIENT_LEFT, Meter
 from gateway.openai import Request
 from routing.types import Endpoint, Price, Usage
 

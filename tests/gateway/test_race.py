@@ -14,9 +14,10 @@ import pytest
 from backends.fleet import Fleet, FleetSettings
 from backends.worker import Access
 from gateway.admission import Admission
+from gateway.arrival import Arrival
 from gateway.auth import Key
 from gateway.catalog import Model
-from gateway.meter import Arrival, Meter
+from gateway.meter import Meter
 from gateway.openai import Request
 from gateway.race import Race, Races
 from gateway.telemetry import Telemetry
