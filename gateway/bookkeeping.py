@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 NO_ERRORS = ("ok", "client_left")
 """Outcomes of calls that were not in vain."""
+_ALL = (*DIMENSIONS, "customer")
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
@@ -45,23 +46,28 @@ _TRANSACTIONS = """
 INSERT INTO ledger_transactions (id, kind, call_id, time_ms)
 SELECT call_id, 'call', call_id, time_ms FROM calls WHERE charge_nano_usd <> 0 OR cost_nano_usd <> 0
 """
-_ENTRIES = """,
-paid AS (
-    SELECT call_id, endpoint, hosted, cost_nano_usd, 'cost' AS side FROM calls
-    WHERE NOT EXISTS (SELECT 1 FROM usage_shares WHERE usage_shares.call_id = calls.call_id)
-    UNION ALL
-    SELECT shares.call_id, shares.endpoint, shares.hosted, shares.cost_nano_usd,
-        CASE WHEN shares.purpose = 'answer' THEN 'cost' ELSE 'waste' END
-    FROM calls CROSS JOIN usage_shares AS shares WHERE shares.call_id = calls.call_id
+_PAID_BY = "CASE WHEN hosted THEN 'provider:' ELSE 'payout:' END || endpoint"
+_SHARED = "EXISTS (SELECT 1 FROM usage_shares WHERE usage_shares.call_id = calls.call_id)"
+_ENTRIES = f""",
+alone AS (SELECT * FROM calls WHERE NOT {_SHARED}),
+shared AS (SELECT * FROM calls WHERE {_SHARED}),
+shares AS (
+    SELECT worked.call_id, worked.endpoint, worked.hosted, worked.cost_nano_usd,
+        CASE WHEN worked.purpose = 'answer' THEN 'cost' ELSE 'waste' END AS side
+    FROM shared CROSS JOIN usage_shares AS worked WHERE worked.call_id = shared.call_id
 ),
 sides AS (
-    SELECT call_id, 'tenant:' || tenant AS account, charge_nano_usd AS amount FROM calls
-    UNION ALL SELECT call_id, 'revenue', -charge_nano_usd FROM calls
-    UNION ALL SELECT call_id, side, cost_nano_usd FROM paid
-    UNION ALL SELECT call_id, CASE WHEN hosted THEN 'provider:' ELSE 'payout:' END || endpoint, -cost_nano_usd FROM paid
+    SELECT call_id, 'tenant:' || tenant AS account, charge_nano_usd AS amount FROM shared
+    UNION ALL SELECT call_id, 'revenue', -charge_nano_usd FROM shared
+    UNION ALL SELECT call_id, side, cost_nano_usd FROM shares
+    UNION ALL SELECT call_id, {_PAID_BY}, -cost_nano_usd FROM shares
 )
 INSERT INTO ledger_entries (transaction_id, account, amount_nano_usd)
-SELECT call_id, account, sum(amount) FROM sides GROUP BY call_id, account HAVING sum(amount) <> 0
+SELECT call_id, 'tenant:' || tenant, charge_nano_usd FROM alone WHERE charge_nano_usd <> 0
+UNION ALL SELECT call_id, 'revenue', -charge_nano_usd FROM alone WHERE charge_nano_usd <> 0
+UNION ALL SELECT call_id, 'cost', cost_nano_usd FROM alone WHERE cost_nano_usd <> 0
+UNION ALL SELECT call_id, {_PAID_BY}, -cost_nano_usd FROM alone WHERE cost_nano_usd <> 0
+UNION ALL SELECT call_id, account, sum(amount) FROM sides GROUP BY call_id, account HAVING sum(amount) <> 0
 """
 _BALANCES = """
 INSERT INTO ledger_balances (account, amount_nano_usd)
@@ -76,7 +82,7 @@ def pieces(calls: str) -> str:
 
     Tokens and money of a call with shares are counted where its shares are: those of its answer as such, the rest as wasted.
     """
-    dimensions = ", ".join(f"calls.{each} AS {each}" for each in (*DIMENSIONS, "customer"))
+    dimensions = ", ".join(f"calls.{each} AS {each}" for each in _ALL)
     at_share = dimensions.replace("calls.endpoint", "shares.endpoint")
     answered = "CASE WHEN shares.purpose = 'answer' THEN shares.{0} ELSE 0 END"
     no_errors = ", ".join(f"'{outcome}'" for outcome in NO_ERRORS)
@@ -93,13 +99,12 @@ def pieces(calls: str) -> str:
         "wasted_tokens": "CASE WHEN shares.purpose = 'answer' THEN 0 ELSE shares.prompt_tokens + shares.completion_tokens END",
         **{each: f"shares.{each}" for each in money},
     }
-    has_shares = "EXISTS (SELECT 1 FROM usage_shares WHERE usage_shares.call_id = calls.call_id)"
     at_shares = (
         f"FROM {calls} AS calls CROSS JOIN usage_shares AS shares WHERE shares.call_id = calls.call_id"
     )
     return f"""
     SELECT calls.time_ms, {dimensions}, {_measured(counted)} FROM {calls} AS calls
-    UNION ALL SELECT calls.time_ms, {dimensions}, {_measured(alone)} FROM {calls} AS calls WHERE NOT {has_shares}
+    UNION ALL SELECT calls.time_ms, {dimensions}, {_measured(alone)} FROM {calls} AS calls WHERE NOT {_SHARED}
     UNION ALL SELECT calls.time_ms, {at_share}, {_measured(shared)} {at_shares}
     UNION ALL SELECT calls.time_ms, {at_share}, {_measured({"helped_calls": "1"})} {at_shares}
         AND shares.endpoint <> calls.endpoint AND NOT EXISTS (
@@ -112,13 +117,29 @@ def _measured(values: dict[str, str]) -> str:
     return ", ".join(f"{values.get(each, '0')} AS {each}" for each in MEASURES)
 
 
-def _sums(table: str, unit: str, width_ms: int, dimensions: Sequence[str]) -> str:
+_MAKE_SUMS = f"""
+CREATE TEMPORARY TABLE IF NOT EXISTS batch_sums
+({", ".join(("hour_ms BIGINT", *(f"{each} TEXT" for each in _ALL), *(f"{each} BIGINT" for each in MEASURES)))})
+"""
+"""What a batch adds, worked out once for all four tables of sums."""
+
+
+def _fill_sums() -> str:
+    by, added = ", ".join(_ALL), ", ".join(f"sum({each})" for each in MEASURES)
+    return f"""
+    INSERT INTO batch_sums (hour_ms, {by}, {", ".join(MEASURES)})
+    SELECT time_ms - time_ms % {HOUR_MS} AS start_ms, {by}, {added}
+    FROM ({pieces("calls")}) AS pieces GROUP BY start_ms, {by}
+    """
+
+
+def _add_sums(table: str, unit: str, width_ms: int, dimensions: Sequence[str]) -> str:
     by = ", ".join(dimensions)
     added = ", ".join(f"{each} = {table}.{each} + excluded.{each}" for each in MEASURES)
     return f"""
     INSERT INTO {table} ({unit}, {by}, {", ".join(MEASURES)})
-    SELECT time_ms - time_ms % {width_ms} AS start_ms, {by}, {", ".join(f"sum({each})" for each in MEASURES)}
-    FROM ({pieces("calls")}) AS pieces GROUP BY start_ms, {by}
+    SELECT hour_ms - hour_ms % {width_ms} AS start_ms, {by}, {", ".join(f"sum({each})" for each in MEASURES)}
+    FROM batch_sums WHERE true GROUP BY start_ms, {by}
     ON CONFLICT ({unit}, {by}) DO UPDATE SET {added}
     """
 
@@ -136,11 +157,14 @@ class Books:
             text(calls + _TRANSACTIONS),
             text(calls + _ENTRIES),
             text(batch + _BALANCES),
+            text(_MAKE_SUMS),
+            text("DELETE FROM batch_sums"),
+            text(calls + _fill_sums()),
             *(
-                text(calls + _sums(f"{table}_{unit}s", f"{unit}_ms", width_ms, dimensions))
+                text(_add_sums(f"{table}_{unit}s", f"{unit}_ms", width_ms, dimensions))
                 for table, dimensions in (
                     ("usage", DIMENSIONS),
-                    ("usage_customer", (*DIMENSIONS, "customer")),
+                    ("usage_customer", _ALL),
                 )
                 for unit, width_ms in (("hour", HOUR_MS), ("day", DAY_MS))
             ),
@@ -160,7 +184,7 @@ class Books:
         """All that follows from the rows of these calls, which have just been inserted."""
         batch = _batch(call_ids)
         for statement in self._following:
-            connection.execute(statement, batch)
+            connection.execute(statement, batch if ":ids" in statement.text else {})
 
 
 def _batch(call_ids: Sequence[str]) -> dict[str, str]:
