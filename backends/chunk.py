@@ -13,17 +13,28 @@ NOTHING = (b"", b"null", b'""', b"[]")
 """Values that show nothing."""
 
 
+_ABSENT = Raw()
+"""Of a field that did not come: nearly all fields of nearly all chunks."""
+
+
 class Delta(Struct):
-    role: Raw = Raw()
-    content: Raw = Raw()
-    reasoning: Raw = Raw()
-    reasoning_content: Raw = Raw()
-    tool_calls: Raw = Raw()
-    refusal: Raw = Raw()
+    role: Raw = _ABSENT
+    content: Raw = _ABSENT
+    reasoning: Raw = _ABSENT
+    reasoning_content: Raw = _ABSENT
+    tool_calls: Raw = _ABSENT
+    refusal: Raw = _ABSENT
 
     @property
     def beside_content(self) -> dict[str, Raw]:
         """What it shows beside content, by the field's name."""
+        if (
+            self.reasoning is _ABSENT
+            and self.tool_calls is _ABSENT
+            and self.reasoning_content is _ABSENT
+            and self.refusal is _ABSENT
+        ):
+            return {}
         parts = {
             "reasoning": self.reasoning,
             "reasoning_content": self.reasoning_content,
@@ -34,18 +45,17 @@ class Delta(Struct):
 
     @property
     def shows_something(self) -> bool:
-        parts = (self.content, self.reasoning, self.reasoning_content, self.tool_calls, self.refusal)
-        return any(bytes(part) not in NOTHING for part in parts)
+        return bytes(self.content) not in NOTHING or bool(self.beside_content)
 
 
 class Choice(Struct):
     index: int = 0
     delta: Delta | None = None
-    text: Raw = Raw()
+    text: Raw = _ABSENT
     finish_reason: str | None = None
-    token_ids: Raw = Raw()
-    prompt_token_ids: Raw = Raw()
-    logprobs: Raw = Raw()
+    token_ids: Raw = _ABSENT
+    prompt_token_ids: Raw = _ABSENT
+    logprobs: Raw = _ABSENT
 
     @property
     def content(self) -> bytes:
@@ -54,25 +64,33 @@ class Choice(Struct):
 
     @property
     def shows_something(self) -> bool:
-        return bytes(self.text) not in NOTHING or (self.delta is not None and self.delta.shows_something)
+        if self.delta is not None and self.delta.shows_something:
+            return True
+        return self.text is not _ABSENT and bytes(self.text) not in NOTHING
 
 
 class Chunk(Struct):
     choices: list[Choice] = []
     usage: WireUsage | None = None
     error: Any = None
-    prompt_token_ids: Raw = Raw()
+    prompt_token_ids: Raw = _ABSENT
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
 
 
+def is_list(ids: Raw) -> bool:
+    """Whether ids are told."""
+    return ids is not _ABSENT and bytes(ids).startswith(b"[")
+
+
 def has_ids(chunk: Chunk) -> bool:
-    told = (
-        chunk.prompt_token_ids,
-        *(ids for each in chunk.choices for ids in (each.token_ids, each.prompt_token_ids)),
-    )
-    return any(bytes(ids).startswith(b"[") for ids in told)
+    if is_list(chunk.prompt_token_ids):
+        return True
+    for choice in chunk.choices:  # noqa: SIM110 - a generator costs more than what it looks through
+        if is_list(choice.token_ids) or is_list(choice.prompt_token_ids):
+            return True
+    return False
 
 
 def tells_only_ids(chunk: Chunk) -> bool:
@@ -81,8 +99,8 @@ def tells_only_ids(chunk: Chunk) -> bool:
         return False
     choice = chunk.choices[0]
     return (
-        choice.delta == Delta()
+        is_list(choice.token_ids)
+        and choice.delta == Delta()
         and choice.finish_reason is None
         and bytes(choice.logprobs) in NOTHING
-        and bytes(choice.token_ids).startswith(b"[")
     )

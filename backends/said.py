@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from backends.chunk import NOTHING
+from backends.chunk import NOTHING, is_list
 
 if TYPE_CHECKING:
     from msgspec import Raw
@@ -117,12 +117,14 @@ class Said:
 
     def take_down(self, choice: Choice, chunk: Chunk) -> None:
         """Add to the account what a chunk says."""
-        for prompt in (bytes(choice.prompt_token_ids), bytes(chunk.prompt_token_ids)):
-            if prompt.startswith(b"["):
-                self.prompt(prompt)
-        ids: bytes | None = bytes(choice.token_ids).translate(None, b" []")
-        if not (bytes(choice.token_ids).startswith(b"[") and _ids_only(ids or b"")):
-            ids = None
+        for prompt in (choice.prompt_token_ids, chunk.prompt_token_ids):
+            if is_list(prompt):
+                self.prompt(bytes(prompt))
+        ids: bytes | None = None
+        if is_list(choice.token_ids):
+            ids = bytes(choice.token_ids).translate(None, b" []")
+            if not _ids_only(ids):
+                ids = None
         delta, content = choice.delta, choice.content
         if delta is not None:
             self.note_delta(delta)
@@ -151,6 +153,8 @@ class Said:
     def note_delta(self, delta: Delta) -> None:
         """What is shown beside content, or follows when it has ended."""
         beside = delta.beside_content
+        if not beside:
+            return
         if "reasoning" in beside or "reasoning_content" in beside:
             self.reasons = self.reasoned = True
         self.calls_tools |= "tool_calls" in beside
