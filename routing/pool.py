@@ -359,7 +359,7 @@ class Pool:
 
     def wrote(self, tenant: str, tokens: int) -> None:
         """A call of this tenant has written so many tokens to its end."""
-        mean = self.output_tokens(tenant)
+        mean = self._output_by_tenant.get(tenant, self._output_tokens)
         self._output_tokens += OUTPUT_WEIGHT * (tokens - self._output_tokens)
         means = self._output_by_tenant
         if tenant not in means and len(means) >= MOST_TENANTS:
@@ -368,7 +368,7 @@ class Pool:
 
     def plan(self, call: Call, now_s: float, roll: float) -> Plan:
         """The plan for `call` now; `roll`, uniform in [0, 1), settles ties."""
-        output_tokens = self.output_tokens(call.tenant)
+        output_tokens = self._output_by_tenant.get(call.tenant, self._output_tokens)
         cached_tokens = self.cached_tokens(call)
         snapshot = self.snapshot(now_s)
         all_could = not self._unavailable and fits(call, self._least_context)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Terms = tuple[str, float, float, float, float, float, "Price"]
 """Of one endpoint: its name, seconds per work, seconds to the first token beside the call's own prefill, seconds that each
-output token takes, of this call and of the others it crowds; what each second of own prefill imposes on others, in seconds,
-and by how much more of that with each such second; and what it costs."""
+output token takes, of this call and of the others it crowds; what each second of own prefill counts for, for this call and
+what it imposes on others, in seconds, and by how much more of that with each such second; and what it costs."""
 
 
 def terms_of(endpoint: Endpoint, load: Load, price: Price) -> Terms:
@@ -41,7 +41,7 @@ def terms_of(endpoint: Endpoint, load: Load, price: Price) -> Terms:
         1.0 / rate,
         load.base_ttft_s + waiting_s,
         itl_s + stall * itl_s * load.crowding,
-        stall + delay * waiting_s,
+        TTFT_COUNTS + stall + delay * waiting_s,
         delay,
         price,
     )
@@ -59,10 +59,11 @@ def foremost(
     least = least_s = math.inf
     equals = [0]
     index = -1
-    for name, s_per_work, first_s, token_s, stall, delay, price in terms:
+    held_of = cached_tokens.get if cached_tokens else None
+    for name, s_per_work, first_s, token_s, counts, delay, price in terms:
         index += 1
-        if cached_tokens:
-            held = cached_tokens.get(name, 0)
+        if held_of is not None:
+            held = held_of(name, 0)
             if held != cached:
                 cached, known = held, None
                 work = prefill_work(prompt_tokens, held)
@@ -70,10 +71,9 @@ def foremost(
             known = price
             cost_nano_usd = float(expected_cost_nano_usd(asked, price, cached))
         own_s = work * s_per_work
-        ttft_s = first_s + own_s
-        if ttft_s > target_s:
+        if first_s + own_s > target_s:
             return None
-        seconds = TTFT_COUNTS * ttft_s + output_tokens * token_s + own_s * (stall + delay * own_s)
+        seconds = TTFT_COUNTS * first_s + output_tokens * token_s + own_s * (counts + delay * own_s)
         score = cost_nano_usd + value * seconds
         if score > least:
             continue
