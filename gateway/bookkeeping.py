@@ -103,8 +103,8 @@ def pieces(calls: str) -> str:
         f"FROM {calls} AS calls CROSS JOIN usage_shares AS shares WHERE shares.call_id = calls.call_id"
     )
     return f"""
-    SELECT calls.time_ms, {dimensions}, {_measured(counted)} FROM {calls} AS calls
-    UNION ALL SELECT calls.time_ms, {dimensions}, {_measured(alone)} FROM {calls} AS calls WHERE NOT {_SHARED}
+    SELECT calls.time_ms, {dimensions}, {_measured(counted | alone)} FROM {calls} AS calls WHERE NOT {_SHARED}
+    UNION ALL SELECT calls.time_ms, {dimensions}, {_measured(counted)} FROM {calls} AS calls WHERE {_SHARED}
     UNION ALL SELECT calls.time_ms, {at_share}, {_measured(shared)} {at_shares}
     UNION ALL SELECT calls.time_ms, {at_share}, {_measured({"helped_calls": "1"})} {at_shares}
         AND shares.endpoint <> calls.endpoint AND NOT EXISTS (
