@@ -85,25 +85,23 @@ def estimates(
     who find it in front of them. Without it every endpoint would get a copy of every prefix, and near saturation the pool
     collapses.
     """
-    prompt_tokens, output_tokens = asked.prompt_tokens, asked.output_tokens
-    expected: list[Figures] = []
-    work = uncached_work = asked.work
-    cached = 0
-    for endpoint, load in members:
-        if cached_tokens:
-            held = cached_tokens.get(endpoint.name, 0)
-            if held != cached:
-                cached = held
-                work = prefill_work(prompt_tokens, cached) if cached else uncached_work
-        rate, itl_s = load.work_per_s, load.itl_s
-        own_s = work / rate
-        waiting_s = load.pending_work / rate + own_s
-        imposed_s = 0.0
-        if load.decoding:
-            imposed_s = STALL_SHARE * load.decoding * (own_s + output_tokens * itl_s * load.crowding)
-        if load.arrivals_per_s:
-            free = 1.0 - load.busy if load.busy < MOST_BUSY else 1.0 - MOST_BUSY
-            imposed_s += own_s * load.arrivals_per_s * waiting_s / free
-        cost_nano_usd = expected_cost_nano_usd(asked, endpoint.cost, cached)
-        expected.append((load.base_ttft_s + waiting_s, itl_s, imposed_s, cost_nano_usd))
-    return expected
+    if not cached_tokens:
+        return [figures(asked, endpoint, load) for endpoint, load in members]
+    held = cached_tokens.get
+    return [figures(asked, endpoint, load, held(endpoint.name, 0)) for endpoint, load in members]
+
+
+def figures(asked: Ask, endpoint: Endpoint, load: Load, cached_tokens: int = 0) -> Figures:
+    """The estimate at one endpoint, in whose cache so many tokens of the prompt are expected."""
+    work = prefill_work(asked.prompt_tokens, cached_tokens) if cached_tokens else asked.work
+    rate, itl_s = load.work_per_s, load.itl_s
+    own_s = work / rate
+    waiting_s = load.pending_work / rate + own_s
+    imposed_s = 0.0
+    if load.decoding:
+        imposed_s = STALL_SHARE * load.decoding * (own_s + asked.output_tokens * itl_s * load.crowding)
+    if load.arrivals_per_s:
+        free = 1.0 - load.busy if load.busy < MOST_BUSY else 1.0 - MOST_BUSY
+        imposed_s += own_s * load.arrivals_per_s * waiting_s / free
+    cost_nano_usd = expected_cost_nano_usd(asked, endpoint.cost, cached_tokens)
+    return load.base_ttft_s + waiting_s, itl_s, imposed_s, cost_nano_usd

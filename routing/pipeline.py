@@ -10,7 +10,7 @@ from functools import partial
 from heapq import nlargest
 from typing import TYPE_CHECKING
 
-from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, ask, estimates
+from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, ask, estimates, figures
 from routing.filters import context, departure, filters_for
 from routing.objective import rank
 from routing.quick import Foremost, foremost
@@ -81,9 +81,10 @@ def _led_by(
     cached_tokens: Mapping[str, int],
 ) -> Plan:
     """The plan that the one at this place comes first in."""
-    member = snapshot[place]
-    endpoint, expected = member[0], Estimate(*estimates(asked, (member,), cached_tokens)[0])
-    first = Candidate(endpoint, expected, score_nano_usd, True, cached_tokens.get(endpoint.name, 0))
+    endpoint, load = snapshot[place]
+    cached = cached_tokens.get(endpoint.name, 0)
+    expected = Estimate(*figures(asked, endpoint, load, cached))
+    first = Candidate(endpoint, expected, score_nano_usd, True, cached)
     all_ranked = partial(_ranked, call, asked, snapshot, roll, cached_tokens)
     return Plan(Foremost(first, len(snapshot), all_ranked), ())
 
@@ -130,7 +131,7 @@ def _staying(
         left_s = departures.get(member[0].name)
         reason = None
         if left_s is not None:
-            ttft_s, itl_s, _, _ = estimates(asked, (member,), cached_tokens)[0]
+            ttft_s, itl_s, _, _ = figures(asked, *member, cached_tokens.get(member[0].name, 0))
             reason = departure(ttft_s + asked.output_tokens * itl_s, left_s)
         if reason is None:
             staying.append(member)
@@ -177,14 +178,14 @@ def _demanded(
     misses: Sequence[Rejection] = ()
     demands = call.demands
     if demands is not NO_DEMANDS:
-        found = [missed(demands, Estimate(*figures)) for figures in expected]
+        found = [missed(demands, Estimate(*each)) for each in expected]
         misses = [
             Rejection(member[0], *miss)
             for member, miss in zip(serving, found, strict=True)
             if miss is not None
         ]
         serving = [member for member, miss in zip(serving, found, strict=True) if miss is None]
-        expected = [figures for figures, miss in zip(expected, found, strict=True) if miss is None]
+        expected = [each for each, miss in zip(expected, found, strict=True) if miss is None]
     return rank(call.tier, serving, expected, asked, roll, cached_tokens), misses
 
 
