@@ -359,6 +359,10 @@ class Accounts:
     async def give_back(self) -> bool:
         """The process ends, no call is left, and the mover is done. False where something stays on lease."""
         await self._asked()  # for the rows that have been committed since
+        try:
+            await self.bury()
+        except (LimitStoreAway, StoreAway) as failure:
+            self._found_away(failure)  # whoever is next adopts those pages again
         for each in self.slices.values():
             each.recalled_ns = time.monotonic_ns()
         self._urgent.update(self.slices.values())

@@ -57,6 +57,7 @@ ELSEWHERE = {
     "LaneFull": "test_tried_again",
     "EndpointLeaves": "test_fleet_changes",
     "CallTimeout": "test_failover",
+    "RunsSlowly": "test_lookout",
     "ReplyLate": "test_litellm_api",
     "Unsupported": "test_litellm_api",
     "Refused": "never raised itself",
