@@ -39,18 +39,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # they print local variables, and those hold secrets
 )
-app.add_typer(cli_tenants.tenants, name="tenants")
-app.add_typer(cli_tenants.projects, name="projects")
-app.add_typer(cli_keys.app, name="keys")
-app.add_typer(cli_access.admin_keys, name="admin-keys")
-app.command()(cli_access.audit)
-app.add_typer(cli_nodes.app, name="nodes")
-app.add_typer(export, name="export")
-app.command()(usage)
-for command in (credit, refund, payment, correct, pay, balance, invoice, payout):
-    app.command()(command)
-app.command()(reconcile)
-app.command()(explain)
 
 DEFAULT_CONFIG = Path("tidegate.yaml")
 
@@ -249,3 +237,18 @@ def _price_text(price: PriceTable) -> str:
     cached = "" if price.cached_input is None else f", cached {price.cached_input}"
     reasoning = "" if price.reasoning is None else f", reasoning {price.reasoning}"
     return f"input {price.input}, output {price.output}{cached}{reasoning} USD per million tokens"
+
+
+# Help lists them in this order: those that serve come first.
+app.command()(explain)
+app.add_typer(cli_tenants.tenants, name="tenants")
+app.add_typer(cli_tenants.projects, name="projects")
+app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_access.admin_keys, name="admin-keys")
+app.command()(cli_access.audit)
+app.add_typer(cli_nodes.app, name="nodes")
+app.add_typer(export, name="export")
+app.command()(usage)
+for command in (credit, refund, payment, correct, pay, balance, invoice, payout):
+    app.command()(command)
+app.command()(reconcile)
