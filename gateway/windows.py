@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self, cast
 
@@ -30,7 +31,8 @@ class Window(Struct, frozen=True):
         """The one that `now_s` falls into."""
         if period == "total":
             return cls(subject, period, 0.0, _NEVER_S)
-        day = datetime.fromtimestamp(now_s, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        # Whole seconds: what is rounded to microseconds may fall into the next day.
+        day = datetime.fromtimestamp(math.floor(now_s), UTC).replace(hour=0, minute=0, second=0)
         match period:
             case "day":
                 began, ends = day, day + timedelta(days=1)

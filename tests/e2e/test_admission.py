@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LONG = "tide " * 80_000
 """A prompt that a worker is expected to read for most of a minute."""
-RARELY = {"interval_s": 3600}
+RARELY = {"interval_s": 3600, "timeout_s": 60}
 ONE_AT_A_TIME: dict[str, Any] = {"health": RARELY, "limits": {"connections_per_endpoint": 1}}
 PATIENT: dict[str, Any] = {
     "queue": {"max_wait_s": LIMIT_S},

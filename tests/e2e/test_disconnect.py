@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 ENDLESS: dict[str, Any] = {"max_tokens": 20_000, "extra_body": {"ignore_eos": True}}
 """Minutes of work for a simulated worker."""
-RARELY = {"interval_s": 3600}
+RARELY = {"interval_s": 3600, "timeout_s": 60}
 """Health checks would open connections of their own."""
 UNUSED_CLOSES_SOON = {"idle_connection_s": 0.2}
 

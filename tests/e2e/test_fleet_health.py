@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pool import Gateway
 
 OFTEN = {"interval_s": 0.05, "timeout_s": 20}
-RARELY = {"interval_s": 3600}
+RARELY = {"interval_s": 3600, "timeout_s": 60}
 FIRST_BYTE_S = 60
 
 

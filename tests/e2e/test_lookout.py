@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pool import Gateway
 
-RARELY = {"interval_s": 3600}
+RARELY = {"interval_s": 3600, "timeout_s": 60}
 OFTEN = {"interval_s": 0.5, "timeout_s": 0.5}
 CALL: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "service_tier": "default"}
 SPEEDY = WorkerSpec(decode_s_per_token=0.02)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pool import Gateway
 
-RARELY = {"interval_s": 3600}
+RARELY = {"interval_s": 3600, "timeout_s": 60}
 """Health checks would open connections of their own."""
 CALL = ASKED | {"service_tier": "default", "stream": True}
 HANG = Fault(kind="hang", path="/v1/chat")

@@ -20,7 +20,10 @@ OTHERS = 12
 
 async def test_calls_go_to_the_worker_that_others_do_not_use(tmp_path: Path):
     spec = WorkerSpec(max_num_seqs=64)
-    sections = {"auth": {"master_key": MASTER}, "health": {"interval_s": 3600, "scrape_interval_s": 0.05}}
+    sections = {
+        "auth": {"master_key": MASTER},
+        "health": {"interval_s": 3600, "timeout_s": 60, "scrape_interval_s": 0.05},
+    }
     async with SimWorker(spec) as shared, SimWorker(spec) as quiet:
         async with gateway(tmp_path, shared, quiet, **sections) as gw:
 

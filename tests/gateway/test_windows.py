@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import get_args
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.policy import Period
@@ -33,6 +33,7 @@ def test_a_month_ends_where_the_next_begins_in_december_as_well():
     assert (december.since_s, december.until_s) == (at("2026-12-01T00:00:00"), at("2027-01-01T00:00:00"))
 
 
+@example("tenant:acme", "day", 1893455999.9999995)
 @given(
     st.sampled_from(SUBJECTS),
     st.sampled_from(get_args(Period)),
