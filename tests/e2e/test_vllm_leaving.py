@@ -86,9 +86,9 @@ async def test_of_a_killed_server_no_call_is_lost_that_had_not_begun_and_no_stre
             whole = await asyncio.gather(*answers)
             ends = await asyncio.gather(*reading)
 
-    for reply in whole:
+    for reply, was_there in zip(whole, ended, strict=True):
         assert reply.parse().usage.completion_tokens == 1000
-        assert reply.headers["x-tidegate-endpoint"] == other.name
+        assert was_there or reply.headers["x-tidegate-endpoint"] == other.name
     lost = running[0] - 3
     assert lost > 0
     attempts = sorted(reply.headers["x-tidegate-attempts"] for reply in whole)
