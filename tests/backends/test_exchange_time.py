@@ -76,7 +76,7 @@ async def test_each_wait_has_its_own_failure(
             async with exchange(lane, b"", patience) as reply:
                 await (reply.read_whole(1000) if whole == "whole" else read_all(reply))
         assert type(failure.value) is expected
-        assert SHORT_S * 0.9 < timed.took_s < SHORT_S + 3.0
+        assert SHORT_S * 0.9 < timed.took_s < SHORT_S + 0.5
         await until(lambda: server.peers[0].lost_s is not None)
 
 
@@ -101,7 +101,7 @@ async def test_the_whole_call_ends_in_time_though_bytes_keep_coming():
             with Timed() as timed, pytest.raises(CallTimeout):
                 async with exchange(lane, b"", Patience(9.0, 9.0, 0.2)) as reply:
                     await (reply.read_whole(100_000) if whole else read_all(reply))
-            assert 0.15 < timed.took_s < 3.0
+            assert 0.15 < timed.took_s < 0.6
 
 
 async def test_the_time_a_reader_takes_is_not_the_worker_s_silence():
@@ -207,10 +207,11 @@ async def test_a_worker_that_does_not_read_the_request_is_late():
         peer._reader._transport.pause_reading()
         await asyncio.sleep(9)
 
+    body = bytes(12_000_000)  # more than both sockets hold
     async with serving(script) as (_, lane):
         with Timed() as timed, pytest.raises(FirstByteTimeout):
-            await ask(lane, bytes(30_000_000), Patience(0.3, 9.0, 9.0))
-        assert timed.took_s < 5.0
+            await ask(lane, body, Patience(0.3, 9.0, 9.0))
+        assert timed.took_s < 1.0
         await until(lambda: lane.connections == 0)
 
 
@@ -263,7 +264,7 @@ async def test_draining_a_reply_without_an_end_gives_it_up_soon():
         with Timed() as timed:
             async with exchange(lane) as reply:
                 await reply.drain()
-        assert timed.took_s < 5.0
+        assert timed.took_s < 1.0
         await until(lambda: lane.connections == 0)
 
 
