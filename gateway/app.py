@@ -35,6 +35,7 @@ from gateway.limiting import Limiter, limiting
 from gateway.mover import moving
 from gateway.node_store import NodeStore
 from gateway.nodes import Nodes
+from gateway.own_limits import OwnLimiter
 from gateway.own_usage import own_usage_routes
 from gateway.planning import Planner
 from gateway.policy import policies_of
@@ -171,7 +172,8 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         discoveries = await stack.enter_async_context(Discoveries(fleet, config))
         changed = partial(asyncio.to_thread, refresh, store, *rings)
         about = Administration(administrators, catalog, planner, nodes, store, changed)
-        own = own_usage_routes(store, callers.asking)
+        own_limiter = OwnLimiter(held.limits, store, lambda tenant: tenant in policies.prepaid)
+        own = own_usage_routes(store, callers.asking, own_limiter)
         control = control_app(catalog, fleet, telemetry, callers.asking, admin_routes(about), own)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))

@@ -133,6 +133,19 @@ class Accounts:
                 if not self._waiting[each]:
                     del self._waiting[each]
 
+    async def look(self, slices: Sequence[Slice]) -> bool:
+        """Ask how these stand by now; False where what others use is not known, the store being away. Raises StoreAway."""
+        budgets = {each for each in slices if each.kind == "usd"}
+        read_before = budgets - self._unread
+        for _ in range(2):  # a store that is new to us is asked twice
+            self._unread |= read_before
+            self._urgent.update(slices)
+            await self._asked()
+            if not budgets & self._unread:
+                return not self.away
+        self._unread -= read_before
+        raise StoreAway("it cannot be read what has been spent")
+
     async def news(self, within_s: float) -> None:
         """Wait until something has come back, here or elsewhere."""
         if self._news is None:

@@ -205,6 +205,11 @@ class Limits:
         reads = most_prompt_tokens(request, served.contexts)
         return most_nano_usd(served.prices, reads, writes * request.choices)
 
+    def slices_of(self, caller: Key, now_s: float) -> tuple[Slice, ...]:
+        """Those that its calls are held in."""
+        bounds = self._bounds_of(caller, now_s)
+        return (*bounds.requests, *bounds.tokens, *bounds.calls, *bounds.budgets)
+
     def _bounds_of(self, caller: Key, now_s: float) -> _Bounds:
         found = self._bounds.get(caller.id)
         if (

@@ -1,6 +1,6 @@
 """What a tenant sees of its own usage with its own key: GET /v1/usage, and OpenAI's /v1/organization/usage and /costs.
 
-A key of a project sees that project. What serving a call has cost, and where it was served, is the operator's business.
+A key of a project sees that project, and all limits that bound its calls. What serving a call has cost, and where it was served, is the operator's business.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from msgspec import Struct, structs
 
 from gateway.admin_usage import By, Cursor, From, Limit, To, UsagePage, answered, asked, page
 from gateway.errors import ApiError
+from gateway.own_limits import OwnLimits
 from gateway.usage_totals import Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.auth import Key
+    from gateway.own_limits import OwnLimiter
     from gateway.store import Store
     from gateway.usage_totals import Grouping, Measures, Total
 
@@ -55,7 +57,11 @@ class _Asked(Struct, frozen=True):
     only: dict[Grouping, tuple[str, ...]]
 
 
-def own_usage_routes(store: Store, caller: Callable[[Request], Key]) -> APIRouter:
+class OwnUsage(UsagePage, OwnLimits):
+    """A page of what was used, and what may be used."""
+
+
+def own_usage_routes(store: Store, caller: Callable[[Request], Key], limiter: OwnLimiter) -> APIRouter:
     routes = APIRouter(prefix="/v1")
 
     @routes.get("/usage")
@@ -69,8 +75,9 @@ def own_usage_routes(store: Store, caller: Callable[[Request], Key]) -> APIRoute
         customer: str | None = None,
         limit: Limit = 1000,
         cursor: Cursor = None,
-    ) -> UsagePage:
-        mine = _mine(caller(request))
+    ) -> OwnUsage:
+        key = caller(request)
+        mine = _mine(key)
         if project is not None and mine.get("project", project) != project:
             raise ApiError("invalid_value", "The key is another project's.", param="project")
         given: dict[str, str | None] = {"model": model, "project": project, "customer": customer}
@@ -78,7 +85,8 @@ def own_usage_routes(store: Store, caller: Callable[[Request], Key]) -> APIRoute
         question = asked(since, to, by, given, limit, cursor)
         if hidden := [name for name in question.by if name not in _OWN]:
             raise ApiError("invalid_value", f"{hidden[0]!r} is none of {', '.join(_OWN)}", param="by")
-        return page(await answered(store, question), question, _seen)
+        found = page(await answered(store, question), question, _seen)
+        return OwnUsage(**dict(found), **dict(await limiter.of(key)))
 
     async def _openai(request: Request, api: Api, known: tuple[str, ...]) -> dict[str, Any]:
         mine = _mine(caller(request))
