@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Dialect, TextClause
 
+    from gateway.ledger import UsageRow
+
 NO_ERRORS = ("ok", "client_left")
 """Outcomes of calls that were not in vain."""
 _ALL = (*DIMENSIONS, "customer")
@@ -47,27 +49,29 @@ INSERT INTO ledger_transactions (id, kind, call_id, time_ms)
 SELECT call_id, 'call', call_id, time_ms FROM calls WHERE charge_nano_usd <> 0 OR cost_nano_usd <> 0
 """
 _PAID_BY = "CASE WHEN hosted THEN 'provider:' ELSE 'payout:' END || endpoint"
-_SHARED = "EXISTS (SELECT 1 FROM usage_shares WHERE usage_shares.call_id = calls.call_id)"
 _ENTRIES = f""",
-alone AS (SELECT * FROM calls WHERE NOT {_SHARED}),
-shared AS (SELECT * FROM calls WHERE {_SHARED}),
+sides(side) AS (VALUES (1), (2), (3), (4))
+INSERT INTO ledger_entries (transaction_id, account, amount_nano_usd)
+SELECT call_id,
+    CASE side WHEN 1 THEN 'cost' WHEN 2 THEN {_PAID_BY} WHEN 3 THEN 'revenue' ELSE 'tenant:' || tenant END,
+    CASE side WHEN 1 THEN cost_nano_usd WHEN 2 THEN -cost_nano_usd WHEN 3 THEN -charge_nano_usd ELSE charge_nano_usd END
+FROM calls CROSS JOIN sides WHERE CASE WHEN side <= 2 THEN cost_nano_usd ELSE charge_nano_usd END <> 0
+"""
+"""Of calls that one endpoint alone has worked for: in the order of the table's key, which is the cheapest to write."""
+_ENTRIES_OF_SHARES = f""",
 shares AS (
     SELECT worked.call_id, worked.endpoint, worked.hosted, worked.cost_nano_usd,
         CASE WHEN worked.purpose = 'answer' THEN 'cost' ELSE 'waste' END AS side
-    FROM shared CROSS JOIN usage_shares AS worked WHERE worked.call_id = shared.call_id
+    FROM calls CROSS JOIN usage_shares AS worked WHERE worked.call_id = calls.call_id
 ),
 sides AS (
-    SELECT call_id, 'tenant:' || tenant AS account, charge_nano_usd AS amount FROM shared
-    UNION ALL SELECT call_id, 'revenue', -charge_nano_usd FROM shared
+    SELECT call_id, 'tenant:' || tenant AS account, charge_nano_usd AS amount FROM calls
+    UNION ALL SELECT call_id, 'revenue', -charge_nano_usd FROM calls
     UNION ALL SELECT call_id, side, cost_nano_usd FROM shares
     UNION ALL SELECT call_id, {_PAID_BY}, -cost_nano_usd FROM shares
 )
 INSERT INTO ledger_entries (transaction_id, account, amount_nano_usd)
-SELECT call_id, 'tenant:' || tenant, charge_nano_usd FROM alone WHERE charge_nano_usd <> 0
-UNION ALL SELECT call_id, 'revenue', -charge_nano_usd FROM alone WHERE charge_nano_usd <> 0
-UNION ALL SELECT call_id, 'cost', cost_nano_usd FROM alone WHERE cost_nano_usd <> 0
-UNION ALL SELECT call_id, {_PAID_BY}, -cost_nano_usd FROM alone WHERE cost_nano_usd <> 0
-UNION ALL SELECT call_id, account, sum(amount) FROM sides GROUP BY call_id, account HAVING sum(amount) <> 0
+SELECT call_id, account, sum(amount) FROM sides GROUP BY call_id, account HAVING sum(amount) <> 0
 """
 _BALANCES = """
 INSERT INTO ledger_balances (account, amount_nano_usd)
@@ -77,34 +81,45 @@ ON CONFLICT (account) DO UPDATE SET amount_nano_usd = ledger_balances.amount_nan
 """
 
 
-def pieces(calls: str) -> str:
-    """What the rows of `calls` add to sums: SQL of rows with `time_ms`, all dimensions, `customer` and all measures.
+_TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+_MONEY = ("charge_nano_usd", "cost_nano_usd", "waste_nano_usd")
+_AT_CALL = ", ".join(f"calls.{each} AS {each}" for each in _ALL)
+_COUNTED = {
+    "calls": "1",
+    "errors": f"CASE WHEN calls.outcome IN ({', '.join(map(repr, NO_ERRORS))}) THEN 0 ELSE 1 END",
+    "estimated_calls": "CASE WHEN calls.estimated THEN 1 ELSE 0 END",
+}
 
-    Tokens and money of a call with shares are counted where its shares are: those of its answer as such, the rest as wasted.
+
+def pieces(calls: str) -> str:
+    """What the rows of `calls` add to sums: SQL of rows with `time_ms`, all dimensions, `customer` and all measures."""
+    shared = "EXISTS (SELECT 1 FROM usage_shares WHERE usage_shares.call_id = calls.call_id)"
+    some = f"(SELECT * FROM {calls} AS calls WHERE {{}} {shared})"
+    return f"{_pieces(some.format('NOT'))} UNION ALL {_pieces_of_shares(some.format(''))}"
+
+
+def _pieces(calls: str) -> str:
+    """Those of calls that one endpoint alone has worked for."""
+    measured = _measured(_COUNTED | {each: f"calls.{each}" for each in (*_TOKENS, *_MONEY)})
+    return f"SELECT calls.time_ms, {_AT_CALL}, {measured} FROM {calls} AS calls"
+
+
+def _pieces_of_shares(calls: str) -> str:
+    """Those of calls with shares. Their tokens and money are counted where the shares are: those of the answer as such,
+    the rest as wasted.
     """
-    dimensions = ", ".join(f"calls.{each} AS {each}" for each in _ALL)
-    at_share = dimensions.replace("calls.endpoint", "shares.endpoint")
+    at_share = _AT_CALL.replace("calls.endpoint", "shares.endpoint")
     answered = "CASE WHEN shares.purpose = 'answer' THEN shares.{0} ELSE 0 END"
-    no_errors = ", ".join(f"'{outcome}'" for outcome in NO_ERRORS)
-    tokens = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
-    money = ("charge_nano_usd", "cost_nano_usd", "waste_nano_usd")
-    counted = {
-        "calls": "1",
-        "errors": f"CASE WHEN calls.outcome IN ({no_errors}) THEN 0 ELSE 1 END",
-        "estimated_calls": "CASE WHEN calls.estimated THEN 1 ELSE 0 END",
-    }
-    alone = {each: f"calls.{each}" for each in (*tokens, *money)}
     shared = {
-        **{each: answered.format(each) for each in tokens},
+        **{each: answered.format(each) for each in _TOKENS},
         "wasted_tokens": "CASE WHEN shares.purpose = 'answer' THEN 0 ELSE shares.prompt_tokens + shares.completion_tokens END",
-        **{each: f"shares.{each}" for each in money},
+        **{each: f"shares.{each}" for each in _MONEY},
     }
     at_shares = (
         f"FROM {calls} AS calls CROSS JOIN usage_shares AS shares WHERE shares.call_id = calls.call_id"
     )
     return f"""
-    SELECT calls.time_ms, {dimensions}, {_measured(counted | alone)} FROM {calls} AS calls WHERE NOT {_SHARED}
-    UNION ALL SELECT calls.time_ms, {dimensions}, {_measured(counted)} FROM {calls} AS calls WHERE {_SHARED}
+    SELECT calls.time_ms, {_AT_CALL}, {_measured(_COUNTED)} FROM {calls} AS calls
     UNION ALL SELECT calls.time_ms, {at_share}, {_measured(shared)} {at_shares}
     UNION ALL SELECT calls.time_ms, {at_share}, {_measured({"helped_calls": "1"})} {at_shares}
         AND shares.endpoint <> calls.endpoint AND NOT EXISTS (
@@ -124,12 +139,12 @@ CREATE TEMPORARY TABLE IF NOT EXISTS batch_sums
 """What a batch adds, worked out once for all four tables of sums."""
 
 
-def _fill_sums() -> str:
+def _fill_sums(pieces: str) -> str:
     by, added = ", ".join(_ALL), ", ".join(f"sum({each})" for each in MEASURES)
     return f"""
     INSERT INTO batch_sums (hour_ms, {by}, {", ".join(MEASURES)})
     SELECT time_ms - time_ms % {HOUR_MS} AS start_ms, {by}, {added}
-    FROM ({pieces("calls")}) AS pieces GROUP BY start_ms, {by}
+    FROM ({pieces}) AS pieces GROUP BY start_ms, {by}
     """
 
 
@@ -153,22 +168,19 @@ class Books:
         self._known = text(
             f"{batch} SELECT usage.call_id FROM batch JOIN usage ON usage.call_id = batch.call_id"
         )
-        self._following: tuple[TextClause, ...] = (
-            text(calls + _TRANSACTIONS),
-            text(calls + _ENTRIES),
-            text(batch + _BALANCES),
-            text(_MAKE_SUMS),
-            text("DELETE FROM batch_sums"),
-            text(calls + _fill_sums()),
-            *(
-                text(_add_sums(f"{table}_{unit}s", f"{unit}_ms", width_ms, dimensions))
-                for table, dimensions in (
-                    ("usage", DIMENSIONS),
-                    ("usage_customer", _ALL),
-                )
-                for unit, width_ms in (("hour", HOUR_MS), ("day", DAY_MS))
-            ),
-        )
+        add_sums = [
+            _add_sums(f"{table}_{unit}s", f"{unit}_ms", width_ms, dimensions)
+            for table, dimensions in (("usage", DIMENSIONS), ("usage_customer", _ALL))
+            for unit, width_ms in (("hour", HOUR_MS), ("day", DAY_MS))
+        ]
+
+        def following(entries: str, pieces: str) -> list[TextClause]:
+            books = [calls + _TRANSACTIONS, calls + entries, batch + _BALANCES]
+            sums = [_MAKE_SUMS, "DELETE FROM batch_sums", calls + _fill_sums(pieces), *add_sums]
+            return [text(sql) for sql in (*books, *sums)]
+
+        self._following = following(_ENTRIES, _pieces("calls"))
+        self._following_shared = following(_ENTRIES_OF_SHARES, _pieces_of_shares("calls"))
         self._locks = dialect.name == "postgresql"
 
     def lock(self, connection: Connection) -> None:
@@ -180,11 +192,14 @@ class Books:
         """Those of the ids that have a row."""
         return set(connection.execute(self._known, _batch(call_ids)).scalars())
 
-    def follow(self, connection: Connection, call_ids: Sequence[str]) -> None:
-        """All that follows from the rows of these calls, which have just been inserted."""
-        batch = _batch(call_ids)
-        for statement in self._following:
-            connection.execute(statement, batch if ":ids" in statement.text else {})
+    def follow(self, connection: Connection, rows: Sequence[UsageRow]) -> None:
+        """All that follows from these, which have just been inserted, shares included."""
+        alone = [row.call_id for row in rows if not row.shares]
+        shared = [row.call_id for row in rows if row.shares]
+        for call_ids, statements in ((alone, self._following), (shared, self._following_shared)):
+            batch = _batch(call_ids)
+            for statement in statements if call_ids else ():
+                connection.execute(statement, batch if ":ids" in statement.text else {})
 
 
 def _batch(call_ids: Sequence[str]) -> dict[str, str]:

@@ -108,7 +108,7 @@ class Store:
                 if fresh:
                     self._record_rows(connection, fresh)
                     self._record_shares(connection, fresh)
-                    self._books.follow(connection, [row.call_id for row in fresh])
+                    self._books.follow(connection, fresh)
                 return len(fresh)
         except (DataError, IntegrityError, OverflowError, ValueError) as failure:
             raise RowsRefused(reason(failure)) from failure
