@@ -21,59 +21,57 @@ if TYPE_CHECKING:
     from routing.estimate import Ask
     from routing.types import Call, Endpoint, Load, Price
 
-Terms = tuple[str, float, float, float, float, float, "Price"]
-"""Of one endpoint: its name, seconds per work, seconds to the first token beside the call's own prefill, seconds that each
-output token takes, of this call and of the others it crowds; what each second of own prefill counts for, for this call and
-what it imposes on others, in seconds, and by how much more of that with each such second; and what it costs."""
+Terms = tuple[str, float, float, float, float, "Price", float, float]
+"""Of one endpoint: its name; the seconds that count against it whatever the call, those for each token of output, for each
+unit of the call's own prefill, and for each such unit squared; what it costs; and seconds to the first token beside the
+call's own prefill, and of that for each unit of it."""
 
 
 def terms_of(endpoint: Endpoint, load: Load, price: Price) -> Terms:
     """Those of an endpoint, as its load is. Its price is given apart: where equal ones are the same, a call costs less."""
-    rate = load.work_per_s
-    waiting_s = load.pending_work / rate
+    s_per_work = 1.0 / load.work_per_s
+    waiting_s = load.pending_work * s_per_work
+    first_s = load.base_ttft_s + waiting_s
     stall = STALL_SHARE * load.decoding
+    itl_s = load.itl_s
     delay = 0.0
     if load.arrivals_per_s:
-        delay = load.arrivals_per_s / (1.0 - min(MOST_BUSY, load.busy))
-    itl_s = load.itl_s
+        delay = load.arrivals_per_s / (1.0 - load.busy if load.busy < MOST_BUSY else 1.0 - MOST_BUSY)
     return (
         endpoint.name,
-        1.0 / rate,
-        load.base_ttft_s + waiting_s,
+        TTFT_COUNTS * first_s,
         itl_s + stall * itl_s * load.crowding,
-        TTFT_COUNTS + stall + delay * waiting_s,
-        delay,
+        (TTFT_COUNTS + stall + delay * waiting_s) * s_per_work,
+        delay * s_per_work * s_per_work,
         price,
+        first_s,
+        s_per_work,
     )
 
 
 def foremost(
     call: Call, asked: Ask, terms: Sequence[Terms], roll: float, cached_tokens: Mapping[str, int]
 ) -> tuple[int, float] | None:
-    """The place of the one of these that comes first, and its score; None where one of them would be late, so that all have to be compared."""
-    prompt_tokens, output_tokens = asked.prompt_tokens, float(asked.output_tokens)
+    """The place of the one of these that comes first, and its score; None where that one would be late, so that all have to be compared."""
+    output_tokens = float(asked.output_tokens)
     value = call.tier.waiting_nano_usd_per_s
-    target_s = call.tier.max_ttft_s + prompt_tokens / PROMPT_TOKENS_PER_S
     work, cached, cost_nano_usd = asked.work, 0, 0.0
     known: Price | None = None
     least = least_s = math.inf
-    equals = [0]
+    equals: list[int] = []
     index = -1
     held_of = cached_tokens.get if cached_tokens else None
-    for name, s_per_work, first_s, token_s, counts, delay, price in terms:
+    for name, always_s, token_s, work_s, squared_s, price, _, _ in terms:
         index += 1
         if held_of is not None:
             held = held_of(name, 0)
             if held != cached:
                 cached, known = held, None
-                work = prefill_work(prompt_tokens, held)
+                work = prefill_work(asked.prompt_tokens, held)
         if price is not known:
             known = price
             cost_nano_usd = float(expected_cost_nano_usd(asked, price, cached))
-        own_s = work * s_per_work
-        if first_s + own_s > target_s:
-            return None
-        seconds = TTFT_COUNTS * first_s + output_tokens * token_s + own_s * (counts + delay * own_s)
+        seconds = always_s + output_tokens * token_s + work * (work_s + squared_s * work)
         score = cost_nano_usd + value * seconds
         if score > least:
             continue
@@ -81,6 +79,11 @@ def foremost(
             least, least_s, equals = score, seconds, [index]
         elif seconds == least_s:
             equals.append(index)
+    target_s = call.tier.max_ttft_s + asked.prompt_tokens / PROMPT_TOKENS_PER_S
+    for place in equals:
+        name, *_, first_s, s_per_work = terms[place]
+        if first_s + prefill_work(asked.prompt_tokens, cached_tokens.get(name, 0)) * s_per_work > target_s:
+            return None
     return equals[int(roll * len(equals))], least
 
 
