@@ -63,6 +63,7 @@ class Slice:
     __slots__ = (
         "_asked",
         "_others",
+        "_over",
         "_said",
         "_seen_ns",
         "_taken",
@@ -100,6 +101,8 @@ class Slice:
         """In how long the store may give more, where it is new."""
         self.touched = False
         """Whether there is something to say to the store."""
+        self._over = 0
+        """Of what is held, leased by a higher limit: when it comes back it is not free."""
         self._asked = self._said = 0
         self._others = self._seen_ns = 0
         self._taken = self._taken_before = 0
@@ -107,6 +110,18 @@ class Slice:
     @property
     def free(self) -> int:
         return self.lease - self.held - self.owed
+
+    @property
+    def _bound(self) -> int:
+        """Of what is on lease: what is not free."""
+        return 0 if self.kind == "rate" else self.held + self.owed
+
+    def limited(self, limit: int) -> None:
+        """From now on that is the limit. Where it is lower, what is free was leased by another, and is not taken from."""
+        if limit < self.limit:
+            self.lease = min(self.lease, self._bound)
+            self._over = self.held
+        self.limit, self.touched = limit, True
 
     def take(self, amount: int) -> None:
         """Of what is free; more than that only where limits are to be let go."""
@@ -128,8 +143,13 @@ class Slice:
             self.lease -= max(0, more)
         else:
             self.held -= taken
-            if self.kind == "usd":
-                self.owed += real
+            used = real if self.kind == "usd" else 0
+            if used:
+                self.owed += used
+            if self._over:
+                over = min(self._over, taken)
+                self._over -= over
+                self.lease -= max(0, min(over, taken - used))
 
     def in_ledger(self, charged: int, spent: int) -> None:
         """The ledger has so much of what was owed, and so much in all. Not while the store is being asked."""
@@ -185,9 +205,10 @@ class Slice:
         if spare is None:
             recalled = now_ns - self.recalled_ns < RECALLED_NS
             spare = 0 if recalled else 2 * max(self._taken, self._taken_before)
-        bound = 0 if self.kind == "rate" else self.held + self.owed
+        bound = self._bound
         need = bound + (waiting if least is None else least)
-        wanted = max(need, min(bound + waiting + spare, self.limit))
+        most = self.limit if self.kind == "rate" else self.limit - self.spent
+        wanted = max(need, min(bound + waiting + spare, most))
         had = max(0, self.lease)
         self.lease = min(self.lease, wanted)
         self._asked = self.lease

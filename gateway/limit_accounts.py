@@ -100,8 +100,7 @@ class Accounts:
                 self._unread.add(found)
                 self._budgeted.setdefault(Window.named(account).subject, set()).add(found)
         elif found.limit != limit:
-            found.limit = limit
-            found.touched = True
+            found.limited(limit)
         return found
 
     @property

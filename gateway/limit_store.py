@@ -121,7 +121,7 @@ class MemoryStore:
         account = self._accounts[ask.account]
         account.kind = ask.kind
         if ask.kind == "rate":
-            drained = ask.limit * (now_ns - account.at_ns) if account.at_ns else account.spent
+            drained = ask.limit * max(0, now_ns - account.at_ns) if account.at_ns else account.spent
             account.spent = max(0, max(0, account.spent - drained) + ask.spent * MINUTE_NS)
             account.at_ns = now_ns
             spent = -(-account.spent // MINUTE_NS)

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _PREFIX = "{tidegate}:"
 """In a cluster, what stands in braces keeps the keys on one server."""
 _META, _HEARD, _NEWS = _PREFIX + "meta", _PREFIX + "heard", _PREFIX + "news"
+_ASKED, _BUDGETS = _PREFIX + "asked", _PREFIX + "budgets:"
 _TIMEOUT_S = 1.0
 _AGAIN_S = 0.5
 
@@ -43,15 +44,32 @@ end
 """
 
 _EXCHANGE = """
--- KEYS: meta, heard, the asker's budgets, and an account for each six of ARGV behind the first six.
+-- KEYS: meta, heard, the asker's budgets, asked, and an account for each six of ARGV behind the first eight.
 local function whole(number) return string.format('%.0f', number) end
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local process, dead_us, settling_us, news = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local kept_s, known_since = ARGV[5], ARGV[6]
+local kept_s, known_since, number, budgets = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8]
 redis.call('ZADD', KEYS[2], whole(now_us), process)
 local since = redis.call('HGET', KEYS[1], 'since')
-if not since then
+-- A Redis that hung may come to a question only after the next one, which says more of what is so.
+if since and number <= tonumber(redis.call('ZSCORE', KEYS[4], process) or '0') then return {tonumber(since)} end
+redis.call('ZADD', KEYS[4], number, process)
+
+local function lost(account)
+    -- Somebody has something of it on lease: so it was there, and has been thrown out.
+    for _, name in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+        if redis.call('SISMEMBER', budgets .. name, account) == 1 then return true end
+    end
+    return false
+end
+
+-- Begun anew: with nothing, without some of it, or at a clock that has been set back.
+local anew = not since or tonumber(since) > now_us
+for i = 5, #KEYS do
+    if ARGV[9 + (i - 5) * 6] == 'usd' and redis.call('EXISTS', KEYS[i]) == 0 and lost(KEYS[i]) then anew = true end
+end
+if anew then
     since = whole(now_us)
     redis.call('HSET', KEYS[1], 'since', since)
 end
@@ -80,7 +98,7 @@ local function grant(account, kind, limit, said, had, need, wanted)
     end
     local stored
     if kind == 'rate' then
-        spent = math.max(0, math.max(0, spent - limit * (now_us - at) / 60000000) + said)
+        spent = math.max(0, math.max(0, spent - limit * math.max(0, now_us - at) / 60000000) + said)
         stored = string.format('%.17g', spent)
         spent = math.ceil(spent)
     else
@@ -108,8 +126,8 @@ local function grant(account, kind, limit, said, had, need, wanted)
 end
 
 local out = {tonumber(since)}
-for i = 4, #KEYS do
-    local at = 6 + (i - 4) * 6
+for i = 5, #KEYS do
+    local at = 8 + (i - 5) * 6
     local lease, spent, others, wait = grant(
         KEYS[i], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]),
         tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6]))
@@ -119,15 +137,18 @@ return out
 """
 
 _ENDED = """
--- KEYS: heard, the dead one's budgets, and an account for each of ARGV behind the first, the dead one's name.
+-- KEYS: heard, the dead one's budgets, asked, and an account for each of ARGV behind the first, the dead one's name.
 local process = ARGV[1]
-for i = 3, #KEYS do
+for i = 4, #KEYS do
     local spent = tonumber(redis.call('HGET', KEYS[i], 'spent') or '0')
-    if tonumber(ARGV[i - 1]) > spent then redis.call('HSET', KEYS[i], 'spent', ARGV[i - 1]) end
+    if tonumber(ARGV[i - 2]) > spent then redis.call('HSET', KEYS[i], 'spent', ARGV[i - 2]) end
     redis.call('HDEL', KEYS[i], 'l:' .. process)
     redis.call('SREM', KEYS[2], KEYS[i])
 end
-if redis.call('SCARD', KEYS[2]) == 0 then redis.call('ZREM', KEYS[1], process) end
+if redis.call('SCARD', KEYS[2]) == 0 then
+    redis.call('ZREM', KEYS[1], process)
+    redis.call('ZREM', KEYS[3], process)
+end
 """
 
 
@@ -166,13 +187,16 @@ class RedisStore:
         self._dead_us = int(dead_after_s * 1e6)
         self._forgotten_us = int(forgotten_after_s * 1e6)
         self._kept_s = int(3 * forgotten_after_s) + 1
+        self._asked = 0
 
     async def close(self) -> None:
         await self._redis.aclose()
 
     async def exchange(self, process: str, since: int, asks: Sequence[Ask]) -> tuple[int, list[Grant]]:
-        keys = [_META, _HEARD, _budgets(process), *(_PREFIX + ask.account for ask in asks)]
+        keys = [_META, _HEARD, _BUDGETS + process, _ASKED, *(_PREFIX + ask.account for ask in asks)]
+        self._asked += 1
         given: list[str | int] = [process, self._dead_us, self._settling_us, _NEWS, self._kept_s, since]
+        given += (self._asked, _BUDGETS)
         for ask in asks:
             given += (ask.kind, ask.limit, ask.spent, ask.had, ask.need, ask.wanted)
         figures: list[int] = await self._run(_EXCHANGING, keys, given)
@@ -180,11 +204,11 @@ class RedisStore:
 
     async def accounts_of(self, process: str) -> list[str]:
         async with _away():
-            found = await self._redis.smembers(_budgets(process))
+            found = await self._redis.smembers(_BUDGETS + process)
         return sorted(name.removeprefix(_PREFIX) for name in found)
 
     async def ended(self, process: str, spent: Mapping[str, int]) -> None:
-        keys = [_HEARD, _budgets(process), *(_PREFIX + account for account in spent)]
+        keys = [_HEARD, _BUDGETS + process, _ASKED, *(_PREFIX + account for account in spent)]
         await self._run(_ENDING, keys, [process, *spent.values()])
 
     async def forgotten(self) -> list[str]:
@@ -238,7 +262,3 @@ async def _away() -> AsyncIterator[None]:
         yield
     except (RedisError, OSError, TimeoutError) as failure:
         raise LimitStoreAway(str(failure) or type(failure).__name__) from failure
-
-
-def _budgets(process: str) -> str:
-    return f"{_PREFIX}budgets:{process}"
