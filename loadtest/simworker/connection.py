@@ -33,6 +33,12 @@ class Request(Struct, gc=False):
     headers: list[tuple[bytes, bytes]]
     body: bytes
     keep_alive: bool
+    choices: list[list[int]] = []
+    """What the engine has made for it so far, or had when its client left."""
+
+    @property
+    def tokens_made(self) -> int:
+        return sum(map(len, self.choices))
 
     @property
     def is_work(self) -> bool:

@@ -74,7 +74,7 @@ class Generation:
         )
         schema = called.function.parameters or {"type": "object"} if called else _schema(body)
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        self._run(Asked([prompt], wording, max_tokens, schema), body, exchange)
+        request.choices = self._run(Asked([prompt], wording, max_tokens, schema), body, exchange)
 
     def completion(self, body: CompletionBody, request: Request, exchange: Exchange) -> None:
         prompts = read_prompts(body.prompt, self._tokenizer, "prompt")
@@ -88,10 +88,10 @@ class Generation:
             else None,
         )
         max_tokens = 16 if body.max_tokens is None else body.max_tokens
-        self._run(Asked(prompts, wording, max_tokens, _schema(body)), body, exchange)
+        request.choices = self._run(Asked(prompts, wording, max_tokens, _schema(body)), body, exchange)
 
-    def _run(self, asked: Asked, body: GenerateBody, exchange: Exchange) -> None:
-        """Check everything, then hand it all to the engine at once."""
+    def _run(self, asked: Asked, body: GenerateBody, exchange: Exchange) -> list[list[int]]:
+        """Check everything, then hand it all to the engine at once. The tokens of each choice, as they come."""
         options = body.stream_options
         if options is not None and not body.stream:
             message = "Stream options can only be defined when `stream=True`. (parameter=stream_options)"
@@ -110,7 +110,7 @@ class Generation:
             reply = StreamReply(exchange, asked.wording, per_prompt, self._stats, usage)
             exchange.open_stream()
             if exchange.over:
-                return
+                return []
         else:
             reply = WholeReply(exchange, asked.wording, per_prompt, self._stats)
         sequences: list[Sequence] = []
@@ -123,6 +123,7 @@ class Generation:
         exchange.on_lost = lambda: self._abort(sequences)
         for sequence in sequences:
             self._engine.submit(sequence)
+        return [sequence.emitted for sequence in sequences]
 
     def _abort(self, sequences: list[Sequence]) -> None:
         if all(sequence.done for sequence in sequences):

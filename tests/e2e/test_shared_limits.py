@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 from collections import Counter
 from contextlib import AsyncExitStack
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway_process import Gateway, database_url, gateway_beside, rows_in
+import msgspec
+from gateway_process import Gateway, database_url, gateway_beside
+from msgspec import convert
 from pool import LIMIT_S, endpoint
+from sqlalchemy import select
 
+from gateway.ledger import UsageRow
+from gateway.ledger_tables import LEDGER_ENTRIES, USAGE_HOURS
 from gateway.policy import Policy
 from gateway.store import Store
 from gateway.subjects import Subjects
+from gateway.tables import USAGE
 from loadtest.worker import SimWorker, WorkerSpec
 
 if TYPE_CHECKING:
@@ -35,14 +41,19 @@ PRICE = {"input": 1, "output": 2}
 
 
 class Ended(NamedTuple):
-    status: int
+    request_id: str
     code: str
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    """As the stream said at its end; of one that is broken, what had come by then."""
+
+
+_numbers = count()
 
 
 async def call(gateway: Gateway, key: str) -> Ended:
     """A stream to its end, or to that of the connection."""
+    request_id = f"call-{next(_numbers)}"
     body = json.dumps(
         {
             "model": "llama",
@@ -53,27 +64,30 @@ async def call(gateway: Gateway, key: str) -> Ended:
             "stream_options": {"include_usage": True},
         }
     )
+    reply = b""
     try:
         reader, writer = await asyncio.open_connection(*gateway.address)
         writer.write(
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\nauthorization: Bearer {key}\r\nconnection: close\r\n"
-            f"content-length: {len(body)}\r\n\r\n{body}".encode()
+            f"x-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
         )
-        reply = await reader.read()
+        while block := await reader.read(65536):
+            reply += block
         writer.close()
     except OSError:  # the gateway is gone
-        return Ended(0, "broken", 0, 0)
+        pass
     head, _, rest = reply.partition(b"\r\n\r\n")
-    if not head:
-        return Ended(0, "broken", 0, 0)
-    status = int(head.split()[1])
-    if status != 200:
-        return Ended(status, json.loads(rest)["error"]["code"], 0, 0)
-    usages = [line for line in rest.split(b"\n") if line.startswith(b"data: {") and b'"usage":{' in line]
-    if not usages or b"[DONE]" not in rest:
-        return Ended(status, "broken", 0, 0)
-    usage = json.loads(usages[-1].removeprefix(b"data: "))["usage"]
-    return Ended(status, "", usage["prompt_tokens"], usage["completion_tokens"])
+    if head and b" 200 " not in head[:14]:
+        return Ended(request_id, json.loads(rest)["error"]["code"])
+    events = [line.removeprefix(b"data: ") for line in rest.split(b"\n") if line.startswith(b"data: {")]
+    if b"[DONE]" not in rest:
+        return Ended(request_id, "broken", 0, sum(shows(json.loads(event)) for event in events))
+    usage = json.loads(events[-1])["usage"]
+    return Ended(request_id, "", usage["prompt_tokens"], usage["completion_tokens"])
+
+
+def shows(event: Any) -> bool:
+    return any(choice["delta"].get("content") for choice in event["choices"])
 
 
 async def insistent(gateway: Gateway, key: str) -> Ended:
@@ -89,9 +103,30 @@ def charge(ended: Ended) -> int:
     return ended.prompt_tokens * 1000 + ended.completion_tokens * 2000
 
 
-def key_with_budget(home: Path, nano_usd: int) -> str:
-    with Store.open(database_url(home)) as store:
+def key_with_budget(database: str, nano_usd: int) -> str:
+    with Store.open(database) as store:
         return Subjects(store).create_key("acme", policy=Policy(budgets={"month": nano_usd})).secret
+
+
+class Ledger(NamedTuple):
+    """What is in a database."""
+
+    rows: list[UsageRow]
+    by_hour: int
+    """Charged, by the sums that usage is shown from and budgets go by."""
+    entered: int
+    """The same by double entry."""
+
+
+def ledger_in(database: str) -> Ledger:
+    with Store.open(database) as store, store.reading() as connection:
+        rows = [
+            convert({str(name): value for name, value in row.items()}, UsageRow, strict=False)
+            for row in connection.execute(select(USAGE)).mappings()
+        ]
+        hours = connection.execute(select(USAGE_HOURS.c.charge_nano_usd)).scalars()
+        owed = select(LEDGER_ENTRIES.c.amount_nano_usd).where(LEDGER_ENTRIES.c.account == "tenant:acme")
+        return Ledger(rows, sum(hours), sum(connection.execute(owed).scalars()))
 
 
 def models(worker: SimWorker) -> dict[str, Any]:
@@ -124,7 +159,7 @@ def spec() -> WorkerSpec:
 async def cost_of_one(home: Path, worker: SimWorker) -> tuple[int, int]:
     """What such a call is charged, and what is held for it, by what a budget says that is too small for it."""
     home.mkdir()
-    key = key_with_budget(home, 10**9)
+    key = key_with_budget(database_url(home), 10**9)
     async with gateway_beside(home, models(worker)) as gateway:
         one = charge(await call(gateway, key))
     messages = json.dumps([{"role": "user", "content": PROMPT}])
@@ -138,7 +173,7 @@ async def test_five_hundred_streams_at_once_spend_no_more_than_a_budget_for_fort
         budget = (ADMITTED - 1) * one + held
         home = tmp_path / "all"
         home.mkdir()
-        key = key_with_budget(home, budget)
+        key = key_with_budget(database_url(home), budget)
         before = generated_tokens(worker)
         async with gateway_beside(home, models(worker)) as gateway:
             ended = await asyncio.gather(*(insistent(gateway, key) for _ in range(CALLS)))
@@ -148,28 +183,26 @@ async def test_five_hundred_streams_at_once_spend_no_more_than_a_budget_for_fort
         assert codes == {"": ADMITTED, "insufficient_quota": CALLS - ADMITTED}
         spent = sum(charge(each) for each in ended)
         assert spent <= budget
-        rows = rows_in(home)
+        rows = ledger_in(database_url(home)).rows
         assert sum(row.charge_nano_usd for row in rows) == spent
         assert generated_tokens(worker) - before == sum(row.completion_tokens for row in rows)
 
 
 async def test_four_gateways_that_share_a_redis_do_so_too_though_one_is_killed_in_the_midst(
-    tmp_path: Path, redis: Server
+    tmp_path: Path, redis: Server, either_url: str
 ):
     async with SimWorker(spec()) as worker, AsyncExitStack() as stack:
         one, held = await cost_of_one(tmp_path / "one", worker)
         budget = (ADMITTED - 1) * one + held
-        home = tmp_path / "shared"
-        home.mkdir()
-        key = key_with_budget(home, budget)
-        before = generated_tokens(worker)
+        key = key_with_budget(either_url, budget)
+        before = len(worker.requests)
 
         def gateway_in(name: str):
             folder = tmp_path / name
             folder.mkdir(exist_ok=True)
             shared = {
-                "database": database_url(home),
-                "journal": {"folder": f"{home}/journal"},
+                "database": either_url,
+                "journal": {"folder": f"{tmp_path}/journal"},
                 "shared_state": redis.url,
             }
             return gateway_beside(folder, models(worker), **shared)
@@ -181,29 +214,54 @@ async def test_four_gateways_that_share_a_redis_do_so_too_though_one_is_killed_i
         gateways[0].kill()
         gateways[0] = await stack.enter_async_context(gateway_in("a"))
         ended = await asyncio.gather(*calling)
-        more = await asyncio.gather(*(insistent(gateways[0], key) for _ in range(ADMITTED)))
+        ended += await asyncio.gather(*(insistent(gateways[0], key) for _ in range(ADMITTED)))
         await settled(*gateways)
-        account = await given_back(redis)
+        account, journal = await given_back(redis), journal_in(tmp_path / "journal")
+        # Of each call, what the worker has made, until whoever asked for it was gone.
+        made = {request.header(b"x-request-id"): request.tokens_made for request in worker.requests[before:]}
 
-    codes = Counter(each.code for each in (*ended, *more))
-    assert codes["insufficient_quota"] > 0
-    rows = rows_in(home)
-    spent = sum(row.charge_nano_usd for row in rows)
+    assert {each.code for each in ended} == {"", "broken", "insufficient_quota"}
+    ledger = ledger_in(either_url)
+    spent = sum(row.charge_nano_usd for row in ledger.rows)
     # Nobody was refused while money was free: there is less left than such a call may cost.
     assert budget - held < spent <= budget
+    assert int(account["spent"]) == ledger.by_hour == ledger.entered == spent
     assert set(leases(account)) <= {"0"}
-    assert int(account["spent"]) == spent
-    assert hours_in(home) == spent
-    died = [row for row in rows if row.outcome == "gateway_died"]
-    assert len(rows) - len(died) >= codes[""] >= ADMITTED - CALLS / 4
-    assert sum(row.charge_nano_usd for row in rows if row.outcome == "ok") >= sum(
-        map(charge, (*ended, *more))
-    )
-    # What the worker made for calls of the gateway that was killed, and that had not got there: those whose first token was
-    # on its way have no row, and of the others what came behind the last block that it had read is not in theirs.
-    lost = generated_tokens(worker) - before - sum(row.completion_tokens for row in rows)
-    assert 0 <= lost <= TOKENS * codes["broken"]
-    assert len(died) <= codes["broken"]
+    assert len(journal) > 0
+    assert all(row in ledger.rows for row in journal)
+    assert_every_token_is_accounted_for(ended, {row.request_id: row for row in ledger.rows}, made)
+
+
+def assert_every_token_is_accounted_for(
+    ended: list[Ended], rows: dict[str, UsageRow], made: dict[str | None, int]
+) -> None:
+    """Call by call, what its client got, what its row says and what the worker has made."""
+    known = {each.request_id: each for each in ended}
+    assert rows.keys() <= made.keys() <= known.keys()
+    for request_id, tokens in made.items():
+        client, row = known[str(request_id)], rows.get(str(request_id))
+        if client.code == "":
+            assert row is not None
+            assert (row.outcome, row.estimated, row.prompt_tokens) == ("ok", False, client.prompt_tokens)
+            assert row.charge_nano_usd == charge(client)
+            assert client.completion_tokens == row.completion_tokens == tokens
+        elif row is None:
+            # The gateway was killed before the first token had got there: nobody has got or owes anything.
+            assert (client.code, client.completion_tokens) == ("broken", 0)
+        elif row.outcome == "ok":
+            # It was killed between the row and the last byte.
+            assert (client.code, row.completion_tokens) == ("broken", tokens)
+        else:
+            # What its client has got it has passed on, and what it has passed on is in the row. What the worker has made
+            # since then, until it saw that nobody read any more, nobody owes: it is the only difference there is.
+            assert (client.code, row.outcome) == ("broken", "gateway_died")
+            assert client.completion_tokens <= row.completion_tokens <= tokens <= TOKENS
+
+
+def journal_in(folder: Path) -> list[UsageRow]:
+    """Rows of gateways that run: those of others are only in the database."""
+    lines = [line for path in folder.glob("*.journal") for line in path.read_bytes().splitlines()]
+    return [msgspec.json.decode(line, type=UsageRow) for line in lines]
 
 
 async def under_way(worker: SimWorker, calling: list[asyncio.Task[Ended]]) -> None:
@@ -225,10 +283,3 @@ async def given_back(redis: Server) -> dict[str, str]:
 
 def leases(account: dict[str, str]) -> list[str]:
     return [value for field, value in account.items() if field.startswith("l:")]
-
-
-def hours_in(home: Path) -> int:
-    connection = sqlite3.connect(home / "tidegate.db")
-    (charged,) = connection.execute("SELECT sum(charge_nano_usd) FROM usage_hours").fetchone()
-    connection.close()
-    return charged
