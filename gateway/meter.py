@@ -61,6 +61,7 @@ class Meter:
         "_asked_s",
         "_earlier",
         "_first_token_s",
+        "_made_since_s",
         "_page",
         "_record",
         "_request",
@@ -119,6 +120,8 @@ class Meter:
         self._upstream_s = 0.0
         """Spent waiting for endpoints, the queue included."""
         self._first_token_s: float | None = None
+        self._made_since_s: float | None = None
+        """Since when a reply in one piece is made of a stream, all of which is time of the endpoints."""
         self._settled = False
         self._page: OpenCalls | None = None
         self._slot: int | None = None
@@ -150,6 +153,8 @@ class Meter:
         self._answering = endpoint
         if stream is not None:
             self._stream, self._first_token_s = stream, now_s
+            if not self._request.stream:
+                self._made_since_s = now_s
 
     def failed(self, endpoint: Endpoint, cause: Waste | None = None, usage: Usage | None = None) -> None:
         """An attempt is over and has brought nothing to the client: what it used is not the tenant's to pay.
@@ -162,6 +167,7 @@ class Meter:
             self._waits_no_more(endpoint)
         elif endpoint is self._answering:
             stream, self._answering, self._stream, self._first_token_s = self._stream, None, None, None
+            self._upstream_s, self._made_since_s = self._spent_upstream_s(time.monotonic()), None
             self.usage = None
             if stream is not None:
                 tokens, usage = stream.tokens, usage or stream.usage
@@ -206,9 +212,13 @@ class Meter:
     def _waits_no_more(self, endpoint: Endpoint) -> float:
         now_s = time.monotonic()
         self._waiting.remove(endpoint)
-        if not self._waiting:
+        if not self._waiting and self._made_since_s is None:
             self._upstream_s += now_s - self._asked_s
         return now_s
+
+    def _spent_upstream_s(self, now_s: float) -> float:
+        made_s = 0.0 if self._made_since_s is None else now_s - self._made_since_s
+        return self._upstream_s + made_s
 
     def _read_by_now(self, tokens: int = 0) -> Usage:
         """What an attempt is taken to have used that did not say so: all that there was to read."""
@@ -241,7 +251,8 @@ class Meter:
     @property
     def overhead_s(self) -> float:
         """Spent in the gateway so far rather than waiting for an endpoint."""
-        return max(0.0, time.monotonic() - self._arrival.started_s - self._upstream_s)
+        now_s = time.monotonic()
+        return max(0.0, now_s - self._arrival.started_s - self._spent_upstream_s(now_s))
 
     def settle(self, outcome: str) -> None:
         """Write the row. The first time counts."""

@@ -80,6 +80,14 @@ async def test_a_long_reply_is_made_of_a_stream_and_equal_to_what_the_worker_say
         assert float(reply.headers["x-tidegate-cost-usd"]) == pytest.approx(row.charge_nano_usd / 1e9)
 
 
+async def test_the_time_that_a_long_reply_takes_its_worker_is_not_overhead(tmp_path: Path):
+    async with SimWorker(WorkerSpec(decode_s_per_token=0.002)) as worker, gateway(tmp_path, worker) as gw:
+        reply = await whole(gw, messages=MESSAGES, max_tokens=400, ignore_eos=True)
+        assert was_stream(worker)[-1]
+        (row,) = await gw.rows()
+        assert float(reply.headers["x-tidegate-overhead-ms"]) < row.duration_ms / 2  # of at least 800
+
+
 SHORT: dict[str, dict[str, Any]] = {
     "that are short": {"max_tokens": 8},
     "with tools": {"tools": [{"type": "function", "function": {"name": "tide"}}]},
