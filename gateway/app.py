@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from backends.rounds import rounds
 from gateway.admin import Administration, Administrators, admin_routes
 from gateway.admin_keys import AdminKeyring
 from gateway.admission import Admission
@@ -28,6 +27,7 @@ from gateway.cors import Origins
 from gateway.decision_log import DecisionLog, RotatingFile
 from gateway.discoveries import Discoveries
 from gateway.dispatch import Books, Dispatch
+from gateway.events import telling
 from gateway.fleet import fleet_of
 from gateway.http import Edge
 from gateway.journal import Journal
@@ -39,7 +39,7 @@ from gateway.own_limits import OwnLimiter
 from gateway.own_usage import own_usage_routes
 from gateway.planning import Planner
 from gateway.policy import policies_of
-from gateway.prices import LOOK_S, PriceBook
+from gateway.prices import keeping_prices
 from gateway.race import Races
 from gateway.reload import Parts, Reload, queue_limits
 from gateway.server import Server
@@ -150,6 +150,7 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         await stack.enter_async_context(moving(journal, store, held.accounts))
         fleet = await stack.enter_async_context(fleet_of(config))
         telemetry = Telemetry()
+        await stack.enter_async_context(telling(config.events, store, telemetry.registry))
         decisions = stack.enter_context(_decisions(config))
         planner = Planner(fleet, CacheSalts(store.key_secret()), decisions)
         admission = _admission(config, fleet)
@@ -177,9 +178,7 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         control = control_app(catalog, fleet, telemetry, callers.asking, admin_routes(about), own)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
-        prices = PriceBook(store, catalog, fleet)
-        await prices.look()
-        await stack.enter_async_context(rounds(lambda _: prices.look(), LOOK_S, "looking at prices"))
+        prices = await stack.enter_async_context(keeping_prices(store, catalog, fleet))
         parts = Parts(fleet, nodes, discoveries, catalog, policies, admission, keys, store, callers, prices)
         reload = Reload(file, config, parts.take)
         telemetry.registry.register(reload)

@@ -92,7 +92,8 @@ def enter(store: Store, order: Order, now_ms: int | None = None, actor: Actor = 
     if kind != "correction" and amount_nano_usd is not None and amount_nano_usd < 0:
         raise BillingError("the amount should be above zero")
     with store.writing() as connection:
-        Books(connection.dialect).lock(connection)
+        books = Books(connection.dialect)
+        books.lock(connection)
         made = f"{kind}:{key}"
         call_id = order.whom if kind == "refund" else None
         if there := _there(connection, made):
@@ -110,6 +111,8 @@ def enter(store: Store, order: Order, now_ms: int | None = None, actor: Actor = 
         )
         _write(connection, entered)
         tenant = account.removeprefix("tenant:") if account.startswith("tenant:") else None
+        if tenant is not None:
+            books.announce(connection, made)
         note(connection, actor, f"ledger.{kind}", account, tenant=tenant, after=entered)
         return entered
 

@@ -1,4 +1,5 @@
-"""What follows from usage rows, in the transaction that keeps them: double entries, balances, sums by hour and by day.
+"""What follows from usage rows, in the transaction that keeps them: double entries, balances, sums by hour and by day,
+and what webhooks are to be told.
 
 A call's transaction, where there is anything to pay (positive: owed to us, or spent; negative: owed by us, or earned):
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from sqlalchemy import text
 
+from gateway.event_tables import announce_sql
 from gateway.ledger_tables import DIMENSIONS, MEASURES
 
 if TYPE_CHECKING:
@@ -181,12 +183,18 @@ class Books:
 
         self._following = following(_ENTRIES, _pieces("calls"))
         self._following_shared = following(_ENTRIES_OF_SHARES, _pieces_of_shares("calls"))
+        self._announce_calls = text(announce_sql(dialect.name, "calls"))
+        self._announce_movement = text(announce_sql(dialect.name, "ledger"))
         self._locks = dialect.name == "postgresql"
 
     def lock(self, connection: Connection) -> None:
         """Whoever else writes to the books waits until this transaction has ended. In SQLite only one writes anyway."""
         if self._locks:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+
+    def announce(self, connection: Connection, transaction_id: str) -> None:
+        """Whoever is told of usage is told of this transaction beside calls. The lock is held."""
+        connection.execute(self._announce_movement, _batch([transaction_id]))
 
     def known(self, connection: Connection, call_ids: Sequence[str]) -> set[str]:
         """Those of the ids that have a row."""
@@ -200,6 +208,7 @@ class Books:
             batch = _batch(call_ids)
             for statement in statements if call_ids else ():
                 connection.execute(statement, batch if ":ids" in statement.text else {})
+        connection.execute(self._announce_calls, _batch([row.call_id for row in rows]))
 
 
 def _batch(call_ids: Sequence[str]) -> dict[str, str]:

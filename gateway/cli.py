@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from gateway import cli_access, cli_keys, cli_nodes, cli_tenants
+from gateway import cli_access, cli_events, cli_keys, cli_nodes, cli_tenants
 from gateway.cli_billing import balance, correct, credit, pay, payment, refund
 from gateway.cli_explain import explain
 from gateway.cli_invoices import export, invoice, payout
@@ -180,6 +180,8 @@ def _summary(config: Config) -> Iterator[str]:
             yield f"  {discover.described}"
     for name, alias in config.aliases.items():
         yield f"alias     {name}: {_alias_line(alias)}"
+    for name, webhook in config.events.items():
+        yield f"events    {name}: {webhook.shape} to {webhook.url}"
     for name, tenant in config.tenants.items():
         yield f"tenant    {name}: {tenant.policy.policy().described() or 'unbounded'}"
     for name in ("priority", "default", "flex"):
@@ -252,3 +254,4 @@ app.command()(usage)
 for command in (credit, refund, payment, correct, pay, balance, invoice, payout):
     app.command()(command)
 app.command()(reconcile)
+app.add_typer(cli_events.app, name="events")

@@ -16,6 +16,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 
+from gateway.config_events import (  # noqa: TC001 - pydantic reads annotations at run time
+    WebhookName,
+    WebhookSection,
+)
 from gateway.config_file import ConfigError, Problem, path_of, read
 from gateway.config_model import AliasSection, ModelSection, aliases_of_nothing, all_names, names_used_twice
 from gateway.config_policy import TenantSection, no_such_model
@@ -227,6 +231,9 @@ class Config(Section):
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
     nodes: NodesSection = NodesSection()
+    events: dict[WebhookName, WebhookSection] = Field(
+        {}, max_length=32, description="Webhooks that are told of usage, by a name of yours."
+    )
     decision_log: DecisionLogSection | None = Field(
         None, description="A sample of decisions, to be looked into and replayed; without it, none."
     )

@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 from sqlalchemy import func, select
 
+from backends.rounds import rounds
 from gateway.catalog import TIERS
 from gateway.database import StoreAway
 from gateway.ledger import ONCE
 from gateway.ledger_tables import PRICES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from backends.fleet import Fleet
     from gateway.catalog import Catalog
@@ -162,3 +164,12 @@ class PriceBook:
                 PRICES.delete().where(PRICES.c.valid_from_ms > now_ms)
             )  # the clock was set back
             connection.execute(self._store.insert(PRICES).on_conflict_do_nothing(), rows)
+
+
+@asynccontextmanager
+async def keeping_prices(store: Store, catalog: Catalog, fleet: Fleet) -> AsyncIterator[PriceBook]:
+    """The table is in step when the block begins, and is kept so while it runs."""
+    book = PriceBook(store, catalog, fleet)
+    await book.look()
+    async with rounds(lambda _: book.look(), LOOK_S, "looking at prices"):
+        yield book

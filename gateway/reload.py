@@ -66,6 +66,7 @@ FIXED = (
     "journal",
     "timeouts",
     "health",
+    "events",
     "decision_log",
     "hedge",
 )
