@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from backends.member import Member
+    from routing.types import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,15 @@ class Probed(Struct, frozen=True):
     """As it says itself."""
 
 
-class _Card(Struct):
+class Card(Struct):
+    """A model that a server says it has."""
+
     id: str
     max_model_len: int | None = None
 
 
 class _Models(Struct):
-    data: list[_Card]
+    data: list[Card]
 
 
 class _Completion(Struct):
@@ -63,10 +66,11 @@ class _Embedding(Struct):
     data: Annotated[list[_Vector], Meta(min_length=1)]
 
 
-_ASKS: dict[str, tuple[dict[str, Any], Any]] = {
+ASKS: dict[str, tuple[dict[str, Any], Any]] = {
     "/completions": ({"prompt": "Hi", "max_tokens": 1, "temperature": 0}, _Completion),
     "/embeddings": ({"input": "Hi"}, _Embedding),
 }
+"""By API, what is asked for, and what the answer has to be."""
 
 
 @asynccontextmanager
@@ -104,15 +108,15 @@ async def probe(member: Member, timeout_s: float, answer_s: float) -> Probed:
     if status != 200:
         return Probed("no_models", f"/v1/models answered {status}")
     try:
-        cards = msgspec.json.decode(page, type=_Models).data
+        cards = models_in(page)
     except msgspec.DecodeError:
         return Probed("no_models", "/v1/models is no list of models")
     wanted = member.endpoint.served_model
     card = next((card for card in cards if card.id == wanted), None)
     if card is None:
-        return Probed("model_missing", f"it does not serve {wanted}, but {_named(cards)}")
+        return Probed("model_missing", f"it does not serve {wanted}, but {named(cards)}")
     refusal = ""
-    for api in _apis(member):
+    for api in apis(member.endpoint):
         failure = await _ask(member, api, answer_s)
         if failure is None:
             return Probed("ok", context_tokens=card.max_model_len)
@@ -120,17 +124,22 @@ async def probe(member: Member, timeout_s: float, answer_s: float) -> Probed:
     return Probed("no_answer", refusal)
 
 
-def _apis(member: Member) -> list[str]:
+def models_in(page: bytes) -> list[Card]:
+    """What a list of models says. Raises msgspec.DecodeError."""
+    return msgspec.json.decode(page, type=_Models).data
+
+
+def apis(endpoint: Endpoint) -> list[str]:
     """What to try in turn: a model for embeddings completes nothing, and seldom is said to be one."""
-    capabilities = member.endpoint.capabilities
+    capabilities = endpoint.capabilities
     if capabilities is None:
-        return list(_ASKS)
+        return list(ASKS)
     return ["/embeddings" if "embeddings" in capabilities else "/completions"]
 
 
 async def _ask(member: Member, api: str, answer_s: float) -> str | None:
     """Why it gave no answer; None where it gave one."""
-    fields, kind = _ASKS[api]
+    fields, kind = ASKS[api]
     body = msgspec.json.encode({"model": member.endpoint.served_model, **fields})
     ends_s = time.monotonic() + answer_s
     try:
@@ -145,7 +154,7 @@ async def _ask(member: Member, api: str, answer_s: float) -> str | None:
     return None
 
 
-def _named(cards: list[_Card]) -> str:
+def named(cards: list[Card]) -> str:
     names = [card.id[:100] for card in cards[:MOST_NAMED]]
     if len(cards) > MOST_NAMED:
         names.append(f"{len(cards) - MOST_NAMED} others")

@@ -18,6 +18,7 @@ import typer
 
 from gateway import cli_access, cli_events, cli_keys, cli_nodes, cli_tenants
 from gateway.cli_billing import balance, correct, credit, pay, payment, refund
+from gateway.cli_doctor import doctor
 from gateway.cli_explain import explain
 from gateway.cli_invoices import export, invoice, payout
 from gateway.cli_reconcile import reconcile
@@ -242,6 +243,7 @@ def _price_text(price: PriceTable) -> str:
 
 
 # Help lists them in this order: those that serve come first.
+app.command()(doctor)
 app.command()(explain)
 app.add_typer(cli_tenants.tenants, name="tenants")
 app.add_typer(cli_tenants.projects, name="projects")

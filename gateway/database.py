@@ -79,7 +79,7 @@ def bring_up_to_date(engine: Engine) -> None:
     """Migrate the schema where it is behind. Raises StoreAway, or SchemaTooNew where it is ahead."""
     try:
         with engine.connect() as connection:
-            version = _version(connection)
+            version = schema_version(connection)
         if version != HEAD:
             _migrate(engine, version)
     except SQLAlchemyError as failure:
@@ -87,7 +87,8 @@ def bring_up_to_date(engine: Engine) -> None:
         raise StoreAway(f"cannot open the database {where}: {reason(failure)}") from failure
 
 
-def _version(connection: Connection) -> str | None:
+def schema_version(connection: Connection) -> str | None:
+    """The last migration that it has had; None where it has no tables of ours."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
