@@ -180,15 +180,16 @@ class Attempt:
 
     __slots__ = (
         "_expected_cached",
-        "_reported_cached",
         "_run",
         "_was_well",
+        "_watch",
         "_watched",
         "call",
         "candidate",
         "completion_tokens",
         "member",
         "reply",
+        "usage",
     )
 
     candidate: Candidate
@@ -199,7 +200,9 @@ class Attempt:
         self.reply: Reply = member.backend.open(outgoing)
         self.completion_tokens = 0
         """Told by whoever counts them, so that the endpoint's speed can be learned."""
-        self._reported_cached: int | None = None
+        self.usage: Usage | None = None
+        """What the endpoint says it used, where it does."""
+        self._watch = outgoing.watch
         self.call = call
         self._expected_cached = expected_cached
         # A reply that is not streamed shows no first token.
@@ -211,6 +214,8 @@ class Attempt:
         self._run = self.member.begin(
             self.call, time.monotonic(), self._expected_cached, watched=self._watched
         )
+        if self._watch is not None:
+            self._watch.begun()
 
     async def __aenter__(self) -> Self:
         self.begin()
@@ -233,6 +238,12 @@ class Attempt:
         """Since it was asked."""
         return now_s - self._run.started_s
 
+    @property
+    def ttft_s(self) -> float | None:
+        """From when it was asked to its first token, where that has come."""
+        first_s = self._run.first_s
+        return None if first_s is None else first_s - self._run.started_s
+
     def ran_s(self, now_s: float) -> float:
         """Since its first token."""
         first_s = self._run.first_s
@@ -245,7 +256,7 @@ class Attempt:
     def used(self, usage: Usage) -> None:
         """What the endpoint says it used; an estimate of ours says nothing of its cache."""
         if not usage.estimated:
-            self._reported_cached = usage.cached_tokens
+            self.usage = usage
             if self.member.kv_events is not None:
                 self.member.kv_events.used(usage.prompt_tokens, usage.cached_tokens)
 
@@ -265,7 +276,8 @@ class Attempt:
         if error is not None:
             conceal(member.keys.secrets, error)
             self._run.unanswered(now_s, refused=isinstance(error, _NOT_READ))
-        self._run.ended(now_s, self.completion_tokens, self._reported_cached)
+        usage = self.usage
+        self._run.ended(now_s, self.completion_tokens, None if usage is None else usage.cached_tokens)
         if error is None:
             member.counted("ok")
             member.succeeded(now_s)
@@ -275,3 +287,5 @@ class Attempt:
             member.leave_alone(error, now_s)
         else:
             member.counted("rejected" if isinstance(error, CallRejected) else "abandoned")
+        if self._watch is not None:
+            self._watch.ended(self, error)

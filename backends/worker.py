@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -22,8 +22,17 @@ from backends.refusal import refusal
 
 if TYPE_CHECKING:
     from backends.kv_events import KvSource
+    from backends.member import Attempt
 
 _ERROR_BODY_BYTES = 65_536
+
+
+class Watch(Protocol):
+    """Whoever wants to know what becomes of an attempt."""
+
+    def begun(self) -> None: ...
+
+    def ended(self, attempt: Attempt, error: BaseException | None) -> None: ...
 
 
 class Outgoing(Struct, frozen=True, gc=False):
@@ -37,7 +46,8 @@ class Outgoing(Struct, frozen=True, gc=False):
     ends_s: float
     """When the call has to be done, on the monotonic clock."""
     trace: bytes = b""
-    """Header lines with the client's trace context, or nothing."""
+    """Header lines with the trace context, or nothing."""
+    watch: Watch | None = None
 
 
 class Access(Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import resource
 import socket
 import sys
@@ -47,6 +48,7 @@ from gateway.source import Sources
 from gateway.store import Store
 from gateway.telemetry import AdmissionCollector, FleetCollector, Telemetry
 from gateway.telemetry_limits import LimitsCollector
+from gateway.telemetry_traces import traces
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -166,6 +168,7 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         telemetry.registry.register(LimitsCollector(held.limits))
         callers = Callers(keys, sources)
         edge = Edge(dispatch, catalog, callers, origins, telemetry, limiter, administrators.admit_to_plans)
+        edge.tracing = stack.enter_context(traces(config.telemetry, os.environ, telemetry.registry))
         telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))
         nodes = Nodes(fleet, config, NodeStore(store))
         await nodes.restore()

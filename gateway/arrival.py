@@ -10,6 +10,7 @@ from gateway.limits import NO_HOLD, Hold
 
 if TYPE_CHECKING:
     from gateway.auth import Key
+    from gateway.tracing import CallTrace
 
 
 class Arrival(Struct, frozen=True, gc=False):
@@ -25,3 +26,5 @@ class Arrival(Struct, frozen=True, gc=False):
     """Header lines with the client's trace context, or nothing."""
     hold: Hold = NO_HOLD
     """What it has taken of its key's limits."""
+    traced: CallTrace | None = None
+    """Where it is traced: endpoints then get its attempts' trace contexts in place of the client's."""

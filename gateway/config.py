@@ -42,6 +42,7 @@ from gateway.config_section import (
     millionths,
     no_boolean,
 )
+from gateway.config_telemetry import TelemetrySection
 from routing.types import Endpoint, Tier, TierName
 
 
@@ -237,6 +238,7 @@ class Config(Section):
     decision_log: DecisionLogSection | None = Field(
         None, description="A sample of decisions, to be looked into and replayed; without it, none."
     )
+    telemetry: TelemetrySection = TelemetrySection()
     queue: QueueSection = QueueSection()
     hedge: bool = Field(
         True,

@@ -93,7 +93,8 @@ class Dispatch:
 
     async def serve(self, request: Request, offer: Offer, arrival: Arrival, client: Client) -> None:
         """Answer one call. Raises ApiError as long as the client has got nothing."""
-        with Meter(arrival, request, offer.models[0], self._record) as meter:
+        record = self._record if arrival.traced is None else arrival.traced.noting(self._record)
+        with Meter(arrival, request, offer.models[0], record) as meter:
             try:
                 self._crashes.refuse(request, arrival)
                 await self._served(Serving(request, offer, arrival, client, meter))
@@ -146,7 +147,7 @@ class Dispatch:
         for model in offer.models:
             meter.model = model
             call = self._planner.call(request, model, offer.tier, arrival.caller.tenant)
-            plan = self._planner.plan(call, request.model, arrival.call_id)
+            plan = self._planner.plan(call, request.model, arrival)
             if request.explain:
                 client.lines = lines + plan_line(plan)
             tries, place = Tries(self._catalog.limits.attempts), None
@@ -276,13 +277,15 @@ class Dispatch:
         """A worker is asked for the ids of tokens where they may be needed to go on elsewhere."""
         worker = endpoint.kind == "worker"
         ids = worker and request.stream and self._resuming.takes_down(request, endpoint)
+        watch = None if arrival.traced is None else arrival.traced.attempt(endpoint)
         return Outgoing(
             _API_PATHS[request.api],
             request.body_for(endpoint.served_model, worker=worker, ids=ids),
             arrival.request_id,
             request.stream,
             arrival.started_s + self._catalog.total_s,
-            arrival.trace,
+            arrival.trace if watch is None else watch.lines,
+            watch,
         )
 
     async def _begun(self, attempt: Attempt, request: Request, meter: Meter) -> Answer:

@@ -17,6 +17,7 @@ from gateway.errors import ApiError, shutting_down
 from gateway.ids import call_ids
 from gateway.limits import NO_HOLD
 from gateway.openai import PATHS, Api, parse
+from gateway.trace_context import trace_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     from gateway.dispatch import Dispatch
     from gateway.limiting import Limiter
     from gateway.telemetry import Telemetry
+    from gateway.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-_TRACE = re.compile(rb"[\x20-\x7e]{1,512}")
 _OVERDUE_S = 2.0
 """After a call's deadline, by when its endpoint has been given up: what still runs then waits for its client."""
 
@@ -62,6 +63,8 @@ class Edge:
         self._new_id = call_ids()
         self.control: Any = None
         """The ASGI application for all other paths. It shows how many calls run here, so it is made after this."""
+        self.tracing: Tracing | None = None
+        """Where calls are traced."""
         self._running: dict[Client, float] = {}
         """By when each call has to be over."""
 
@@ -111,13 +114,17 @@ class Edge:
         except ApiError as error:
             self._telemetry.refused[error.code] += 1
             raise
-        arrival = Arrival(call_id, request_id, caller, time.monotonic(), _trace_lines(headers), hold)
+        traced = None if self.tracing is None else self.tracing.begin(request, client)
+        trace = trace_lines(headers)
+        arrival = Arrival(call_id, request_id, caller, time.monotonic(), trace, hold, traced)
         self._running[client] = arrival.started_s + self._catalog.total_s + _OVERDUE_S
         try:
             await self._dispatch.serve(request, offer, arrival, client)
         finally:
             del self._running[client]
             hold.settle()
+            if traced is not None:
+                traced.end()
 
     @property
     def running(self) -> int:
@@ -148,15 +155,3 @@ def _expect_plain(headers: dict[bytes, bytes]) -> None:
             "unsupported_content_encoding",
             f"content-encoding {encoding[:40].decode('latin-1')!r} is not supported; send the body plain",
         )
-
-
-def _trace_lines(headers: dict[bytes, bytes]) -> bytes:
-    """The client's trace context as header lines for the endpoint."""
-    if b"traceparent" not in headers:
-        return b""
-    lines = b""
-    for name in (b"traceparent", b"tracestate"):
-        value = headers.get(name)
-        if value is not None and _TRACE.fullmatch(value):
-            lines += b"%b: %b\r\n" % (name, value)
-    return lines

@@ -11,6 +11,7 @@ from routing.types import Call, Plan
 
 if TYPE_CHECKING:
     from backends.fleet import Fleet
+    from gateway.arrival import Arrival
     from gateway.cache_salt import CacheSalts
     from gateway.catalog import Model, Offer
     from gateway.decision_log import DecisionLog
@@ -46,15 +47,18 @@ class Planner:
             turn=None if request.ends is None else turn_of(prompt, pieces, request.ends, salt),
         )
 
-    def plan(self, call: Call, asked_model: str, call_id: str) -> Plan:
+    def plan(self, call: Call, asked_model: str, arrival: Arrival) -> Plan:
         """The plan for a call that is to be served; `asked_model` is what its client named."""
         log = self._log
         if log is None or not log.samples():
             roll = random.random()  # noqa: S311 - settles ties
-            return self._fleet.pool(call.model).plan(call, time.monotonic(), roll)
-        decision = self.decision(call)
-        made = decision.plan()
-        log.planned(call_id, asked_model, decision, made)
+            made = self._fleet.pool(call.model).plan(call, time.monotonic(), roll)
+        else:
+            decision = self.decision(call)
+            made = decision.plan()
+            log.planned(arrival.call_id, asked_model, decision, made)
+        if arrival.traced is not None:
+            arrival.traced.planned(made)
         return made
 
     def decision(self, call: Call) -> Decision:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 TICK_S = 0.02
 """Between two looks at those that wait."""
 
+OUTRUN = "another endpoint was quicker"
+"""With this an attempt is cancelled that has lost a race."""
+
 LOOKS_AGAIN = 1.25
 """A race that was refused a second attempt is looked at again when it has waited for so many times as long."""
 
@@ -198,7 +201,7 @@ class Race:
             self._counted("failed")
         elif self._is_waiting and self._task is not None:
             self._is_outrun = True
-            self._task.cancel("another endpoint was quicker")
+            self._task.cancel(OUTRUN)
 
     def _is_cancelled_by_others(self) -> bool:
         """Take our own cancellation back; whether there is another one, as when the client has left."""
@@ -223,10 +226,11 @@ class Race:
         self._counted(outcome)
         if outcome == "lost" and self._other is not None:
             self._meter.failed(self._other.endpoint, "hedge_lost")
-        if second.cancel():
+        why = (OUTRUN,) if outcome == "lost" else ()
+        if second.cancel(*why):
             return
         if not second.cancelled():
-            second.result().end(asyncio.CancelledError())
+            second.result().end(asyncio.CancelledError(*why))
 
     def _counted(self, outcome: str) -> None:
         self._races.telemetry.hedges[self.call.model, outcome] += 1

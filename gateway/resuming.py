@@ -212,7 +212,7 @@ class Resume:
         until_s, asked = min(time.monotonic() + WAIT_S, self._ends_s), False
         while self._left > 0:
             wanted = self._wanted(broken, call)
-            plan = self._resuming.planner.plan(wanted, self._request.model, self._arrival.call_id)
+            plan = self._resuming.planner.plan(wanted, self._request.model, self._arrival)
             if plan.ranked:
                 way = await self._in_turn(answer, broken, wanted, plan)
                 if way is not None:
@@ -301,7 +301,7 @@ class Resume:
             fields, seam = await self._from_token(member, broken, TOKENIZE_S if alone else SOON_S)
         else:
             fields, seam = await self._from_text(broken)
-        attempt, stream = self._attempt(broken, call, candidate, fields, seam)
+        attempt, stream = self._attempt(broken, call, candidate, fields, seam, way)
         if isinstance(attempt.reply, Exchange) and not alone:
             attempt.reply.hasten(max(LEAST_PATIENCE_S, PATIENT_TTFT * candidate.estimate.ttft_s))
         self._meter.asked(endpoint)
@@ -320,12 +320,13 @@ class Resume:
         answer.goes_on(attempt, stream, block, failure)
 
     def _attempt(
-        self, broken: Broken, call: Call, candidate: Candidate, fields: Fields, seam: Seam
+        self, broken: Broken, call: Call, candidate: Candidate, fields: Fields, seam: Seam, way: Way
     ) -> tuple[Attempt, Continued]:
         """What asks the candidate for the rest, and what reads it."""
         api = "completions" if seam.by_ids else self._request.api
         request = structs.replace(self._request, api=api, fields=fields)
-        endpoint = candidate.endpoint
+        endpoint, traced = candidate.endpoint, self._arrival.traced
+        watch = None if traced is None else traced.attempt(endpoint, way)
         outgoing = Outgoing(
             api=_API_PATHS[request.api],
             body=request.body_for(
@@ -336,7 +337,8 @@ class Resume:
             request_id=self._arrival.request_id,
             stream=True,
             ends_s=self._ends_s,
-            trace=self._arrival.trace,
+            trace=self._arrival.trace if watch is None else watch.lines,
+            watch=watch,
         )
         shown = Shown(
             endpoint.model,

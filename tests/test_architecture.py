@@ -142,6 +142,11 @@ def test_importing_the_gateway_loads_nothing_heavy():
     assert loaded_by("import gateway, routing") & (HEAVY | NEVER_AT_IMPORT) == set()
 
 
+def test_serving_without_traces_does_not_load_what_makes_them():
+    # fastapi loads its API wherever that is installed, which is light.
+    loaded_by("import gateway.app, sys; assert 'opentelemetry.sdk' not in sys.modules")
+
+
 def test_the_command_line_starts_without_what_only_some_commands_need():
     assert loaded_by("import gateway.cli") & (HEAVY | NEVER_AT_IMPORT) <= {"rich", "typer", "yaml"}
 
