@@ -133,7 +133,7 @@ def _add_membership(routes: APIRouter, nodes: Nodes) -> None:
     @routes.post("/{name:path}/heartbeat")
     async def heartbeat(name: str) -> Lease:
         """Renews the lease. A 404 says that the node has to register again."""
-        nodes.heartbeat(name)
+        await nodes.heartbeat(name)
         return _lease(nodes, name)
 
 

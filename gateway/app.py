@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import resource
-import socket
 import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
@@ -33,6 +32,7 @@ from gateway.fleet import fleet_of
 from gateway.http import Edge
 from gateway.journal import Journal
 from gateway.limiting import Limiter, limiting
+from gateway.listeners import listeners_on
 from gateway.mover import moving
 from gateway.node_store import NodeStore
 from gateway.nodes import Nodes
@@ -41,11 +41,14 @@ from gateway.own_usage import own_usage_routes
 from gateway.planning import Planner
 from gateway.policy import policies_of
 from gateway.prices import keeping_prices
+from gateway.process import need_shared_state, need_shared_state_for, obeying, process_count
+from gateway.process_metrics import shared
 from gateway.race import Races
-from gateway.reload import Parts, Reload, queue_limits
+from gateway.reload import Parts, Reload, latest, queue_limits
 from gateway.server import Server
 from gateway.source import Sources
 from gateway.store import Store
+from gateway.supervisor import Seat, Supervisor
 from gateway.telemetry import AdmissionCollector, FleetCollector, Telemetry
 from gateway.telemetry_limits import LimitsCollector
 from gateway.telemetry_traces import traces
@@ -55,20 +58,41 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from backends.fleet import Fleet
-    from gateway.config import Config, Listen
+    from gateway.config import Config
     from gateway.policy import Policies
     from gateway.reload import ConfigFile
 
 log = logging.getLogger(__name__)
 
+_LOG = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
 
 def run(config: Config, file: ConfigFile | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. `file` is where `config` came from, to be followed as it changes."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format=_LOG)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # What threads do beside the event loop is in no hurry: after half a millisecond, not five, they let it go on.
     sys.setswitchinterval(0.0005)
-    return uvloop.run(serve(config, file=file))
+    processes = process_count(config.server.workers)
+    if processes == 1:
+        return uvloop.run(serve(config, file=file))
+    return _run_one_of(processes, config, file)
+
+
+def _run_one_of(processes: int, config: Config, file: ConfigFile | None) -> int:
+    """This becomes the supervisor of so many, and each of them gets here as well."""
+    need_shared_state(config)
+    # Garbage that is not there need not be shared; what is there is copied when the collector looks at it.
+    gc.collect()
+    gc.freeze()
+    supervisor = Supervisor(listeners_on(config.listen, processes), float(config.timeouts.drain_s))
+    seat = supervisor.run()
+    if isinstance(seat, int):
+        return seat
+    logging.basicConfig(level=logging.INFO, format=f"{_LOG} [process {seat.number}]", force=True)
+    if file is not None and seat.replaces_another:
+        config, file = latest(config, file)
+    return uvloop.run(serve(config, file=file, seat=seat))
 
 
 def _spare_the_collector() -> None:
@@ -80,33 +104,42 @@ def _spare_the_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-class CannotListen(Exception):
-    """The address is taken, or not ours."""
-
-
 async def serve(
-    config: Config, on_ready: Callable[[], None] | None = None, file: ConfigFile | None = None
+    config: Config,
+    on_ready: Callable[[], None] | None = None,
+    file: ConfigFile | None = None,
+    seat: Seat | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; `on_ready` is called once connections are accepted."""
+    """Serve until SIGTERM or SIGINT; `on_ready` is called once connections are accepted. `seat` is that of one of several
+    processes.
+    """
 
     def ready() -> None:
-        log.info("serving on http://%s:%d", *listener.getsockname()[:2])
+        if seat is None:
+            log.info("serving on http://%s:%d", *listeners[0].getsockname()[:2])
+        else:
+            seat.ready()
         if on_ready is not None:
             on_ready()
 
     _allow_descriptors(config.limits.client_connections)
-    with _listener(config.listen) as listener:
-        async with application(config, file) as app:
-            server = Server(
-                app,
-                drain_s=float(config.timeouts.drain_s),
-                header_limit_bytes=config.limits.header_bytes,
-                most_connections=config.limits.client_connections,
-                body_limit_bytes=config.limits.body_bytes,
-                on_ready=ready,
-            )
-            _spare_the_collector()
-            await server.serve(listener)
+    async with AsyncExitStack() as stack:
+        listeners = listeners_on(config.listen) if seat is None else seat.listeners
+        for listener in listeners:
+            stack.enter_context(listener)
+        app = await stack.enter_async_context(application(config, file, seat))
+        server = Server(
+            app,
+            drain_s=float(config.timeouts.drain_s),
+            header_limit_bytes=config.limits.header_bytes,
+            most_connections=config.limits.client_connections,
+            body_limit_bytes=config.limits.body_bytes,
+            on_ready=ready,
+        )
+        if seat is not None:
+            await stack.enter_async_context(obeying(seat, server))
+        _spare_the_collector()
+        await server.serve(*listeners, number=0 if seat is None else seat.number)
     return 0
 
 
@@ -122,38 +155,26 @@ def _allow_descriptors(client_connections: int) -> None:
         )
 
 
-def _listener(listen: Listen) -> socket.socket:
-    """The socket to serve on, taken before anything else is started. Raises CannotListen."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise CannotListen(f"cannot listen on {listen.host}:{listen.port}: {error.strerror}") from None
-    return listener
-
-
 @asynccontextmanager
-async def application(config: Config, file: ConfigFile | None = None) -> AsyncIterator[Edge]:
+async def application(
+    config: Config, file: ConfigFile | None = None, seat: Seat | None = None
+) -> AsyncIterator[Edge]:
     """What answers requests, with all that it stands on; closed when the block is left."""
     async with AsyncExitStack() as stack:
         store = stack.enter_context(Store.open(config.database.get_secret_value()))
         catalog = Catalog(config, int(time.time()))
         policies = policies_of(config, catalog)
-        keys, admin_keys = _keys(config, policies, store), AdminKeyring(store.key_secret())
+        keys, admin_keys = _keys(config, policies, store, seat), AdminKeyring(store.key_secret())
         rings: list[Ring] = [admin_keys, keys] if isinstance(keys, Keyring) else [admin_keys]
         admin_keys.refresh(store)
         await stack.enter_async_context(_background(follow(store, *rings), "keys"))
         journal = Journal.open(config.journal.folder)
-        held = await stack.enter_async_context(limiting(config, catalog, journal, store))
+        held = await stack.enter_async_context(limiting(config, catalog, journal, store, alone=seat is None))
         await stack.enter_async_context(moving(journal, store, held.accounts))
         fleet = await stack.enter_async_context(fleet_of(config))
         telemetry = Telemetry()
         await stack.enter_async_context(telling(config.events, store, telemetry.registry))
-        decisions = stack.enter_context(_decisions(config))
+        decisions = stack.enter_context(_decisions(config, seat))
         planner = Planner(fleet, CacheSalts(store.key_secret()), decisions)
         admission = _admission(config, fleet)
         telemetry.registry.register(AdmissionCollector(admission))
@@ -161,8 +182,7 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         dispatch = Dispatch(
             catalog, planner, admission, fleet, Books(journal, held.open_calls), telemetry, races
         )
-        origins = Origins(config.cors.origins)
-        sources = Sources(config.listen.trusted_proxies)
+        origins, sources = Origins(config.cors.origins), Sources(config.listen.trusted_proxies)
         administrators = Administrators(config, keys, admin_keys, sources)
         limiter = Limiter(held.limits, fleet)
         telemetry.registry.register(LimitsCollector(held.limits))
@@ -170,8 +190,7 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         edge = Edge(dispatch, catalog, callers, origins, telemetry, limiter, administrators.admit_to_plans)
         edge.tracing = stack.enter_context(traces(config.telemetry, os.environ, telemetry.registry))
         telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))
-        nodes = Nodes(fleet, config, NodeStore(store))
-        await nodes.restore()
+        nodes = Nodes(fleet, config, NodeStore(store), several=seat is not None)
         await stack.enter_async_context(nodes.watched())
         discoveries = await stack.enter_async_context(Discoveries(fleet, config))
         changed = partial(asyncio.to_thread, refresh, store, *rings)
@@ -185,23 +204,30 @@ async def application(config: Config, file: ConfigFile | None = None) -> AsyncIt
         parts = Parts(fleet, nodes, discoveries, catalog, policies, admission, keys, store, callers, prices)
         reload = Reload(file, config, parts.take)
         telemetry.registry.register(reload)
+        await stack.enter_async_context(shared(telemetry, seat))
         await stack.enter_async_context(reload.running())
         yield edge
 
 
-def _keys(config: Config, policies: Policies, store: Store) -> Keyring | Key:
+def _keys(config: Config, policies: Policies, store: Store, seat: Seat | None) -> Keyring | Key:
     if config.auth.mode == "none":
         held_to = policies.in_force(ANYONE)
         return Key(id="", tenant=ANYONE, policy=held_to.policy, bounds=held_to.bounds)
     master_key = config.auth.master_key
-    return Keyring.read(store, None if master_key is None else master_key.get_secret_value(), policies)
+    keys = Keyring.read(store, None if master_key is None else master_key.get_secret_value(), policies)
+    if seat is not None and not config.shares_state:
+        need_shared_state_for(keys)
+    return keys
 
 
-def _decisions(config: Config) -> AbstractContextManager[DecisionLog | None]:
+def _decisions(config: Config, seat: Seat | None) -> AbstractContextManager[DecisionLog | None]:
     section = config.decision_log
     if section is None:
         return nullcontext()
-    file = RotatingFile(section.file, section.max_bytes, section.keep)
+    path = section.file
+    if seat is not None:
+        path = path.with_stem(f"{path.stem}-{seat.number}")  # files that rotate have one writer
+    file = RotatingFile(path, section.max_bytes, section.keep)
     return DecisionLog(file, section.sample).writing()
 
 

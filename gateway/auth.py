@@ -24,7 +24,7 @@ from gateway.policy import UNBOUNDED, Policy
 from gateway.store import MASTER, digest_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Self
 
     from gateway.policy import InForce, Network, Policies
@@ -145,6 +145,9 @@ class Keyring:
 
     def __len__(self) -> int:
         return len(self._by_digest)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter([key for _, key in self._by_digest.values()])
 
     def _master(self) -> tuple[tuple[bytes, Key], ...]:
         if self._master_digest is None:

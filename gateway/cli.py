@@ -67,18 +67,19 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65_535, help="Port to listen on, instead of the file's.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; more than one is not supported yet.")] = 1,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Processes, instead of the file's; auto: one a core.")
+    ] = None,
 ) -> None:
     """Run the gateway."""
-    if workers > 1:
-        _fail("more than one worker process is not supported by this version; use --workers 1", 2)
     from gateway.reload import ConfigFile  # noqa: PLC0415 - see the module's docstring
 
     overrides = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
-    file = ConfigFile.at(config, os.environ, overrides)
+    file = ConfigFile.at(config, os.environ, overrides, {} if workers is None else {"workers": workers})
     parsed = file.load()
-    from gateway.app import CannotListen, run  # noqa: PLC0415 - as above
+    from gateway.app import run  # noqa: PLC0415 - as above
     from gateway.database import StoreError  # noqa: PLC0415 - as above
+    from gateway.listeners import CannotListen  # noqa: PLC0415 - as above
 
     try:
         code = run(parsed, file)
@@ -124,8 +125,8 @@ def demo(
     nodes: Annotated[int, typer.Option(min=1, max=16, help="How many simulated workers.")] = 3,
 ) -> None:
     """Gateway, simulated vLLM workers and SQLite in a temporary folder; Ctrl-C stops all of it."""
-    from gateway.app import CannotListen  # noqa: PLC0415 - see the module's docstring
-    from gateway.demo import DemoError, run  # noqa: PLC0415 - as above
+    from gateway.demo import DemoError, run  # noqa: PLC0415 - see the module's docstring
+    from gateway.listeners import CannotListen  # noqa: PLC0415 - as above
 
     try:
         code = run(port, nodes)

@@ -61,6 +61,13 @@ class Listen(Section):
         return _is_loopback(self.host)
 
 
+class Server(Section):
+    workers: Annotated[int, BeforeValidator(no_boolean), Field(ge=1, le=256)] | Literal["auto"] = Field(
+        1,
+        description="Processes that serve, on one address; `auto`: one for each core. With limits, more than one takes Redis.",
+    )
+
+
 class Cors(Section):
     origins: tuple[Origin, ...] = Field(
         (),
@@ -217,6 +224,7 @@ class Config(Section):
     """The whole of it."""
 
     listen: Listen = Listen()
+    server: Server = Server()
     cors: Cors = Cors()
     database: DatabaseUrl = Field(
         SecretStr("sqlite:///tidegate.db"),
@@ -284,6 +292,11 @@ class Config(Section):
         """All that calls may name as their model, suffixes apart."""
         return all_names(self.models, self.aliases)
 
+    @property
+    def shares_state(self) -> bool:
+        """Whether processes share what is not in the database."""
+        return self.shared_state.get_secret_value() != "memory://"
+
     def database_shown(self) -> str:
         """The database's URL without user, password and options, for printing."""
         url = urlsplit(self.database.get_secret_value())
@@ -304,8 +317,13 @@ class Config(Section):
         return {name: millionths(factor) for name, factor in billing.items() if factor != 1}
 
 
-def load(path: Path, environ: Mapping[str, str], listen: Mapping[str, Any] | None = None) -> Config:
-    """The configuration in a file. Keys in `listen` (the command line's) win over the file's.
+def load(
+    path: Path,
+    environ: Mapping[str, str],
+    listen: Mapping[str, Any] | None = None,
+    server: Mapping[str, Any] | None = None,
+) -> Config:
+    """The configuration in a file. Keys in `listen` and `server` (the command line's) win over the file's.
 
     Raises ConfigError with every problem at once.
     """
@@ -318,9 +336,10 @@ def load(path: Path, environ: Mapping[str, str], listen: Mapping[str, Any] | Non
     except OSError as error:
         raise ConfigError((Problem("", f"cannot read {path}: {error.strerror}"),)) from None
     given, problems = read(text, environ)
-    of_file = given.get("listen")
-    if listen and (of_file is None or isinstance(of_file, dict)):
-        given["listen"] = {**(of_file or {}), **listen}
+    for name, said in (("listen", listen), ("server", server)):
+        of_file = given.get(name)
+        if said and (of_file is None or isinstance(of_file, dict)):
+            given[name] = {**(of_file or {}), **said}
     try:
         config = Config.model_validate(given)
     except ValidationError as error:

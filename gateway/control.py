@@ -94,7 +94,8 @@ def control_app(
 
     @read("/metrics")
     async def metrics() -> Response:
-        return Response(telemetry.page(), media_type=CONTENT_TYPE_LATEST)
+        collector = None if telemetry.of_all is None else await telemetry.of_all()
+        return Response(telemetry.page(collector), media_type=CONTENT_TYPE_LATEST)
 
     show_errors(app)
     return app

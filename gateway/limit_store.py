@@ -143,6 +143,34 @@ class MemoryStore:
         return now_ns - self._heard_ns.get(process, 0) < DEAD_AFTER_S * 1e9
 
 
+class NoStore:
+    """That of processes which have none in common: nobody can say how much of a limit is left."""
+
+    shared = False
+
+    async def exchange(self, process: str, since: int, asks: Sequence[Ask]) -> tuple[int, list[Grant]]:
+        del process, since
+        if not asks:
+            return 1, []
+        raise LimitStoreAway("several processes share limits only in Redis: set shared_state")
+
+    async def listen(self, process: str, told: Callable[[str, str], None]) -> None:
+        """There is nobody to listen to."""
+
+    async def ended(self, process: str, spent: Mapping[str, int]) -> None:
+        """It had nothing."""
+
+    async def accounts_of(self, process: str) -> list[str]:
+        del process
+        return []
+
+    async def forgotten(self) -> list[str]:
+        return []
+
+    async def spent(self) -> dict[str, int]:
+        return {}
+
+
 def leased(ask: Ask, room: int) -> int:
     """What comes of it where so much is neither spent nor on lease to others."""
     if ask.wanted <= ask.had or room >= ask.wanted:

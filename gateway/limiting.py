@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from gateway.limit_accounts import Accounts
-from gateway.limit_store import MemoryStore
+from gateway.limit_store import MemoryStore, NoStore
 from gateway.limits import Hold, Limits, Served
 from gateway.open_calls import OpenCalls
 from gateway.spending import Spending
@@ -62,12 +62,12 @@ class Limiting(Struct):
 
 @asynccontextmanager
 async def limiting(
-    config: Config, catalog: Catalog, journal: Journal, store: Store
+    config: Config, catalog: Catalog, journal: Journal, store: Store, *, alone: bool = True
 ) -> AsyncIterator[Limiting]:
-    """To be left after the mover: only then is all that calls have spent in the ledger, and can the rest be given back."""
+    """`alone` where there is no other process. To be left after the mover: only then is all that calls have spent in the ledger, and can the rest be given back."""
     page = OpenCalls.open(journal.folder, journal.owner)
     async with AsyncExitStack() as stack:
-        shared = await _store(config, stack)
+        shared = await _store(config, stack, alone=alone)
         accounts = Accounts(shared, Spending(store), journal.owner)
         keeping = [asyncio.create_task(accounts.run(), name="limits")]
         keeping.append(asyncio.create_task(shared.listen(journal.owner, accounts.told), name="limits' news"))
@@ -80,10 +80,10 @@ async def limiting(
             page.close(discard=await accounts.give_back())
 
 
-async def _store(config: Config, stack: AsyncExitStack) -> LimitStore:
+async def _store(config: Config, stack: AsyncExitStack, *, alone: bool) -> LimitStore:
+    if not config.shares_state:
+        return MemoryStore(time.monotonic_ns) if alone else NoStore()
     url = config.shared_state.get_secret_value()
-    if url == "memory://":
-        return MemoryStore(time.monotonic_ns)
     # Imported here: where limits are this process' own, there is no Redis to speak to.
     from gateway.redis_store import RedisStore  # noqa: PLC0415  as above
 

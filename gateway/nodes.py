@@ -2,6 +2,9 @@
 
 A node is there for as long as its heartbeats renew its lease. While it is, its workers are endpoints of the fleet like those
 of the configuration; the registry is one more source of them. What the database keeps of it, and why, says `node_store`.
+
+Where several processes share the database (`shared`), a node speaks to any of them: each writes down what it hears, and looks
+twice a second at what the others have written.
 """
 
 from __future__ import annotations
@@ -9,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import structs
 from pydantic import ValidationError
 
 from backends.rounds import rounds
@@ -21,16 +26,17 @@ from gateway.config_policy import no_such_model
 from gateway.database import StoreAway
 from gateway.errors import ApiError
 from gateway.fleet import access_of
+from gateway.node import Leaving, Node
 from gateway.node_store import SavedDeparture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from typing import Self
 
     from backends.fleet import Fleet, Listed
     from backends.member import Member
     from gateway.config import Config
-    from gateway.node_store import NodeStore, Session
+    from gateway.node_store import NodeStore, SavedNode, Session
 
 log = logging.getLogger(__name__)
 
@@ -38,36 +44,23 @@ REGISTERED = "registered"
 """The source of nodes that have registered."""
 TICK_S = 0.5
 """Between two looks at leases and departures."""
+LAG_S = 3.0
+"""By so much later than the others a process may know what they have heard."""
 
-
-class Node(Struct):
-    """One that has registered."""
-
-    section: NodeSection
-    lease_until_s: float
-    """On the monotonic clock."""
-    registered_ms: int
-    ending: str | None = None
-    """What its stay will have ended by, where that is known already."""
-
-
-class Leaving(Struct, frozen=True):
-    """That a node leaves, whether it has registered or not."""
-
-    at_s: float
-    """On the monotonic clock."""
-    draining: bool
-    """Whether it gets nothing new until then."""
-
-    @property
-    def ending(self) -> str:
-        return "drained" if self.draining else "preempted"
+KEY_IS_NOT_SHARED = (
+    "several processes cannot share a node's key, which is never written down: configure the node instead"
+)
 
 
 class Nodes:
-    def __init__(self, fleet: Fleet, config: Config, store: NodeStore) -> None:
+    def __init__(self, fleet: Fleet, config: Config, store: NodeStore, *, several: bool = False) -> None:
+        """`several` where there are other processes of this gateway."""
         self._fleet = fleet
         self._store = store
+        self._several = several
+        self._shared = several or store.may_be_shared
+        self._heard: dict[str, int] = {}
+        """When those have been heard of of whom it is not written down yet."""
         self._nodes: dict[str, Node] = {}
         self._leaving: dict[str, Leaving] = {}
         """By name: also of those that are not there now."""
@@ -83,31 +76,96 @@ class Nodes:
 
     async def restore(self) -> None:
         """Take in again those that were there when the gateway was last up, for one lease. Who was leaving leaves."""
-        for departure in await asyncio.to_thread(self._store.departures):
-            at_s = time.monotonic() + (departure.leaves_ms - _now_ms()) / 1000
-            self._leaving[departure.name] = Leaving(at_s, departure.draining)
-        for saved in await asyncio.to_thread(self._store.restore, _now_ms()):
-            try:
-                section = NodeSection.model_validate_json(saved.section)
-            except ValidationError as error:
-                log.warning("the node %s has to register again: %s", saved.name, error)
-                continue
-            until_s = time.monotonic() + self.lease_s(section)
-            leaving = self._leaving.get(saved.name)
-            ending = None if leaving is None else leaving.ending
-            self._nodes[saved.name] = Node(section, until_s, saved.registered_ms, ending)
+        self._take_departures(await asyncio.to_thread(self._store.departures))
+        now_ms = _now_ms()
+        for saved in await asyncio.to_thread(self._store.restore, now_ms):
+            self._take_in(structs.replace(saved, heard_ms=now_ms))
         self._agree()
         self._announce()
 
-    def watched(self) -> AbstractAsyncContextManager[None]:
+    def _take_in(self, saved: SavedNode) -> None:
+        """A node that is written down and not known, or not as it is now."""
+        try:
+            section = NodeSection.model_validate_json(saved.section)
+        except ValidationError as error:
+            log.warning("the node %s has to register again: %s", saved.name, error)
+            return
+        leaving = self._leaving.get(saved.name)
+        ending = None if leaving is None else leaving.ending
+        until_s = self._until_s(section, saved.heard_ms)
+        self._nodes[saved.name] = Node(
+            section, saved.section, until_s, saved.registered_ms, saved.heard_ms, ending, written=True
+        )
+
+    def _take_departures(self, saved: Sequence[SavedDeparture]) -> None:
+        for departure in saved:
+            at_s = time.monotonic() + (departure.leaves_ms - _now_ms()) / 1000
+            leaving = Leaving(at_s, departure.draining, departure.leaves_ms, written=True)
+            self._leaving[departure.name] = leaving
+            if departure.name in self._nodes:
+                self._nodes[departure.name].ending = leaving.ending
+
+    def _until_s(self, section: NodeSection, heard_ms: int) -> float:
+        """When the lease of one ends that was heard of then."""
+        heard_s = time.monotonic() - max(0, _now_ms() - heard_ms) / 1000
+        return heard_s + self.lease_s(section) + (LAG_S if self._shared else 0.0)
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[Self]:
         """See who has gone, as long as the block runs."""
-        return rounds(lambda _: self._look(), TICK_S, "looking at leases of nodes")
+        await self.restore()
+        async with rounds(lambda _: self._look(), TICK_S, "looking at leases of nodes"):
+            yield self
 
     async def _look(self) -> None:
+        if not await self._in_step():
+            return  # what the others have heard cannot be known, so nobody can be said to be gone
         if self._leaving:
             self._announce()
         for name, ending in self._gone(time.monotonic()):
             await self._remove(name, ending)
+
+    async def _in_step(self) -> bool:
+        """Write down what was heard here, and take over what others have; False where the database is away."""
+        if not self._shared:
+            return True
+        heard, self._heard = self._heard, {}
+        async with self._writing:
+            try:
+                if heard:
+                    await asyncio.to_thread(self._store.heard, heard)
+                nodes = await asyncio.to_thread(self._store.nodes)
+                departures = await asyncio.to_thread(self._store.departures)
+            except StoreAway as failure:
+                self._heard = heard | self._heard
+                log.warning("the registry of nodes cannot be looked at: %s", failure)
+                return False
+            self._take_over({each.name: each for each in nodes}, {each.name: each for each in departures})
+            return True
+
+    def _take_over(self, nodes: Mapping[str, SavedNode], departures: Mapping[str, SavedDeparture]) -> None:
+        """What is written down of nodes and of who leaves is what there is, but for what is not written down yet."""
+        for name, leaving in list(self._leaving.items()):
+            saved = departures.get(name)
+            if leaving.written and (saved is None or saved.leaves_ms != leaving.leaves_ms):
+                self._forget_departure(name)
+        self._take_departures([each for name, each in departures.items() if name not in self._leaving])
+        changed = False
+        for name, node in list(self._nodes.items()):
+            if node.written and name not in nodes:
+                log.info("the node %s is gone, as another process says", name)
+                del self._nodes[name]
+                changed = True
+        for name, there in nodes.items():
+            known = self._nodes.get(name)
+            if known is None or (known.written and known.text != there.section):
+                self._take_in(there)
+                changed = True
+            elif there.heard_ms > known.heard_ms:
+                known.heard_ms = there.heard_ms
+                known.lease_until_s = self._until_s(known.section, there.heard_ms)
+        if changed:
+            self._agree()
 
     def _announce(self) -> None:
         """Tell it to those that do not know yet that they leave: found, configured or registered since it was said."""
@@ -136,48 +194,63 @@ class Nodes:
     async def register(self, section: NodeSection) -> bool:
         """It is there, and is as it says; whether it was not there before. Raises ApiError."""
         self._check(section)
+        if self._several and section.api_key:
+            raise ApiError("invalid_value", KEY_IS_NOT_SHARED, param="api_key")
+        if section.name not in self._nodes:
+            await self._in_step()  # another process may know it
         known, now_ms = self._nodes.get(section.name), _now_ms()
-        until_s = time.monotonic() + self.lease_s(section)
         if known is not None:
             await self._stays(section.name)
-        leaving = self._leaving.get(
-            section.name
-        )  # said before the gateway was restarted, of a node with a key
-        self._nodes[section.name] = Node(
+        leaving = self._leaving.get(section.name)  # said before a restart, of a node with a key
+        node = self._nodes[section.name] = Node(
             section,
-            until_s,
+            section.model_dump_json(exclude_none=True),
+            self._until_s(section, now_ms),
             now_ms if known is None else known.registered_ms,
+            now_ms,
             None if leaving is None else leaving.ending,
         )
         self._agree()
         self._announce()
         if known is None or known.section != section:
-            text = None if section.api_key else section.model_dump_json(exclude_none=True)
-            await self._write(self._store.joined, section.name, text, now_ms, new=known is None)
+            text = None if section.api_key else node.text
+            join = partial(self._store.joined, section.name, text, node.registered_ms, now_ms)
+            written = await self._write(join, new=known is None)
+            node.written = written and text is not None
+        else:
+            node.written = known.written
+            self._heard[section.name] = now_ms
         if known is None:
             log.info("the node %s has registered for %s", section.name, ", ".join(section.models))
         return known is None
 
-    def heartbeat(self, name: str) -> Node:
+    async def heartbeat(self, name: str) -> Node:
         """It is still there. Raises ApiError where it has to register."""
+        if name not in self._nodes:
+            await self._in_step()  # it may have registered with another process just now
         node = self._nodes.get(name)
         if node is None:
             raise _not_found(name)
-        node.lease_until_s = time.monotonic() + self.lease_s(node.section)
+        node.heard_ms = self._heard[name] = _now_ms()
+        node.lease_until_s = self._until_s(node.section, node.heard_ms)
         return node
 
     async def leave_in(self, name: str, seconds: float | None, *, draining: bool) -> None:
         """It is going to leave. Raises ApiError."""
         seconds = self._drain_s if seconds is None else seconds
+        if not any(each.endpoint.name == name for each in self.members()):
+            await self._in_step()  # it may have registered with another process just now
         members = self.members(name)
-        leaving = self._leaving[name] = Leaving(time.monotonic() + seconds, draining)
+        leaves_ms = _now_ms() + round(seconds * 1000)
+        leaving = self._leaving[name] = Leaving(time.monotonic() + seconds, draining, leaves_ms)
         for member in members:
             member.departure.announce(seconds, draining=draining)
         if name in self._nodes:
             self._nodes[name].ending = leaving.ending
         log.info("the node %s leaves within %g s%s", name, seconds, ", and drains" if draining else "")
-        leaves_ms = _now_ms() + round(seconds * 1000)
-        await self._write(self._store.leaves, SavedDeparture(name, leaves_ms, draining))
+        written = await self._write(self._store.leaves, SavedDeparture(name, leaves_ms, draining))
+        if written and self._leaving.get(name) is leaving:
+            self._leaving[name] = structs.replace(leaving, written=True)
 
     async def stay(self, name: str) -> None:
         """It is not going to leave after all. Raises ApiError."""
@@ -185,14 +258,18 @@ class Nodes:
         await self._stays(name)
 
     async def _stays(self, name: str) -> None:
+        if self._forget_departure(name):
+            await self._write(self._store.stays, name)
+
+    def _forget_departure(self, name: str) -> bool:
+        """Whether there was one."""
         known = self._leaving.pop(name, None) is not None
         for member in self._fleet.members:
             if member.endpoint.name == name:
                 member.departure.cancel()
         if name in self._nodes:
             self._nodes[name].ending = None
-        if known:
-            await self._write(self._store.stays, name)
+        return known
 
     async def remove(self, name: str) -> None:
         """It leaves now: its running calls finish. Raises ApiError where it is not one that has registered."""
@@ -239,7 +316,9 @@ class Nodes:
                     for member in members:
                         member.ejection.fell(now_s)
                 found.append((name, node.ending or "lease_lost"))
-            elif node.ending == "preempted" and all(_time_is_up(member, now_s) for member in members):
+            elif node.ending == "preempted" and all(
+                now_s >= (member.departs_s or now_s) for member in members
+            ):
                 found.append((name, node.ending))
         return found
 
@@ -251,17 +330,16 @@ class Nodes:
         ]
 
     async def _remove(self, name: str, ending: str) -> None:
-        if self._nodes.pop(name, None) is None:
+        node = self._nodes.pop(name, None)
+        if node is None:
             return
-        log.log(
-            logging.WARNING if ending == "lease_lost" else logging.INFO,
-            "the node %s is gone: %s",
-            name,
-            ending.replace("_", " "),
-        )
+        level = logging.WARNING if ending == "lease_lost" else logging.INFO
+        log.log(level, "the node %s is gone: %s", name, ending.replace("_", " "))
         self._leaving.pop(name, None)
         self._agree()
-        await self._write(self._store.left, name, ending, _now_ms())
+        # Only of one who was not heard of is it to be asked whether somebody else has.
+        heard_ms = node.heard_ms if ending == "lease_lost" else _now_ms()
+        await self._write(self._store.left, name, ending, _now_ms(), node.registered_ms, heard_ms)
 
     def _agree(self) -> None:
         wanted: dict[str, list[Listed]] = {}
@@ -274,17 +352,15 @@ class Nodes:
                     wanted.setdefault(name, []).append((endpoint, access_of(section)))
         self._fleet.agree(REGISTERED, wanted)
 
-    async def _write(self, write: Callable[..., None], *arguments: object, **options: object) -> None:
-        """One after the other, as it happened. What cannot be written is only not known after a restart."""
+    async def _write(self, write: Callable[..., None], *arguments: object, **options: object) -> bool:
+        """One after the other, as it happened. What cannot be written is only not known after a restart, nor to others."""
         async with self._writing:
             try:
                 await asyncio.to_thread(write, *arguments, **options)
             except StoreAway as failure:
                 log.warning("what became of a node cannot be written down: %s", failure)
-
-
-def _time_is_up(member: Member, now_s: float) -> bool:
-    return member.departs_s is not None and now_s >= member.departs_s
+                return False
+            return True
 
 
 def _not_found(name: str) -> ApiError:

@@ -67,6 +67,11 @@ class Policy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
     budgets: dict[Period, int] = {}
     """In nano-USD."""
 
+    @property
+    def limits(self) -> bool:
+        """Whether it bounds how much there may be, not only what."""
+        return bool(self.budgets) or any((self.requests_per_min, self.tokens_per_min, self.concurrency))
+
     @classmethod
     def read(cls, text: str) -> Self:
         """As it was written by `text`. What cannot be read allows nothing."""

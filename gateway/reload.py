@@ -58,6 +58,7 @@ Outcome = Literal["applied", "unchanged", "invalid"]
 Stamp = tuple[int, int, int]
 
 FIXED = (
+    "server",
     "listen",
     "cors",
     "database",
@@ -98,17 +99,24 @@ class ConfigFile(Struct, frozen=True):
     path: Path
     environ: Mapping[str, str]
     listen: Mapping[str, Any] = {}
-    """What the command line said."""
+    server: Mapping[str, Any] = {}
+    """What the command line said of these two."""
     stamp_at_start: Stamp | None = None
 
     @classmethod
-    def at(cls, path: Path, environ: Mapping[str, str], listen: Mapping[str, Any]) -> Self:
+    def at(
+        cls,
+        path: Path,
+        environ: Mapping[str, str],
+        listen: Mapping[str, Any],
+        server: Mapping[str, Any] | None = None,
+    ) -> Self:
         """The file as it is now, before it is first read."""
-        file = cls(path, environ, listen)
+        file = cls(path, environ, listen, server or {})
         return structs.replace(file, stamp_at_start=file.stamp())
 
     def load(self) -> Config:
-        return load(self.path, self.environ, self.listen)
+        return load(self.path, self.environ, self.listen, self.server)
 
     def stamp(self) -> Stamp | None:
         """What is another one when the file is; None where there is none. A link counts as what it leads to, as Kubernetes
@@ -151,6 +159,16 @@ class Parts(Struct, frozen=True):
         else:
             held_to = self.policies.in_force(ANYONE)
             self.callers.take_key(structs.replace(self.keys, policy=held_to.policy, bounds=held_to.bounds))
+
+
+def latest(started_with: Config, file: ConfigFile) -> tuple[Config, ConfigFile]:
+    """What is in force by now in a gateway that was started with this, and the file as it is."""
+    file = structs.replace(file, stamp_at_start=file.stamp())
+    try:
+        return _with_fixed_of(started_with, file.load()), file
+    except ConfigError as error:
+        log.error("%s is not taken over, since it is not valid:\n%s", file.path, error)  # noqa: TRY400 - as below
+        return started_with, file
 
 
 def queue_limits(config: Config) -> QueueLimits:

@@ -17,7 +17,7 @@ from gateway.connection import Connection
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from gateway.client import Client
 
@@ -31,6 +31,8 @@ HEAD_S = 30.0
 """Within which its headers have to."""
 SAY_GOODBYE_S = 2.0
 """For calls that were cut short to say so to their clients, and to settle."""
+LAST_REQUESTS_S = 0.1
+"""After the last connection has been taken: requests that were on their way when we stopped have come by then."""
 _TICK_S = 0.5
 
 
@@ -61,6 +63,9 @@ class Server:
         self._drain_s = drain_s
         self._on_ready = on_ready
         self.connections: set[Connection] = set()
+        self._listeners: Sequence[socket.socket] = ()
+        self._listening: dict[int, tuple[socket.socket, asyncio.Server]] = {}
+        """By number of the listener, with its duplicate that is accepted from, which is closed by itself."""
         self._stop = asyncio.Event()
         self._drained = asyncio.Event()
         """No call is left to wait for, or somebody is in a hurry."""
@@ -72,31 +77,58 @@ class Server:
         self.stopping = True
         self._stop.set()
 
-    async def serve(self, listener: socket.socket) -> None:
+    async def serve(self, *listeners: socket.socket, number: int = 0) -> None:
+        """Accept connections from the one of these with that number, and from others as it is told. All are closed then."""
         loop = asyncio.get_running_loop()
-        listening = await loop.create_server(lambda: Connection(self), sock=listener, backlog=BACKLOG)
+        self._listeners = listeners
+        await self.accept_from([number])
         ticking = asyncio.create_task(self._tick(), name="connections' clock")
         try:
             with self._signals(loop):
                 self._on_ready()
                 await self._stop.wait()
-                listening.close()
+                await self._stop_accepting()
                 await self._drain()
         finally:
             ticking.cancel()
             await asyncio.gather(ticking, return_exceptions=True)
-            listening.close()
+            await self._stop_accepting()
             for connection in tuple(self.connections):
                 connection.abort()
             await asyncio.sleep(0)  # a transport closes its socket in the next turn of the loop
+
+    async def accept_from(self, numbers: Iterable[int]) -> None:
+        """From the listeners with these numbers, and from no others, from now on."""
+        loop, wanted = asyncio.get_running_loop(), set() if self.stopping else set(numbers)
+        for number in wanted - self._listening.keys():
+            own = self._listeners[number].dup()
+            own.setblocking(False)
+            listening = await loop.create_server(lambda: Connection(self), sock=own, backlog=BACKLOG)
+            self._listening[number] = own, listening
+        for number in self._listening.keys() - wanted:
+            own, listening = self._listening.pop(number)
+            if self.stopping:
+                await self._accept_the_last(own)
+            listening.close()
+
+    async def _stop_accepting(self) -> None:
+        await self.accept_from(())
+        for listener in self._listeners:
+            listener.close()
+
+    async def _accept_the_last(self, listener: socket.socket) -> None:
+        """Who has connected before we stop is served: it is our client already, though we have not seen it."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(BACKLOG):
+                accepted, _ = listener.accept()
+                await loop.connect_accepted_socket(lambda: Connection(self), accepted)
 
     # For connections
 
     def opened(self, connection: Connection) -> bool:
         """Whether there is room for it. Where there is not, it is looked after until it is closed all the same."""
         self.connections.add(connection)
-        if self.stopping:
-            connection.stop()
         return len(self.connections) <= self._most_connections
 
     def closed(self, connection: Connection) -> None:
@@ -119,6 +151,7 @@ class Server:
             await asyncio.sleep(_TICK_S)
 
     async def _drain(self) -> None:
+        await asyncio.sleep(LAST_REQUESTS_S)
         for connection in tuple(self.connections):
             connection.stop()
         await self._until_drained(self._drain_s)

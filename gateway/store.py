@@ -59,6 +59,7 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.kind = engine.dialect.name
         # SQLite gives the write lock to whoever asks at BEGIN and makes others wait; asking later fails at once instead.
         self._writer = engine.execution_options(sqlite_begin="IMMEDIATE")
         self._record_sql, self._positional = _record_statement(engine, USAGE)

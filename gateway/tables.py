@@ -175,6 +175,7 @@ NODES = Table(
     Column("name", String(128), primary_key=True),
     Column("section", Text, nullable=False),  # JSON; see gateway.config_node
     Column("registered_ms", BigInteger, nullable=False),
+    Column("heard_ms", BigInteger, nullable=False, server_default="0"),  # where processes share nodes
 )
 
 NODE_SESSIONS = Table(

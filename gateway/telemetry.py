@@ -20,7 +20,7 @@ from gateway.distribution import Distribution
 from gateway.ledger import PAID_BY_GATEWAY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from prometheus_client.core import Metric
 
@@ -73,6 +73,8 @@ class Telemetry(Collector):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(self)
+        self.of_all: Callable[[], Awaitable[Collector]] | None = None
+        """Where there are several processes: what they have all counted."""
         self.overhead_s = Distribution(OVERHEAD_BUCKETS_S)
         self.refused: Counter[str] = Counter()
         """Requests that ended before they were a call, by error code."""
@@ -104,9 +106,9 @@ class Telemetry(Collector):
         self._wasted_tokens[share.model, cause, "completion"] += share.completion_tokens
         self._wasted_nano_usd[share.model, cause, bears] += share.waste_nano_usd
 
-    def page(self) -> bytes:
-        """All of it in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def page(self, collector: Collector | None = None) -> bytes:
+        """All of it, or of what another one has, in Prometheus' text format."""
+        return generate_latest(self.registry if collector is None else collector)
 
     def collect(self) -> Iterable[Metric]:
         yield counter(

@@ -143,10 +143,11 @@ def test_serve_looks_for_tidegate_yaml_where_it_is_started(tmp_path: Path):
     assert (shown.returncode, shown.stderr) == (2, "no such file: tidegate.yaml\n")
 
 
-def test_serve_refuses_more_than_one_process_for_now(valid: str):
-    shown = tidegate("serve", "--config", valid, "--workers", "2")
+@pytest.mark.parametrize("workers", ["0", "some", "1000"])
+def test_serve_refuses_what_is_no_number_of_processes(valid: str, workers: str):
+    shown = tidegate("serve", "--config", valid, "--workers", workers)
     assert shown.returncode == 2
-    assert "not supported by this version" in shown.stderr
+    assert shown.stderr.startswith("server.workers")
 
 
 def test_serve_without_keys_on_all_addresses_is_refused_also_from_the_command_line(tmp_path: Path):
