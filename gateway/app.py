@@ -177,7 +177,6 @@ async def application(
         decisions = stack.enter_context(_decisions(config, seat))
         planner = Planner(fleet, CacheSalts(store.key_secret()), decisions)
         admission = _admission(config, fleet)
-        telemetry.registry.register(AdmissionCollector(admission))
         races = Races(fleet, admission, telemetry, hedge=config.hedge)
         dispatch = Dispatch(
             catalog, planner, admission, fleet, Books(journal, held.open_calls), telemetry, races
@@ -185,11 +184,9 @@ async def application(
         origins, sources = Origins(config.cors.origins), Sources(config.listen.trusted_proxies)
         administrators = Administrators(config, keys, admin_keys, sources)
         limiter = Limiter(held.limits, fleet)
-        telemetry.registry.register(LimitsCollector(held.limits))
         callers = Callers(keys, sources)
         edge = Edge(dispatch, catalog, callers, origins, telemetry, limiter, administrators.admit_to_plans)
         edge.tracing = stack.enter_context(traces(config.telemetry, os.environ, telemetry.registry))
-        telemetry.registry.register(FleetCollector(fleet, journal, decisions, lambda: edge.running))
         nodes = Nodes(fleet, config, NodeStore(store), several=seat is not None)
         await stack.enter_async_context(nodes.watched())
         discoveries = await stack.enter_async_context(Discoveries(fleet, config))
@@ -203,7 +200,9 @@ async def application(
         prices = await stack.enter_async_context(keeping_prices(store, catalog, fleet))
         parts = Parts(fleet, nodes, discoveries, catalog, policies, admission, keys, store, callers, prices)
         reload = Reload(file, config, parts.take)
-        telemetry.registry.register(reload)
+        found = FleetCollector(fleet, journal, decisions, lambda: edge.running)
+        for collector in (AdmissionCollector(admission), LimitsCollector(held.limits), found, reload):
+            telemetry.registry.register(collector)
         await stack.enter_async_context(shared(telemetry, seat))
         await stack.enter_async_context(reload.running())
         yield edge
