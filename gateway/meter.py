@@ -23,12 +23,13 @@ from gateway.errors import ERRORS, ApiError
 from gateway.ledger import UsageRow, amount_nano_usd, waste
 from gateway.open_calls import DIED, OpenCall
 from gateway.pieces import Piece, shares_of
-from gateway.plausible import most_written, plausible
+from gateway.plausible import as_seen, most_written, plausible
 from routing.types import Endpoint, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from backends.said import Said
     from gateway.arrival import Arrival
     from gateway.catalog import Model
     from gateway.ledger import Share, Waste
@@ -47,9 +48,11 @@ class Counting(Protocol):
     def tokens(self) -> int: ...
 
     @property
+    def said(self) -> Said | None: ...
+
+    @property
     def usage(self) -> Usage | None:
         """As the endpoint reported it."""
-        ...
 
 
 class Meter:
@@ -278,11 +281,10 @@ class Meter:
 
     def note(self, page: OpenCalls) -> None:
         """From now on what the client gets is noted where it outlives this process; see `noted`."""
-        endpoint, request = self._answering, self._request
+        endpoint = self._answering
         if endpoint is None:
             return
-        used = Usage(request.prompt_tokens, estimated=True)
-        row = self._row(DIED, used, endpoint, 0, 0)
+        row = self._row(DIED, self._seen(endpoint, 0), endpoint, 0, 0)
         call = OpenCall(row, self._price, endpoint.cost, self._arrival.hold.most_nano_usd)
         self._page, self._slot = page, page.begun(call)
         if self._slot is not None:
@@ -353,7 +355,11 @@ class Meter:
         if told is not None and (told.estimated or stream is None):
             seen = told.completion_tokens
         seen = min(seen, most_written(request, endpoint))
-        return Usage(request.prompt_tokens, 0, seen, estimated=True)
+        return self._seen(endpoint, seen)
+
+    def _seen(self, endpoint: Endpoint, tokens: int) -> Usage:
+        said = None if self._stream is None or self._earlier else self._stream.said
+        return as_seen(self._request, endpoint, said, tokens)
 
     def _told_in_pieces(self, last: Counting) -> Usage | None:
         """The usage of an answer of several pieces: the prompt of the first, and what all of them wrote."""

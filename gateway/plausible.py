@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from gateway.traits import traits_of
 from routing.resume import Trait
+from routing.types import Usage
 
 if TYPE_CHECKING:
+    from backends.said import Said
     from gateway.openai import Request
-    from routing.types import Endpoint, Usage
+    from routing.types import Endpoint
 
 TOKENS_PER_BYTE = 2
 """No token is less than a byte of the text; a template may write tools and documents longer than they came."""
@@ -48,6 +50,17 @@ def plausible(
     return 0 < usage.prompt_tokens <= most or (
         usage.prompt_tokens > most and _may_be_long(usage.prompt_tokens - read_tokens, request, endpoint)
     )
+
+
+def as_seen(request: Request, endpoint: Endpoint, said: Said | None, tokens: int) -> Usage:
+    """What an answer has used of which so many tokens have been seen, where nobody has reported it: the prompt's tokens by
+    their ids, if the endpoint has shown them.
+    """
+    if said is not None and said.prompt_tokens is not None:
+        shown = Usage(said.prompt_tokens, 0, tokens, estimated=True)
+        if plausible(shown, request, endpoint, seen_tokens=tokens):
+            return shown
+    return Usage(request.prompt_tokens, 0, tokens, estimated=True)
 
 
 def most_written(request: Request, endpoint: Endpoint) -> int:

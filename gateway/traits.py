@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from backends.said import Said
     from gateway.openai import Request
 
-_MEDIA = re.compile(rb'"(image_url|input_audio|video_url|image_embeds|audio_url|file)"\s*:')
+_MEDIA = re.compile(rb'"(image_url|input_audio|video_url|image_embeds|audio_embeds|audio_url|file)"')
+"""As a field, or as the type of a part."""
 
 
 def _given(value: Any) -> bool:

@@ -27,12 +27,23 @@ TOOLS_TOKENS = 1024
 """Its instructions for tools."""
 MOST_MEDIA_TOKENS = 20_000
 """Of one picture or piece of sound; Qwen2-VL's largest picture has 16,384."""
+MOST_VIDEO_TOKENS = 100_000
+"""Of a video beyond that."""
+COMPLETION_TOKENS = 16
+"""What a plain completion writes that has not said how much."""
 
 _LEAST_ROOM = 16
 _WEIGHT = 0.1
 _LEAST_RATIO, _MOST_RATIO = 0.25, 4.0
 _MEDIA = re.compile(rb';base64,[A-Za-z0-9+/=_\\-]+|"data"\s*:\s*"[A-Za-z0-9+/=_\\-]+"')
-_LINKED = re.compile(rb'"(?:image_url|video_url|audio_url|input_audio|file)"\s*:')
+_NAMED = rb'"(?:image_url|video_url|audio_url|input_audio|file)"'
+_FIELD, _TYPE = re.compile(_NAMED + rb"\s*:"), re.compile(rb":\s*" + _NAMED)
+"""A part has one of them, or both."""
+_READS_NOT = frozenset(
+    {"model", "user", "safety_identifier", "routing", "stream_options", "stop", "logit_bias", "metadata"}
+)
+"""Fields that are no part of any prompt, whatever is in them."""
+_A_TEXT = (b'"', b"[", b"{")
 
 
 class Calibration:
@@ -54,13 +65,16 @@ class Calibration:
 
 def most_prompt_tokens(request: Request, contexts: Sequence[int | None]) -> int:
     """What an endpoint with one of these contexts can count at most."""
-    text = request.prompt or bytes(request.fields.get("input", b""))
-    media = 0
-    if b'"' in text and (linked := len(_LINKED.findall(text))):
-        text, encoded = _MEDIA.subn(b"", text)
-        media = max(linked, encoded)
-    template = TEMPLATE_TOKENS + (TOOLS_TOKENS if "tools" in request.fields else 0)
-    tokens = len(text) + template + media * MOST_MEDIA_TOKENS
+    tokens = TEMPLATE_TOKENS + (TOOLS_TOKENS if "tools" in request.fields else 0)
+    for name, value in request.fields.items():
+        text = bytes(value)
+        if name in _READS_NOT or not text.startswith(_A_TEXT):
+            continue
+        if name == "messages" and (linked := max(len(_FIELD.findall(text)), len(_TYPE.findall(text)))):
+            text, encoded = _MEDIA.subn(b"", text)
+            videos = text.count(b'"video_url"')
+            tokens += max(linked, encoded) * MOST_MEDIA_TOKENS + videos * MOST_VIDEO_TOKENS
+        tokens += len(text)
     return _within(tokens, contexts)
 
 
@@ -72,6 +86,8 @@ def most_output_tokens(
         return 0
     if request.max_tokens is not None:
         return _within(request.max_tokens, contexts)
+    if request.api == "completions":
+        return COMPLETION_TOKENS
     known = [context for context in contexts if context is not None]
     if not known:
         return default

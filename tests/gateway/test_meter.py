@@ -22,6 +22,7 @@ from gateway.openai import Request
 from routing.types import Endpoint, Price, Usage
 
 if TYPE_CHECKING:
+    from backends.said import Said
     from gateway.ledger import UsageRow
 
 PRICE = Price(input_pico_usd=50_000, output_pico_usd=100_000, cached_input_pico_usd=25_000)
@@ -185,6 +186,7 @@ class Seen:
 
     tokens: int
     usage: Usage | None = None
+    said: Said | None = None
 
 
 def work(row: UsageRow) -> list[tuple[str, str, int, int, int]]:

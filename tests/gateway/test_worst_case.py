@@ -34,6 +34,36 @@ def test_a_picture_counts_as_the_largest_and_not_by_its_encoding():
     assert 40_000 < most_prompt_tokens(chat([linked, linked]), [None]) < 41_000
 
 
+def test_a_picture_counts_however_its_field_is_written():
+    for part in (
+        b'{"type": "image_url", "image\\u005furl": {"url": "https://example.com/a.png"}}',
+        b'{"type": "image_\\u0075rl", "im\\u0061ge_url": "https://example.com/a.png"}',
+        b'{"type": "image_url", "uuid": "the-one-of-just-now"}',
+        b'{"image_url": "https://example.com/a.png"}',
+    ):
+        body = b'{"model": "m", "messages": [{"role": "user", "content": [%b]}]}' % part
+        assert 20_000 < most_prompt_tokens(parse("chat", body, {}), [None]) < 21_000
+
+
+def test_all_counts_that_a_template_or_a_tokenizer_may_read():
+    plain = most_prompt_tokens(chat(), [None])
+    for extra in (
+        {"documents": [{"title": "Tides", "text": "x" * 1000}]},
+        {"functions": [{"name": "x" * 1000}]},
+        {"chat_template": "{% for i in range(9) %}" + "x" * 1000},
+        {"a_field_that_is_new": "x" * 1000},
+    ):
+        assert most_prompt_tokens(chat(**extra), [None]) >= plain + 1000
+    embeds = parse("completions", b'{"model": "m", "prompt_embeds": "%b"}' % (b"A" * 1000), {})
+    assert most_prompt_tokens(embeds, [None]) >= 1000
+    assert most_prompt_tokens(chat(user="x" * 100, temperature=1.0, stop="x" * 100), [None]) == plain
+
+
+def test_a_plain_completion_that_does_not_say_how_much_writes_what_openais_do():
+    request = parse("completions", b'{"model": "m", "prompt": "Low water"}', {})
+    assert most_output_tokens(request, 4096, [None], 3) == 16
+
+
 def test_a_prompt_fits_into_the_longest_context_where_all_are_known():
     assert most_prompt_tokens(chat("x" * 5000), [1000, 2000]) == 2000
     assert most_prompt_tokens(chat("x" * 5000), [1000, None]) > 5000
