@@ -70,7 +70,8 @@ _LOG = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def run(config: Config, file: ConfigFile | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. `file` is where `config` came from, to be followed as it changes."""
     logging.basicConfig(level=logging.INFO, format=_LOG)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for chatty in ("alembic", "httpx2"):  # a line for each migration, each request
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     # What threads do beside the event loop is in no hurry: after half a millisecond, not five, they let it go on.
     sys.setswitchinterval(0.0005)
     processes = process_count(config.server.workers)

@@ -249,7 +249,7 @@ def _of_one(status: int, reply: bytes, count: int) -> dict[int, str]:
 
 def _shown(status: int, reply: bytes) -> str:
     text = re.sub(r"[^ -~]+", " ", reply[: 4 * _LONGEST_REASON].decode("utf-8", "replace"))
-    return f"{status}: {text.strip()}"[:_LONGEST_REASON]
+    return f"{status}: {text.strip()}".removesuffix(": ")[:_LONGEST_REASON]
 
 
 def _part_id(fact: Fact, meter: str) -> str:

@@ -286,17 +286,22 @@ def _to_come(row: Row[Any]) -> ColumnElement[bool]:
 
 
 def _items(connection: Connection, row: Row[Any], most: int) -> Iterator[Item]:
-    batches = select(EVENT_BATCHES).where(_to_come(row)).order_by(EVENT_BATCHES.c.number).limit(most)
+    batches = EVENT_BATCHES.c
+    sizes = select(batches.number, batches.size).where(_to_come(row)).order_by(batches.number).limit(most)
+    needed, left = [], most
+    for number, size in connection.execute(sizes).all():  # most have one id, and some a thousand
+        if left > 0:
+            needed.append(number)
+            left -= size - (row.done if number == row.batch_number else 0)
+    wanted = select(EVENT_BATCHES).where(batches.number.in_(needed)).order_by(batches.number)
     left = most
-    for batch in connection.execute(batches):
+    for batch in connection.execute(wanted):
         done = row.done if batch.number == row.batch_number else 0
-        ids = msgspec.json.decode(batch.ids, type=list[str | tuple[str, str]])
-        for index, one in enumerate(ids[done : done + left], done + 1):
+        ids = msgspec.json.decode(batch.ids, type=list[str | tuple[str, str]])[done : done + left]
+        left -= len(ids)
+        for index, one in enumerate(ids, done + 1):
             name, part = (one, None) if isinstance(one, str) else one
             yield Item(Place(batch.number, index), batch.kind, name, part)
-        left -= len(ids) - done
-        if left <= 0:
-            return
 
 
 def _told(connection: Connection, items: Sequence[Item]) -> Iterator[Told]:

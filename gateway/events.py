@@ -290,8 +290,8 @@ class Sender:
         if outcome.refused:
             first = outcome.refused[0]
             log.error(
-                "%d events for %s are set aside; the first, %s of %s: %s",
-                *(len(outcome.refused), self.name, first.item.id, first.tenant, first.reason),
+                "set aside for %s, events: %d; the first, %s of %s: %s",
+                *(self.name, len(outcome.refused), first.item.id, first.tenant, first.reason),
             )
         if outcome.failure is not None and (window.attempts == 0 or outcome.place is not None):
             log.warning("events for %s wait: %s", self.name, outcome.failure.reason)

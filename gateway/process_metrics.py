@@ -46,6 +46,9 @@ SEEN_BY_ALL = {
     "tidegate_config_keys_waiting": max,
     "tidegate_limits_drift_nano_usd": max,
     "tidegate_limits_store_away": max,
+    "tidegate_events_waiting": max,
+    "tidegate_events_lag_seconds": max,
+    "tidegate_events_set_aside": max,
 }
 """Gauges of what all processes look at, and what is to be shown where they do not see the same. All others are added up."""
 
