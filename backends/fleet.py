@@ -171,7 +171,7 @@ class Fleet:
     def attempt(self, candidate: Candidate, outgoing: Outgoing, call: Call) -> Attempt:
         """An attempt at `call` by a candidate of its plan."""
         attempt = self.member(candidate.endpoint).attempt(outgoing, call, candidate.cached_tokens)
-        attempt.candidate = candidate
+        attempt.candidate, attempt.expected_ttft_s = candidate, candidate.estimate.ttft_s
         return attempt
 
     @property

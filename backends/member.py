@@ -187,6 +187,7 @@ class Attempt:
         "call",
         "candidate",
         "completion_tokens",
+        "expected_ttft_s",
         "member",
         "reply",
         "usage",
@@ -202,6 +203,8 @@ class Attempt:
         """Told by whoever counts them, so that the endpoint's speed can be learned."""
         self.usage: Usage | None = None
         """What the endpoint says it used, where it does."""
+        self.expected_ttft_s: float | None = None
+        """By its plan."""
         self._watch = outgoing.watch
         self.call = call
         self._expected_cached = expected_cached
@@ -276,6 +279,8 @@ class Attempt:
         if error is not None:
             conceal(member.keys.secrets, error)
             self._run.unanswered(now_s, refused=isinstance(error, _NOT_READ))
+        if self._watched and self.expected_ttft_s is not None and (ttft_s := self.ttft_s) is not None:
+            member.first_token_came(self.expected_ttft_s, ttft_s)
         usage = self.usage
         self._run.ended(now_s, self.completion_tokens, None if usage is None else usage.cached_tokens)
         if error is None:

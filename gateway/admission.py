@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from gateway.distribution import Distribution
 from gateway.errors import ApiError, shutting_down
+from routing.distribution import Distribution
 from routing.queue import ORDER, Queue, QueueLimits, Waiting, serving_work
 from routing.spare import SPARE_WAIT_S, hosted, spare, wait_s
 

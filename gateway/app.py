@@ -51,7 +51,7 @@ from gateway.store import Store
 from gateway.supervisor import Seat, Supervisor
 from gateway.telemetry import AdmissionCollector, FleetCollector, Telemetry
 from gateway.telemetry_limits import LimitsCollector
-from gateway.telemetry_traces import traces
+from gateway.telemetry_traces import gen_ai_metrics, traces
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -173,7 +173,7 @@ async def application(
         held = await stack.enter_async_context(limiting(config, catalog, journal, store, alone=seat is None))
         await stack.enter_async_context(moving(journal, store, held.accounts))
         fleet = await stack.enter_async_context(fleet_of(config))
-        telemetry = Telemetry()
+        telemetry = Telemetry(gen_ai_metrics(config.telemetry, os.environ))
         await stack.enter_async_context(telling(config.events, store, telemetry.registry))
         decisions = stack.enter_context(_decisions(config, seat))
         planner = Planner(fleet, CacheSalts(store.key_secret()), decisions)

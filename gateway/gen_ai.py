@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.openai import Api
     from routing.types import Endpoint
 
 Semconv = Literal["v1.36", "latest"]
@@ -43,7 +42,7 @@ def generation(chosen: Semconv | None, environ: Mapping[str, str]) -> Semconv:
     return "latest" if OPT_IN in opted else "v1.36"
 
 
-def operation_of(api: Api) -> str:
+def operation_of(api: str) -> str:
     return _OPERATIONS[api]
 
 

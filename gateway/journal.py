@@ -146,6 +146,8 @@ class Journal:
         """Own segments, the last one open."""
         self.failed_writes = 0
         self.lost_rows = 0
+        self.moved_until_s = time.monotonic()
+        """All rows that were there then are in the database."""
         self._open = segment
         self._segment_bytes = segment_bytes
         self._segment_age_s = segment_age_s
@@ -177,6 +179,11 @@ class Journal:
     def unmoved_bytes(self) -> int:
         """What is on disk and not yet in the database."""
         return sum(segment.size - segment.moved for segment in self.segments)
+
+    @property
+    def lag_s(self) -> float:
+        """How old the oldest row may be that is not in the database; 0 where there is none."""
+        return time.monotonic() - self.moved_until_s if self.backlog or self.unmoved_bytes else 0.0
 
     def _keep(self, row: UsageRow, failure: OSError) -> None:
         self.failed_writes += 1

@@ -134,6 +134,11 @@ class Mover:
             self.record(rows[:half], aside)
             self.record(rows[half:], aside)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a segment could not be moved when it was last tried."""
+        return bool(self._stuck)
+
     def caught_up(self) -> None:
         """All that earlier processes have left is in the database, as far as it can be moved."""
         if self._follower is not None:
@@ -285,6 +290,7 @@ async def _finish(journal: Journal, mover: Mover, limit_s: float) -> None:
 
 async def _pass(journal: Journal, mover: Mover) -> str:
     """Move what there is now; what kept some of it from being moved, or ""."""
+    begun_s = time.monotonic()
     try:
         while rows := journal.waiting():
             if not journal.rewrite(rows):
@@ -294,6 +300,8 @@ async def _pass(journal: Journal, mover: Mover) -> str:
         journal.roll()
         await asyncio.to_thread(mover.move)
         mover.caught_up()
+        if not mover.is_stuck:
+            journal.moved_until_s = begun_s
     except (StoreAway, OSError) as failure:
         return str(failure)
     except (

@@ -42,6 +42,7 @@ SEEN_BY_ALL = {
     "tidegate_endpoint_kv_tokens": max,
     "tidegate_kv_events_held_tokens": max,
     "tidegate_kv_events_believed": max,
+    "tidegate_ledger_lag_seconds": max,
     "tidegate_config_valid": min,
     "tidegate_config_keys_waiting": max,
     "tidegate_limits_drift_nano_usd": max,

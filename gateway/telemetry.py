@@ -16,8 +16,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from gateway.distribution import Distribution
 from gateway.ledger import PAID_BY_GATEWAY
+from gateway.telemetry_models import GenAiMetrics, ModelTally, by_model
+from gateway.telemetry_routing import foresight_of
+from routing.distribution import Distribution
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from gateway.journal import Journal
     from gateway.ledger import Share, UsageRow
 
-TTFT_BUCKETS_S = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60)
-DURATION_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
 OVERHEAD_BUCKETS_S = (0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.05, 0.25)
 SCRAPED = {
     "kv_usage": "Share of a worker's KV cache that calls under way hold",
@@ -42,36 +42,13 @@ SCRAPED = {
 """Figures of a `backends.scrape.Scraped` that are shown, and what they are."""
 
 
-class ModelTally:
-    """What the calls of one model have added up to."""
-
-    def __init__(self) -> None:
-        self.prompt_tokens = 0
-        self.cached_tokens = 0
-        self.completion_tokens = 0
-        self.charge_nano_usd = 0
-        self.cost_nano_usd = 0
-        self.estimated_calls = 0
-        self.ttft_s = Distribution(TTFT_BUCKETS_S)
-        self.duration_s = Distribution(DURATION_BUCKETS_S)
-
-    def add(self, row: UsageRow) -> None:
-        self.prompt_tokens += row.prompt_tokens
-        self.cached_tokens += row.cached_tokens
-        self.completion_tokens += row.completion_tokens
-        self.charge_nano_usd += row.charge_nano_usd
-        self.cost_nano_usd += row.cost_nano_usd
-        self.estimated_calls += row.estimated
-        if row.ttft_ms is not None:
-            self.ttft_s.add(row.ttft_ms / 1000)
-        self.duration_s.add(row.duration_ms / 1000)
-
-
 class Telemetry(Collector):
     """What calls have added up to since the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, gen_ai: GenAiMetrics | None = None) -> None:
+        """`gen_ai`: calls are shown by OpenTelemetry's names as well."""
         self.registry = CollectorRegistry()
+        self._gen_ai = gen_ai
         self.registry.register(self)
         self.of_all: Callable[[], Awaitable[Collector]] | None = None
         """Where there are several processes: what they have all counted."""
@@ -96,6 +73,8 @@ class Telemetry(Collector):
         if tally is None:
             tally = self._models[row.model] = ModelTally()
         tally.add(row)
+        if self._gen_ai is not None:
+            self._gen_ai.ended(row)
         for share in row.shares:
             if share.purpose != "answer":
                 self._wasted(share)
@@ -146,44 +125,11 @@ class Telemetry(Collector):
         )
         self.overhead_s.add_to(overhead, [])
         yield overhead
-        yield from self._by_model()
+        yield from chain(by_model(self._models), self._of_waste())
+        if self._gen_ai is not None:
+            yield from self._gen_ai.collect()
 
-    def _by_model(self) -> Iterable[Metric]:
-        models = self._models.items()
-        tokens: dict[tuple[str, ...], int] = {}
-        money: dict[tuple[str, ...], int] = {}
-        ttft = HistogramMetricFamily(
-            "tidegate_ttft_seconds", "Streams: from the call's arrival to its first token.", labels=["model"]
-        )
-        duration = HistogramMetricFamily(
-            "tidegate_call_seconds", "From the call's arrival to its end.", labels=["model"]
-        )
-        for model, tally in models:
-            tokens[model, "prompt"] = tally.prompt_tokens
-            tokens[model, "cached"] = tally.cached_tokens
-            tokens[model, "completion"] = tally.completion_tokens
-            money[model, "charge"] = tally.charge_nano_usd
-            money[model, "cost"] = tally.cost_nano_usd
-            tally.ttft_s.add_to(ttft, [model])
-            tally.duration_s.add_to(duration, [model])
-        yield counter(
-            "tidegate_tokens_total",
-            "Tokens metered: prompt (cached ones included), cached, completion.",
-            ["model", "kind"],
-            tokens,
-        )
-        yield counter(
-            "tidegate_money_nano_usd_total",
-            "Nano-USD: charge is owed by tenants, cost is what serving took.",
-            ["model", "kind"],
-            money,
-        )
-        yield counter(
-            "tidegate_calls_estimated_total",
-            "Calls whose tokens the gateway counted because the endpoint did not report them.",
-            ["model"],
-            {(model,): tally.estimated_calls for model, tally in models},
-        )
+    def _of_waste(self) -> Iterable[Metric]:
         yield counter(
             "tidegate_waste_tokens_total",
             "Tokens read and written that reached no client, by cause: prompt, completion.",
@@ -196,8 +142,6 @@ class Telemetry(Collector):
             ["model", "cause", "borne_by"],
             self._wasted_nano_usd,
         )
-        yield ttft
-        yield duration
 
 
 class FleetCollector(Collector):
@@ -259,7 +203,7 @@ class FleetCollector(Collector):
         yield from (available, inflight, connections, speed, ejections, checks, attempts, keys)
         yield GaugeMetricFamily("tidegate_calls_running", "Calls under way.", value=self._running())
         yield from chain(self._of_probes(), self._of_scrapes(now_s), self._of_kv_events())
-        yield from chain(self._of_journal(), self._of_decisions())
+        yield from chain(self._of_journal(), self._of_decisions(), foresight_of(self._fleet))
 
     def _of_probes(self) -> Iterable[Metric]:
         probes = CounterMetricFamily(
@@ -335,6 +279,11 @@ class FleetCollector(Collector):
             "tidegate_journal_waiting_bytes",
             "Usage rows in the journal that are not yet in the database.",
             value=journal.unmoved_bytes,
+        )
+        yield GaugeMetricFamily(
+            "tidegate_ledger_lag_seconds",
+            "How old the oldest usage row may be that is not yet in the database; 0 where none waits.",
+            value=journal.lag_s,
         )
         yield GaugeMetricFamily(
             "tidegate_journal_backlog_rows",

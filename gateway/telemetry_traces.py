@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from gateway.gen_ai import generation
+from gateway.telemetry_models import GenAiMetrics
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -55,6 +58,11 @@ def wanted(section: TelemetrySection, environ: Mapping[str, str]) -> bool:
     if environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
         return False
     return section.otlp is not None or any(environ.get(name) for name in _ENDPOINTS)
+
+
+def gen_ai_metrics(section: TelemetrySection, environ: Mapping[str, str]) -> GenAiMetrics | None:
+    """What shows calls by OpenTelemetry's names as well, where that is wanted."""
+    return GenAiMetrics(generation(section.semconv, environ)) if section.gen_ai_metrics else None
 
 
 def is_installed() -> bool:

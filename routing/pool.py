@@ -15,6 +15,7 @@ from routing.decision import Decision
 from routing.ejection import Ejection
 from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, prefill_work
 from routing.filters import fits
+from routing.foresight import Foresight
 from routing.gpu import kv_tokens_for
 from routing.hedging import Hedging
 from routing.pace import Peers
@@ -191,9 +192,15 @@ class Standing:
         """Of a prompt sent there only this share was read, beyond what it held before."""
         self._pool.prefixes.take_back(self.place, pieces, share_read)
 
+    def first_token_came(self, expected_s: float, observed_s: float) -> None:
+        """A call that was planned for here has had its first token, so long after it was asked."""
+        self._pool.foresight.first_token(expected_s, observed_s)
+
     def found_cached(self, expected_tokens: int, reported_tokens: int) -> None:
         """It says how many tokens of a prompt were in its cache. Some never do, and say 0 to everything."""
         self._reports_cached = self._reports_cached or reported_tokens > 0
+        if self._reports_cached:
+            self._pool.foresight.cached(expected_tokens, reported_tokens)
         if self._reports_cached and expected_tokens:
             self._pool.prefixes.correct(self.place, expected_tokens, reported_tokens)
 
@@ -255,6 +262,7 @@ class Pool:
         """By the name of the endpoint."""
         self.peers = Peers()
         self.hedging = Hedging()
+        self.foresight = Foresight()
         self.prefixes = PrefixIndex(most_pieces)
         self.changed: set[Standing] = set()
         """Those at which something has happened since they were last seen."""

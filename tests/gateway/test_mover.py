@@ -308,6 +308,24 @@ async def test_while_the_database_is_away_rows_stay_in_the_journal_and_it_is_sai
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
+async def test_the_lag_grows_while_the_database_is_away_and_is_gone_when_it_is_back(
+    folder: Path, store: Store, url: str
+):
+    journal = Journal.open(folder)
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    async with moving(journal, store, every_s=0.005):
+        assert journal.lag_s == 0
+        connection.execute("ALTER TABLE usage RENAME TO gone")
+        journal.append(a_row("1"))
+        await until(lambda: journal.lag_s > 0.2)
+        before_s = journal.lag_s
+        await asyncio.sleep(0.05)
+        assert journal.lag_s > before_s
+        connection.execute("ALTER TABLE gone RENAME TO usage")
+        await until(lambda: journal.lag_s == 0)
+    connection.close()
+
+
 async def test_what_a_database_that_is_away_does_not_take_at_the_end_is_moved_by_the_next_start(
     folder: Path, store: Store, url: str
 ):

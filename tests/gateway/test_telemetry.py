@@ -18,13 +18,8 @@ from backends.worker import Access
 from gateway.errors import ERRORS
 from gateway.journal import Journal
 from gateway.ledger import WASTE
-from gateway.telemetry import (
-    DURATION_BUCKETS_S,
-    OVERHEAD_BUCKETS_S,
-    TTFT_BUCKETS_S,
-    FleetCollector,
-    Telemetry,
-)
+from gateway.telemetry import OVERHEAD_BUCKETS_S, FleetCollector, Telemetry
+from gateway.telemetry_models import DURATION_BUCKETS_S, TTFT_BUCKETS_S
 from routing.types import Endpoint
 
 if TYPE_CHECKING:
