@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from gateway.config import Config, Limits
+    from gateway.config_model import ModelSection
     from gateway.policy import Policy
     from routing.types import Price, Tier, TierName
 
@@ -43,6 +44,9 @@ class Model(Struct, frozen=True):
 
     of_tenants: Mapping[str, int] = {}
     """Of tenants with prices of their own: how many millionths of them they pay."""
+
+    hosted_as: str | None = None
+    """What it is called where only a provider serves it."""
 
     def price_for(self, tier: TierName, tenant: str) -> Price:
         """What `tenant` is charged in `tier`."""
@@ -83,6 +87,7 @@ class Catalog:
                 section.prefix_cache == "per_tenant",
                 {tier: multiplied(section.price.price(), factor) for tier, factor in self.of_tiers.items()},
                 self.of_tenants,
+                _hosted_as(name, section),
             )
             for name, section in config.models.items()
         }
@@ -153,6 +158,13 @@ class Catalog:
             return len(pairs & theirs) / (len(pairs) + len(theirs) + 1)
 
         return difflib.get_close_matches(name, nlargest(_LOOKED_AT, seen, key=shared), n=3)
+
+
+def _hosted_as(public: str, section: ModelSection) -> str | None:
+    names = {
+        None if each.kind == "worker" else each.litellm or each.model or public for each in section.endpoints
+    }
+    return names.pop() if len(names) == 1 else None
 
 
 def _allowed(offer: Offer, name: str, allowed: frozenset[str]) -> Offer:

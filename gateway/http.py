@@ -18,6 +18,7 @@ from gateway.ids import call_ids
 from gateway.limits import NO_HOLD
 from gateway.openai import PATHS, Api, parse
 from gateway.trace_context import trace_lines
+from gateway.vocabulary import Vocabularies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +62,7 @@ class Edge:
         self._limiter = limiter
         self._admit_to_plans = admit_to_plans
         self._new_id = call_ids()
+        self._vocabularies = Vocabularies()
         self.control: Any = None
         """The ASGI application for all other paths. It shows how many calls run here, so it is made after this."""
         self.tracing: Tracing | None = None
@@ -107,6 +109,9 @@ class Edge:
             if policy is not None:
                 policy.bind(request)
             offer = self._catalog.offer(request.model, request.tier, policy)
+            hosted_as = offer.models[0].hosted_as
+            if hosted_as is not None:
+                self._vocabularies.count(request, hosted_as)
             hold = NO_HOLD
             if caller.bounds:
                 hold = await self._limiter.hold(caller, request, offer, call_id)

@@ -177,3 +177,11 @@ def test_among_many_names_those_spelled_alike_are_found():
         many.offer("gpt4o", "default")
     with pytest.raises(ApiError, match=r"does not exist\.$"):
         many.offer("x", "default")
+
+
+def test_what_only_a_provider_serves_is_known_by_its_name_there():
+    hosted = {"openai": "https://api.openai.com/v1", "api_key": "x", "model": "gpt-4o-mini"}
+    worker = ENDPOINTS[0]
+    offered = catalog(gpt_4o={"endpoints": [hosted]}, both={"endpoints": [hosted, worker]}, own={})
+    named = [offered.offer(name, "default").models[0].hosted_as for name in ("gpt-4o", "both", "own")]
+    assert named == ["gpt-4o-mini", None, None]
