@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPBearer
 
-from gateway.admin_billing import billing_routes
+from gateway.admin_desk import desk_routes
 from gateway.admin_keys import PREFIX, AdminKeyring
 from gateway.admin_nodes import node_routes
-from gateway.admin_subjects import Desk, subject_routes
-from gateway.admin_usage import usage_routes
 from gateway.audit import Actor
 from gateway.auth import ANYONE, Key, Keyring, bearer, unknown_key
 from gateway.errors import ApiError
@@ -21,15 +19,15 @@ from gateway.openai import Api
 from gateway.store import MASTER
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from gateway.catalog import Catalog
     from gateway.config import Config
+    from gateway.desk import Desk
     from gateway.nodes import Nodes
     from gateway.planning import Planner
     from gateway.source import Sources
-    from gateway.store import Store
 
+_LOOKS = ("/admin/explain", "/admin/billing/reconcile/")
+"""What is asked with a body, and changes nothing."""
 _QUESTION: dict[str, Any] = {
     "type": "object",
     "description": "A call as a client would send it; its plain body by itself will do as well.",
@@ -103,14 +101,12 @@ class Administration(NamedTuple):
     catalog: Catalog
     planner: Planner
     nodes: Nodes
-    store: Store
-    changed: Callable[[], Awaitable[None]]
-    """To be called after a change of what the database keeps."""
+    desk: Desk
 
 
 def admin_routes(about: Administration) -> APIRouter:
     def administrator(request: Request) -> None:
-        looks = request.method in ("GET", "HEAD") or request.url.path == "/admin/explain"
+        looks = request.method in ("GET", "HEAD") or request.url.path.startswith(_LOOKS)
         request.state.actor = about.administrators.admit(request, looks=looks)
 
     # The former only describes how the key is sent.
@@ -125,14 +121,6 @@ def admin_routes(about: Administration) -> APIRouter:
         caller = question.caller(about.administrators.keyring)
         return Explanation.of(caller, *question.decisions(about.catalog, caller, about.planner))
 
-    desk = Desk(
-        about.store,
-        lambda request: request.state.actor,
-        lambda: about.catalog.names,
-        about.changed,
-    )
-    routes.include_router(subject_routes(desk))
-    routes.include_router(usage_routes(about.store))
-    routes.include_router(billing_routes(about.store))
+    routes.include_router(desk_routes(about.desk))
     routes.include_router(node_routes(about.nodes))
     return routes

@@ -9,13 +9,12 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from msgspec import structs
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.billing import BillingError, Conflict, Entered, Order, balances, enter
+from gateway.billing import Entered, Order, balances, enter
 from gateway.config_section import nano_usd_text
-from gateway.database import StoreAway
 from gateway.errors import ApiError
 
 if TYPE_CHECKING:
-    from gateway.store import Store
+    from gateway.desk import Desk
 
 Kind = Annotated[Literal["credit", "refund", "payment", "correction", "payout"], Path()]
 
@@ -53,7 +52,7 @@ class Balances(BaseModel):
     amounts_nano_usd: dict[str, int] = Field(description="By account. Positive: owed to us, or spent.")
 
 
-def billing_routes(store: Store) -> APIRouter:
+def billing_routes(desk: Desk) -> APIRouter:
     """To be mounted where only administrators are let in."""
     routes = APIRouter(prefix="/billing")
 
@@ -61,24 +60,17 @@ def billing_routes(store: Store) -> APIRouter:
     async def read_balances(
         account: Annotated[str | None, Query(description="As in `tenant:acme`; else all.")] = None,
     ) -> Balances:
-        try:
-            return Balances(amounts_nano_usd=await asyncio.to_thread(balances, store, account))
-        except StoreAway as failure:
-            raise ApiError("database_away", "The database cannot be asked now.") from failure
+        return Balances(amounts_nano_usd=await asyncio.to_thread(balances, desk.store, account))
 
     @routes.post("/{kind}", status_code=201)
     async def order(kind: Kind, body: OrderBody, request: Request, response: Response) -> EnteredShown:
         """Enter it in the ledger, once: 201 where it is new, 200 where it was there already."""
         try:
             amount_nano_usd = None if body.amount_usd is None else nano_usd_text(body.amount_usd)
-            wanted = Order(kind, body.whom, amount_nano_usd, body.idempotency_key, body.note)
-            entered = await asyncio.to_thread(enter, store, wanted, actor=request.state.actor)
-        except Conflict as error:
-            raise ApiError("idempotency_conflict", str(error), param="idempotency_key") from None
-        except (BillingError, ValueError) as error:
-            raise ApiError("invalid_value", str(error)) from None
-        except StoreAway as failure:
-            raise ApiError("database_away", "The database cannot be asked now.") from failure
+        except ValueError as error:
+            raise ApiError("invalid_value", str(error), param="amount_usd") from None
+        wanted = Order(kind, body.whom, amount_nano_usd, body.idempotency_key, body.note)
+        entered = await desk.change(lambda: enter(desk.store, wanted, actor=desk.actor_of(request)))
         if not entered.new:
             response.status_code = 200
         return EnteredShown.of(entered)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
+from msgspec import structs
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from gateway.admin_keys import Role  # noqa: TC001 - pydantic reads annotations at run time
 from gateway.config_policy import PolicySection, as_given
 from gateway.output import iso
-from gateway.subjects import Change, KeyRecord, Project, Tenant
+from gateway.policy import Policy
+from gateway.subjects import Change, Tenant
 
 if TYPE_CHECKING:
-    from gateway.admin_keys import AdminKey
+    from collections.abc import Mapping
+
+    from msgspec import Struct
+
     from gateway.audit import Entry
-    from gateway.policy import Policy
 
 Metadata = Annotated[
     dict[
@@ -92,102 +96,67 @@ def change_of(body: TenantChange | KeyChange) -> Change:
     return Change(**said)
 
 
-class TenantShown(BaseModel):
+class _Shown(BaseModel):
+    """A record, with moments as text and its policy as it could be sent."""
+
+    @classmethod
+    def of(cls, record: Struct, **more: Any) -> Self:
+        fields = dict(_field(name, value) for name, value in structs.asdict(record).items())
+        return cls(**fields, **more)
+
+
+class _OfSubject(_Shown):
     name: str
-    created: str
+    created: str | None
     suspended: str | None = Field(description="Since when.")
     policy: dict[str, Any] | None = Field(description="Its own in the database, as it could be sent.")
     metadata: dict[str, str] | None
 
+
+class TenantShown(_OfSubject):
+    created: str | None = Field(description="Null: only the configuration knows it.")
+    configured: bool = Field(description="Whether the configuration has a section for it.")
+    config_policy: dict[str, Any] | None = Field(description="Its policy there, which bounds it as well.")
+
     @classmethod
-    def of(cls, tenant: Tenant) -> Self:
-        return cls(
-            name=tenant.name,
-            created=iso(tenant.created_ms),
-            suspended=_moment(tenant.suspended_ms),
-            policy=_policy(tenant.policy),
-            metadata=tenant.metadata,
-        )
+    def of_either(
+        cls, name: str, configured: Mapping[str, Policy], tenant: Tenant | None = None
+    ) -> TenantShown:
+        """A tenant of the database, of the configuration, or of both."""
+        there = configured.get(name)
+        policy = None if there is None else as_given(there) or None
+        record = tenant or Tenant(name, 0)
+        shown = cls.of(record, configured=there is not None, config_policy=policy)
+        return shown if tenant else shown.model_copy(update={"created": None})
 
 
-class ProjectShown(BaseModel):
+class ProjectShown(_OfSubject):
     tenant: str
-    name: str
-    created: str
-    suspended: str | None
-    policy: dict[str, Any] | None
-    metadata: dict[str, str] | None
-
-    @classmethod
-    def of(cls, project: Project) -> Self:
-        return cls(
-            tenant=project.tenant,
-            name=project.name,
-            created=iso(project.created_ms),
-            suspended=_moment(project.suspended_ms),
-            policy=_policy(project.policy),
-            metadata=project.metadata,
-        )
 
 
-class KeyShown(BaseModel):
+class _OfKey(_Shown):
     id: str
-    tenant: str
-    project: str | None
     name: str | None
     prefix: str
     last4: str
     created: str
     expires: str | None
     revoked: str | None
+
+
+class KeyShown(_OfKey):
+    tenant: str
+    project: str | None
     policy: dict[str, Any] | None
     metadata: dict[str, str] | None
-
-    @classmethod
-    def of(cls, record: KeyRecord, **secret: str) -> Self:
-        return cls(
-            id=record.id,
-            tenant=record.tenant,
-            project=record.project,
-            name=record.name,
-            prefix=record.prefix,
-            last4=record.last4,
-            created=iso(record.created_ms),
-            expires=_moment(record.expires_ms),
-            revoked=_moment(record.revoked_ms),
-            policy=_policy(record.policy),
-            metadata=record.metadata,
-            **secret,
-        )
 
 
 class KeyWithSecret(KeyShown):
     key: str = Field(description="The key itself, shown this once.")
 
 
-class AdminKeyShown(BaseModel):
-    id: str
-    name: str | None
+class AdminKeyShown(_OfKey):
     role: Role
-    prefix: str
-    last4: str
-    created: str
-    expires: str | None
-    revoked: str | None
-
-    @classmethod
-    def of(cls, record: AdminKey, **secret: str) -> Self:
-        return cls(
-            id=record.id,
-            name=record.name,
-            role=record.role,
-            prefix=record.prefix,
-            last4=record.last4,
-            created=iso(record.created_ms),
-            expires=_moment(record.expires_ms),
-            revoked=_moment(record.revoked_ms),
-            **secret,
-        )
 
 
 class AdminKeyWithSecret(AdminKeyShown):
@@ -254,9 +223,8 @@ def ms(moment: datetime | None) -> int | None:
     return None if moment is None else round(moment.timestamp() * 1000)
 
 
-def _moment(time_ms: int | None) -> str | None:
-    return None if time_ms is None else iso(time_ms)
-
-
-def _policy(policy: Policy | None) -> dict[str, Any] | None:
-    return None if policy is None else as_given(policy)
+def _field(name: str, value: Any) -> tuple[str, Any]:
+    """As it is shown."""
+    if name.endswith("_ms"):
+        return name.removesuffix("_ms"), None if value is None else iso(value)
+    return name, as_given(value) if isinstance(value, Policy) else value

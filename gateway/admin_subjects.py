@@ -1,7 +1,4 @@
-"""The routes below /admin for tenants, projects and keys, for the keys of administrators, and for the audit log.
-
-The command line uses these same routes, over a database as well: whoever may write to it needs no gateway that runs.
-"""
+"""The routes below /admin for tenants, projects and keys, for the keys of administrators, and for the audit log."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
-from msgspec import Struct
 
 from gateway.admin_keys import AdminKeys
 from gateway.admin_models import (
@@ -36,48 +32,20 @@ from gateway.admin_models import (
     change_of,
     ms,
 )
-from gateway.audit import Actor, entries
-from gateway.config_policy import no_such_model
+from gateway.audit import entries
 from gateway.errors import ApiError
-from gateway.subjects import CreatedKey, Subjects
+from gateway.subjects import CreatedKey, NotFound, Subjects
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
-    from gateway.config_policy import PolicySection
-    from gateway.policy import Policy
-    from gateway.store import Store
+    from gateway.desk import Desk
+    from gateway.subjects import Tenant
 
-_Done = TypeVar("_Done")
 _Row = TypeVar("_Row")
 
 Most = Annotated[int, Query(ge=1, le=1000, description="Most of them at once.")]
-
-
-class Desk(Struct, frozen=True):
-    """What administrators work at."""
-
-    store: Store
-    actor_of: Callable[[Request], Actor]
-    """Who asks; it has been seen to that they may."""
-    model_names: Callable[[], Collection[str]]
-    """All that policies may name."""
-    changed: Callable[[], Awaitable[None]]
-    """To be called after a change."""
-
-    async def change(self, work: Callable[[], _Done]) -> _Done:
-        done = await asyncio.to_thread(work)
-        await self.changed()
-        return done
-
-    def policy(self, section: PolicySection | None) -> Policy | None:
-        """Raises ApiError where it names a model that there is not."""
-        names = self.model_names()
-        for name in sorted(() if section is None else section.models or ()):
-            if name not in names:
-                raise ApiError("invalid_value", no_such_model(name, names), param="policy.models")
-        return None if section is None else section.policy()
 
 
 async def _subjects(request: Request) -> Subjects:
@@ -111,28 +79,41 @@ def subject_routes(desk: Desk) -> APIRouter:
 
 
 def _add_tenants(routes: APIRouter, desk: Desk) -> None:
+    def shown(tenant: Tenant) -> TenantShown:
+        return TenantShown.of_either(tenant.name, desk.configured(), tenant)
+
     @routes.get("/tenants")
     async def list_tenants(by: By, after: str = "", most: Most = 100) -> Tenants:
-        """By name. Those that only the configuration knows are not among them."""
-        found = await asyncio.to_thread(by.list_tenants, after, most + 1)
-        shown, last = _page(found, most)
-        return Tenants(data=[TenantShown.of(each) for each in shown], after=last and last.name)
+        """By name, with those that only the configuration knows."""
+        configured = desk.configured()
+        there = {each.name: each for each in await asyncio.to_thread(by.list_tenants, after, most + 1)}
+        others = (name for name in configured if name > after)
+        names, last = _page(sorted({*there, *others})[: most + 1], most)
+        data = [TenantShown.of_either(name, configured, there.get(name)) for name in names]
+        return Tenants(data=data, after=last)
 
     @routes.post("/tenants", status_code=201)
     async def create_tenant(body: NewTenant, by: By) -> TenantShown:
         """A tenant is made with its first key as well."""
         policy = desk.policy(body.policy)
-        return TenantShown.of(await desk.change(lambda: by.create_tenant(body.name, policy, body.metadata)))
+        return shown(await desk.change(lambda: by.create_tenant(body.name, policy, body.metadata)))
 
     @routes.get("/tenants/{tenant}")
     async def get_tenant(tenant: str, by: By) -> TenantShown:
-        return TenantShown.of(await asyncio.to_thread(by.tenant, tenant))
+        """One of the database, or of the configuration."""
+        configured = desk.configured()
+        try:
+            return shown(await asyncio.to_thread(by.tenant, tenant))
+        except NotFound:
+            if tenant not in configured:
+                raise
+            return TenantShown.of_either(tenant, configured)
 
     @routes.patch("/tenants/{tenant}")
     async def change_tenant(tenant: str, body: TenantChange, by: By) -> TenantShown:
         """Its policy, whether it is suspended, its metadata."""
         desk.policy(body.policy)
-        return TenantShown.of(await desk.change(lambda: by.change_tenant(tenant, change_of(body))))
+        return shown(await desk.change(lambda: by.change_tenant(tenant, change_of(body))))
 
 
 def _add_projects(routes: APIRouter, desk: Desk) -> None:

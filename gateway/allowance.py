@@ -64,6 +64,7 @@ class Slice:
         "_asked",
         "_others",
         "_over",
+        "_read",
         "_said",
         "_seen_ns",
         "_taken",
@@ -95,6 +96,8 @@ class Slice:
         """Of a rate: spent and not yet said."""
         self.spent = spent
         """By all, as the ledger or the store last said."""
+        self._read = spent
+        """Of a budget, as the ledger last said to us: what we say to the store, which is not to hear its own words again."""
         self.recalled_ns = -RECALLED_NS
         """When somebody else was short of it."""
         self.settling_ms = 0
@@ -156,6 +159,7 @@ class Slice:
         self.touched = True
         self.owed -= charged
         self.lease -= charged  # which has covered it until now
+        self._read = spent
         self.spent = max(self.spent, spent)
 
     @property
@@ -212,7 +216,7 @@ class Slice:
         had = max(0, self.lease)
         self.lease = min(self.lease, wanted)
         self._asked = self.lease
-        spent = self.spent
+        spent = self._read
         if self.kind == "rate":
             spent = self._said = self.used
             self.used = 0
@@ -222,7 +226,7 @@ class Slice:
         self.lease += grant.lease - self._asked
         self._others, self._seen_ns = grant.others, now_ns
         self.settling_ms = grant.settling_ms
-        self.spent = max(self.spent, grant.spent) if self.kind == "usd" else grant.spent
+        self.spent = max(self._read, grant.spent) if self.kind == "usd" else grant.spent
 
     def unanswered(self) -> None:
         """The store is away: what it was told of a rate is to be told again."""

@@ -25,6 +25,7 @@ from gateway.catalog import Catalog
 from gateway.control import control_app
 from gateway.cors import Origins
 from gateway.decision_log import DecisionLog, RotatingFile
+from gateway.desk import Desk
 from gateway.discoveries import Discoveries
 from gateway.dispatch import Books, Dispatch
 from gateway.events import telling
@@ -54,11 +55,12 @@ from gateway.telemetry_limits import LimitsCollector
 from gateway.telemetry_traces import gen_ai_metrics, traces
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
     from contextlib import AbstractContextManager
 
     from backends.fleet import Fleet
     from gateway.config import Config
+    from gateway.limiting import Limiting
     from gateway.policy import Policies
     from gateway.reload import ConfigFile
 
@@ -191,11 +193,10 @@ async def application(
         nodes = Nodes(fleet, config, NodeStore(store), several=seat is not None)
         await stack.enter_async_context(nodes.watched())
         discoveries = await stack.enter_async_context(Discoveries(fleet, config))
-        changed = partial(asyncio.to_thread, refresh, store, *rings)
-        about = Administration(administrators, catalog, planner, nodes, store, changed)
-        own_limiter = OwnLimiter(held.limits, store, lambda tenant: tenant in policies.prepaid)
-        own = own_usage_routes(store, callers.asking, own_limiter)
-        control = control_app(catalog, fleet, telemetry, callers.asking, admin_routes(about), own)
+        desk = _desk(store, catalog, policies, held, rings)
+        routes = admin_routes(Administration(administrators, catalog, planner, nodes, desk))
+        own = own_usage_routes(store, callers.asking, OwnLimiter(held.limits, store, policies))
+        control = control_app(catalog, fleet, telemetry, callers.asking, routes, own)
         edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
         prices = await stack.enter_async_context(keeping_prices(store, catalog, fleet))
@@ -218,6 +219,17 @@ def _keys(config: Config, policies: Policies, store: Store, seat: Seat | None) -
     if seat is not None and not config.shares_state:
         need_shared_state_for(keys)
     return keys
+
+
+def _desk(store: Store, catalog: Catalog, policies: Policies, held: Limiting, rings: Sequence[Ring]) -> Desk:
+    return Desk(
+        store,
+        lambda request: request.state.actor,
+        lambda: catalog.names,
+        lambda: policies.configured,
+        partial(asyncio.to_thread, refresh, store, *rings),
+        held.drift,
+    )
 
 
 def _decisions(config: Config, seat: Seat | None) -> AbstractContextManager[DecisionLog | None]:

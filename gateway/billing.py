@@ -46,7 +46,15 @@ _MOST_NANO_USD = 10**18
 
 
 class BillingError(Exception):
-    """What cannot be entered, in words."""
+    """What the ledger does not allow, in words."""
+
+
+class BadOrder(BillingError):
+    """It makes no sense, whatever is in the ledger."""
+
+
+class Unknown(BillingError):
+    """There is no such tenant, node or call."""
 
 
 class Conflict(BillingError):
@@ -85,12 +93,12 @@ def enter(store: Store, order: Order, now_ms: int | None = None, actor: Actor = 
     """Enter it, once, on the word of `actor`. Raises BillingError, StoreAway."""
     kind, key = order.kind, order.key or secrets.token_hex(12)
     if len(key) > 200 or len(order.note) > 1000:
-        raise BillingError("an idempotency key has at most 200 characters, a note 1000")
+        raise BadOrder("an idempotency key has at most 200 characters, a note 1000")
     amount_nano_usd = order.amount_nano_usd
     if amount_nano_usd is not None and not 0 < abs(amount_nano_usd) <= _MOST_NANO_USD:
-        raise BillingError("the amount should be above zero, and a billion USD at most")
+        raise BadOrder("the amount should be above zero, and a billion USD at most")
     if kind != "correction" and amount_nano_usd is not None and amount_nano_usd < 0:
-        raise BillingError("the amount should be above zero")
+        raise BadOrder("the amount should be above zero")
     with store.writing() as connection:
         books = Books(connection.dialect)
         books.lock(connection)
@@ -129,23 +137,20 @@ def _side(connection: Connection, order: Order) -> tuple[str, int]:
             )
         return f"tenant:{tenant}", -amount_nano_usd
     if amount_nano_usd is None:
-        raise BillingError("an amount is needed")
+        raise BadOrder("an amount is needed")
     account = f"payout:{order.whom}" if order.kind == "payout" else f"tenant:{order.whom}"
-    if not _known(connection, account):
-        raise BillingError(f"nothing is known of {account.replace(':', ' ', 1).replace('payout', 'node')}")
+    expect_known(connection, account)
     return account, amount_nano_usd if order.kind in {"payout", "correction"} else -amount_nano_usd
 
 
-def _known(connection: Connection, account: str) -> bool:
-    """Whether there is such an account, or such a tenant without one so far."""
-    if connection.execute(
-        select(LEDGER_BALANCES.c.account).where(LEDGER_BALANCES.c.account == account)
-    ).first():
-        return True
+def expect_known(connection: Connection, account: str) -> None:
+    """There is such an account, or such a tenant without one so far. Raises Unknown."""
     kind, _, name = account.partition(":")
-    return kind == "tenant" and bool(
-        connection.execute(select(TENANTS.c.name).where(TENANTS.c.name == name)).first()
-    )
+    known = [select(LEDGER_BALANCES.c.account).where(LEDGER_BALANCES.c.account == account)]
+    if kind == "tenant":
+        known.append(select(TENANTS.c.name).where(TENANTS.c.name == name))
+    if not any(connection.execute(query).first() for query in known):
+        raise Unknown(f"nothing is known of {'node' if kind == 'payout' else kind} {name[:200]!r}")
 
 
 def _refundable(connection: Connection, call_id: str) -> tuple[str, int]:
@@ -154,7 +159,7 @@ def _refundable(connection: Connection, call_id: str) -> tuple[str, int]:
         select(USAGE.c.tenant, USAGE.c.charge_nano_usd).where(USAGE.c.call_id == call_id)
     ).first()
     if row is None:
-        raise BillingError(f"there is no call {call_id[:200]}")
+        raise Unknown(f"there is no call {call_id[:200]}")
     earlier = (
         select(func.coalesce(func.sum(LEDGER_ENTRIES.c.amount_nano_usd), 0))
         .join(LEDGER_TRANSACTIONS, LEDGER_TRANSACTIONS.c.id == LEDGER_ENTRIES.c.transaction_id)

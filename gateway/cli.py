@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from gateway import cli_access, cli_events, cli_keys, cli_nodes, cli_tenants
-from gateway.cli_billing import balance, correct, credit, pay, payment, refund
+from gateway.cli_billing import balance, correct, credit, pay, payment, prices, refund
 from gateway.cli_doctor import doctor
 from gateway.cli_explain import explain
-from gateway.cli_invoices import export, invoice, payout
+from gateway.cli_invoices import export, invoice, invoices, payout
 from gateway.cli_reconcile import reconcile
 from gateway.cli_usage import usage
 from gateway.config_file import ConfigError
@@ -254,7 +254,7 @@ app.command()(cli_access.audit)
 app.add_typer(cli_nodes.app, name="nodes")
 app.add_typer(export, name="export")
 app.command()(usage)
-for command in (credit, refund, payment, correct, pay, balance, invoice, payout):
+for command in (credit, refund, payment, correct, pay, balance, prices, invoice, invoices, payout):
     app.command()(command)
 app.command()(reconcile)
 app.add_typer(cli_events.app, name="events")

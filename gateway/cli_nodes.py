@@ -6,22 +6,23 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, NoReturn
-from urllib.parse import quote
+from typing import Annotated, Any
 
 import typer
 
+from gateway.cli_options import KEYS_IN_ENVIRONMENT, FormatOption, asked_over_http, below, decoded
 from gateway.output import Format, show
 
 app = typer.Typer(no_args_is_help=True, help="The workers of a running gateway: look, drain, take out.")
 
 UrlOption = Annotated[str, typer.Option("--url", help="Where the gateway runs.")]
-KeyOption = Annotated[str | None, typer.Option("--key", envvar="TIDEGATE_MASTER_KEY", help="Its master key.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--key", envvar=KEYS_IN_ENVIRONMENT, help="An admin key, or the master key."),
+]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME")]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-_ASK_LIMIT_S = 30.0
 _COLUMNS = (
     *("name", "model", "source", "state", "inflight", "region", "gpu"),
     *("context_tokens", "lease_left_s", "leaves_in_s", "mean_stay_s", "reason"),
@@ -77,26 +78,4 @@ def remove(name: NameArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = No
 
 def _ask(method: str, url: str, key: str | None, *path: str, body: dict[str, Any] | None = None) -> Any:
     """What the gateway answers. Ends the command with one line where it refuses, or is none."""
-    import httpx2  # noqa: PLC0415 - takes time to import
-
-    below = "".join(f"/{quote(part, safe='')}" for part in path)
-    place = f"{url.rstrip('/').removesuffix('/v1')}/admin/nodes{below}"
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    try:
-        reply = httpx2.request(method, place, json=body, headers=headers, timeout=_ASK_LIMIT_S)
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        _fail(f"cannot ask {place}: {error}")
-    answer: Any = None
-    try:
-        answer = json.loads(reply.content or b"null")
-        message = "" if reply.is_success else answer["error"]["message"]
-    except (ValueError, LookupError, TypeError):
-        message = reply.text[:200] or "nothing"
-    if message:
-        _fail(f"{place} answered {reply.status_code}: {message}")
-    return answer
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(1)
+    return decoded(asked_over_http(url, key, method, below("nodes", *path), json=body))

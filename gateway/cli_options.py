@@ -1,6 +1,6 @@
 """What the commands of administration have in common: options, and how they reach the database or a running gateway.
 
-A command asks the routes of `gateway.admin_subjects`, over HTTP with `--url` and in this process over the database with
+A command asks the routes of `gateway.admin_desk`, over HTTP with `--url` and in this process over the database with
 `--config`, so that the two cannot differ. Options that several commands take are fields of a group, and a command that
 has a group among its parameters takes each of the fields as an option.
 """
@@ -15,7 +15,7 @@ import re
 import socket
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, get_type_hints
 from urllib.parse import quote
@@ -40,7 +40,7 @@ FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.
 DEFAULT_CONFIG = Path("tidegate.yaml")
 
 _ASK_LIMIT_S = 30.0
-_KEYS_IN_ENVIRONMENT = ["TIDEGATE_ADMIN_KEY", "TIDEGATE_MASTER_KEY"]
+KEYS_IN_ENVIRONMENT = ["TIDEGATE_ADMIN_KEY", "TIDEGATE_MASTER_KEY"]
 
 
 class Place(NamedTuple):
@@ -52,28 +52,22 @@ class Place(NamedTuple):
     ] = None
     admin_key: Annotated[
         str | None,
-        typer.Option(
-            "--key", envvar=_KEYS_IN_ENVIRONMENT, help="For --url: an admin key, or the master key."
-        ),
+        typer.Option("--key", envvar=KEYS_IN_ENVIRONMENT, help="For --url: an admin key, or the master key."),
     ] = None
 
     def ask(self, method: str, *path: str, body: Any = None, **parameters: Any) -> Any:
         """What `/admin` and this below it answers. Ends the command with one line where it refuses."""
-        import httpx2  # noqa: PLC0415 - takes time to import
+        return decoded(self.fetch(method, *path, body=body, **parameters))
 
-        below = "".join(f"/{quote(part, safe='')}" for part in path)
+    def fetch(
+        self, method: str, *path: str, body: Any = None, content: bytes | None = None, **parameters: Any
+    ) -> bytes:
+        """The same as it comes, of formats other than JSON. `content` is a body that is no JSON either."""
         given = {name: value for name, value in parameters.items() if value is not None}
+        options = {"json": body, "content": content, "params": given}
         if self.url is not None:
-            place = f"{self.url.rstrip('/').removesuffix('/v1')}/admin{below}"
-            headers = {} if self.admin_key is None else {"authorization": f"Bearer {self.admin_key}"}
-            try:
-                reply = httpx2.request(
-                    method, place, json=body, params=given, headers=headers, timeout=_ASK_LIMIT_S
-                )
-            except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-                fail(f"cannot ask {place}: {error}")
-            return _answer(reply, f"{place} answered {reply.status_code}: ")
-        return _answer(_in_process(self.config, method, below, body, given), "")
+            return asked_over_http(self.url, self.admin_key, method, below(*path), **options)
+        return _content(_in_process(self.config, method, below(*path), options), "")
 
     def all(self, *path: str, **parameters: Any) -> list[dict[str, Any]]:
         """The rows of all pages."""
@@ -86,18 +80,43 @@ class Place(NamedTuple):
             parameters["after"] = page["after"]
 
 
-def _answer(reply: Any, before: str) -> Any:
+def below(*path: str) -> str:
+    """A path below `/admin`."""
+    return "".join(f"/{quote(part, safe='')}" for part in path)
+
+
+def asked_over_http(url: str, key: str | None, method: str, path: str, **options: Any) -> bytes:
+    """What `/admin` and this path below it answers, of the gateway that runs at `url`."""
+    import httpx2  # noqa: PLC0415 - takes time to import
+
+    place = f"{url.rstrip('/').removesuffix('/v1')}/admin{path}"
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
-        answer = json.loads(reply.content or b"null")
-        message = "" if reply.is_success else answer["error"]["message"]
-    except (ValueError, LookupError, TypeError):
-        message = reply.text[:200] or "nothing"
-    if message:
+        reply = httpx2.request(method, place, headers=headers, timeout=_ASK_LIMIT_S, **options)
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        fail(f"cannot ask {place}: {error}")
+    return _content(reply, f"{place} answered {reply.status_code}: ")
+
+
+def _content(reply: Any, before: str) -> bytes:
+    if not reply.is_success:
+        try:
+            message = json.loads(reply.content)["error"]["message"]
+        except (ValueError, LookupError, TypeError):
+            message = reply.text[:200] or "nothing"
         fail(before + message, 2 if reply.status_code == 400 else 1)
-    return answer
+    return bytes(reply.content)
 
 
-def _in_process(config: Path, method: str, path: str, body: Any, parameters: Mapping[str, Any]) -> Any:
+def decoded(answer: bytes) -> Any:
+    """JSON. Ends the command with one line where it is something else, such as a page."""
+    try:
+        return json.loads(answer or b"null")
+    except ValueError:
+        fail(f"this is no answer of Tidegate's administration: {answer[:200]!r}")
+
+
+def _in_process(config: Path, method: str, path: str, options: dict[str, Any]) -> Any:
     """The answer of the routes over the database that the configuration names."""
     import asyncio  # noqa: PLC0415 - takes time to import
 
@@ -110,7 +129,7 @@ def _in_process(config: Path, method: str, path: str, body: Any, parameters: Map
     async def asked(app: FastAPI) -> httpx2.Response:
         transport = httpx2.ASGITransport(app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://tidegate") as client:
-            return await client.request(method, path, json=body, params=dict(parameters))
+            return await client.request(method, path, **options)
 
     with opened(parsed) as store:
         return asyncio.run(asked(_desk_app(parsed, store)))
@@ -119,16 +138,27 @@ def _in_process(config: Path, method: str, path: str, body: Any, parameters: Map
 def _desk_app(config: Config, store: Store) -> FastAPI:
     from fastapi import FastAPI  # noqa: PLC0415 - takes time to import
 
-    from gateway.admin_subjects import Desk, subject_routes  # noqa: PLC0415 - as above
+    from gateway.admin_desk import desk_routes  # noqa: PLC0415 - as above
     from gateway.control import show_errors  # noqa: PLC0415 - as above
+    from gateway.desk import Desk  # noqa: PLC0415 - as above
+    from gateway.limiting import drift_of  # noqa: PLC0415 - as above
+    from gateway.policy import tenant_policies  # noqa: PLC0415 - as above
 
-    actor = actor_here()
+    actor, configured = actor_here(), tenant_policies(config)
 
     async def changed() -> None:
         """Running gateways see it by themselves."""
 
     app = FastAPI()
-    app.include_router(subject_routes(Desk(store, lambda _: actor, lambda: config.model_names, changed)))
+    desk = Desk(
+        store,
+        lambda _: actor,
+        lambda: config.model_names,
+        lambda: configured,
+        changed,
+        partial(drift_of, config, store),
+    )
+    app.include_router(desk_routes(desk))
     show_errors(app)
     return app
 
@@ -295,7 +325,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_form
 def _cell(name: str, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    if name != "policy":
+    if not name.endswith("policy"):
         return json.dumps(value, ensure_ascii=False)
     from gateway.config_policy import PolicySection  # noqa: PLC0415 - takes time to import
 
@@ -314,7 +344,7 @@ def unfolded(command: Callable[..., None]) -> Callable[..., None]:
     groups: dict[str, Any] = {}
     for parameter in inspect.signature(command).parameters.values():
         kind = hints[parameter.name]
-        if kind in (Place, PolicyOptions):
+        if isinstance(kind, type) and hasattr(kind, "_field_defaults"):
             groups[parameter.name] = kind
             fields = get_type_hints(kind, include_extras=True)
             parameters += [

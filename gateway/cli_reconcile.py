@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
+from decimal import Decimal
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from gateway.cli_options import DEFAULT_CONFIG, ConfigOption, FormatOption, open_store
+from gateway.cli_options import FormatOption, Place, decoded, fail, unfolded
 from gateway.output import Format, show, usd
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from gateway.limit_accounts import Ledger
-
-_COLUMNS = ("account", "kept_usd", "ledger_usd", "ahead_usd")
+_COLUMNS = ("account", "kept_usd", "ledger_usd", "ahead_usd", "repaired")
 
 
-def reconcile(
+@unfolded
+def reconcile(  # noqa: PLR0913 - a command's options are its parameters
     *,
     limits: Annotated[
         bool, typer.Option("--limits", help="What Redis takes to be spent of each budget, with the ledger.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Where Redis is ahead, let it take the ledger's word.")
     ] = False,
     provider: Annotated[
         str | None, typer.Option("--provider", help="The endpoint that a provider's invoice is of.")
@@ -36,86 +34,47 @@ def reconcile(
         typer.Option("--name", help="THEIRS=OURS, of a model that is called otherwise there."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Also lines of the invoice that agree.")] = False,
-    config: ConfigOption = DEFAULT_CONFIG,
+    place: Place,
     as_format: FormatOption = Format.TABLE,
 ) -> None:
-    """Compare line by line; the exit code is 1 where something differs that should not."""
+    """Compare line by line; the exit code is 1 where something differs that should not, and has not been put right."""
     if limits:
-        differs = _limits(config, as_format) > 0
+        differs = _limits(place, as_format, repair=repair)
     elif provider is not None and invoice is not None:
-        names = dict(each.split("=", 1) for each in name or [] if "=" in each)
-        differs = _invoice(provider, invoice, names, config, as_format, every=every)
+        differs = _invoice(provider, invoice, name or [], place, as_format, every=every)
     else:
         raise typer.BadParameter("say what is to be compared: --limits, or --provider and --invoice")
     raise typer.Exit(1 if differs else 0)
 
 
 def _invoice(
-    provider: str, invoice: Path, names: dict[str, str], config: Path, as_format: Format, *, every: bool
+    provider: str, invoice: Path, names: list[str], place: Place, as_format: Format, *, every: bool
 ) -> bool:
     """Whether a provider's invoice differs from what the ledger has counted there, by day and model."""
-    from gateway.reconcile import BadInvoice, compare, read  # noqa: PLC0415  see below
-
     try:
-        with invoice.open(encoding="utf-8-sig", newline="") as file:
-            billed = read(file)
-        with open_store(config) as store:
-            found = compare(store, provider, billed, names)
-    except (OSError, UnicodeDecodeError, BadInvoice) as error:
-        typer.echo(f"{invoice}: {error}", err=True)
-        raise typer.Exit(2) from None
-    differing = [each for each in found if each.difference_nano_usd]
-    rows = [
-        {
-            "day": each.day,
-            "model": each.model,
-            "billed_usd": None if each.billed_nano_usd is None else f"{each.billed_nano_usd.scaleb(-9):f}",
-            "ledger_usd": None if each.ledger_nano_usd is None else usd(each.ledger_nano_usd),
-            "difference_usd": f"{each.difference_nano_usd.scaleb(-9):f}",
-        }
-        for each in (found if every else differing)
-    ]
-    show(rows, ("day", "model", "billed_usd", "ledger_usd", "difference_usd"), as_format)
+        content = invoice.read_bytes()
+    except OSError as error:
+        fail(f"{invoice}: {error.strerror}", 2)
+    answer = place.fetch("POST", "billing", "reconcile", provider, content=content, name=names)
+    found = decoded(answer)["data"]
+    differing = [each for each in found if Decimal(each["difference_usd"])]
+    columns = ("day", "model", "billed_usd", "ledger_usd", "difference_usd")
+    show(found if every else differing, columns, as_format)
     return bool(differing)
 
 
-def _limits(config: Path, as_format: Format) -> int:
-    """By how much Redis is ahead of the ledger, in nano-USD. Behind it by what has just been committed it may be."""
-    # Imported here, for the sake of the commands that do not need them.
-    from gateway.config import load  # noqa: PLC0415  see above
-    from gateway.limit_store import LimitStoreAway  # noqa: PLC0415  see above
-    from gateway.spending import Spending  # noqa: PLC0415  see above
-
-    url = load(config, os.environ).shared_state.get_secret_value()
-    if url == "memory://":
-        raise typer.BadParameter(
-            "shared_state is memory://: each process has its limits from the ledger alone"
-        )
-    with open_store(config) as store:
-        try:
-            found = asyncio.run(_compared(url, Spending(store)))
-        except LimitStoreAway as failure:
-            typer.echo(f"cannot ask Redis: {failure}", err=True)
-            raise typer.Exit(1) from None
+def _limits(place: Place, as_format: Format, *, repair: bool) -> bool:
+    """Whether Redis is ahead of the ledger, and stays so. Behind it by what has just been committed it may be."""
+    found = place.ask("POST", "limits", "repair") if repair else place.ask("GET", "limits")
     rows = [
         {
-            "account": account,
-            "kept_usd": usd(kept),
-            "ledger_usd": usd(spent),
-            "ahead_usd": usd(max(0, kept - spent)),
+            "account": each["account"],
+            "kept_usd": usd(each["kept_nano_usd"]),
+            "ledger_usd": usd(each["ledger_nano_usd"]),
+            "ahead_usd": usd(each["ahead_nano_usd"]),
+            "repaired": each["repaired"],
         }
-        for account, (kept, spent) in sorted(found.items())
+        for each in found["data"]
     ]
     show(rows, _COLUMNS, as_format)
-    return sum(max(0, kept - spent) for kept, spent in found.values())
-
-
-async def _compared(url: str, ledger: Ledger) -> Mapping[str, tuple[int, int]]:
-    from gateway.limit_accounts import Accounts  # noqa: PLC0415  see above
-    from gateway.redis_store import RedisStore  # noqa: PLC0415  see above
-
-    store = RedisStore(url)
-    try:
-        return await Accounts(store, ledger, "reconcile").compared()
-    finally:
-        await store.close()
+    return any(each["ahead_nano_usd"] and not each["repaired"] for each in found["data"])

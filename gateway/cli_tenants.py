@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -27,71 +27,66 @@ Suspended = Annotated[
     bool | None, typer.Option("--suspend/--resume", help="Whether its keys admit no calls for now.")
 ]
 
-_TENANT_COLUMNS = ("name", "created", "suspended", "policy", "metadata")
-_PROJECT_COLUMNS = ("tenant", *_TENANT_COLUMNS)
+_COLUMNS = ("name", "created", "suspended", "policy", "metadata")
+_TENANT_COLUMNS = (*_COLUMNS, "config_policy")
+_PROJECT_COLUMNS = ("tenant", *_COLUMNS)
 
 
-def _changed(
-    metadata: list[str] | None, policy: PolicyOptions, *, no_policy: bool, suspended: bool | None
-) -> dict[str, Any]:
-    said = {"metadata": pairs(metadata), "policy": policy.given(), "suspended": suspended}
-    body: dict[str, Any] = {field: value for field, value in said.items() if value is not None}
-    return {**body, "policy": None} if no_policy else body
+class Creation(NamedTuple):
+    """What a new one may be given."""
+
+    metadata: MetadataOption = None
+    as_format: FormatOption = Format.TABLE
+
+    def body(self, name: str, policy: PolicyOptions) -> dict[str, Any]:
+        return {"name": name, "metadata": pairs(self.metadata), "policy": policy.given()}
+
+
+class Changing(NamedTuple):
+    """What may be different; what is not said stays."""
+
+    suspended: Suspended = None
+    metadata: MetadataOption = None
+    no_policy: NoPolicy = False
+    as_format: FormatOption = Format.TABLE
+
+    def body(self, policy: PolicyOptions) -> dict[str, Any]:
+        said = {"metadata": pairs(self.metadata), "policy": policy.given(), "suspended": self.suspended}
+        body: dict[str, Any] = {field: value for field, value in said.items() if value is not None}
+        return {**body, "policy": None} if self.no_policy else body
 
 
 @tenants.command("create")
 @unfolded
-def create_tenant(
-    name: NameArgument,
-    *,
-    metadata: MetadataOption = None,
-    policy: PolicyOptions,
-    place: Place,
-    as_format: FormatOption = Format.TABLE,
-) -> None:
+def create_tenant(name: NameArgument, *, policy: PolicyOptions, creation: Creation, place: Place) -> None:
     """Create a tenant. One is created with its first key as well."""
-    body = {"name": name, "metadata": pairs(metadata), "policy": policy.given()}
-    show_rows([place.ask("POST", "tenants", body=body)], _TENANT_COLUMNS, as_format)
+    row = place.ask("POST", "tenants", body=creation.body(name, policy))
+    show_rows([row], _TENANT_COLUMNS, creation.as_format)
 
 
 @tenants.command("list")
 @unfolded
 def list_tenants(*, place: Place, as_format: FormatOption = Format.TABLE) -> None:
-    """List the tenants in the database."""
+    """List the tenants in the database, and those that only the configuration knows, which have no `created`."""
     show_rows(place.all("tenants"), _TENANT_COLUMNS, as_format)
 
 
 @tenants.command("change")
 @unfolded
-def change_tenant(
-    name: NameArgument,
-    *,
-    suspended: Suspended = None,
-    metadata: MetadataOption = None,
-    policy: PolicyOptions,
-    no_policy: NoPolicy = False,
-    place: Place,
-    as_format: FormatOption = Format.TABLE,
-) -> None:
+def change_tenant(name: NameArgument, *, policy: PolicyOptions, changing: Changing, place: Place) -> None:
     """Change a tenant. A policy that is given takes the place of the one it has; what is not said stays."""
-    body = _changed(metadata, policy, no_policy=no_policy, suspended=suspended)
-    show_rows([place.ask("PATCH", "tenants", name, body=body)], _TENANT_COLUMNS, as_format)
+    row = place.ask("PATCH", "tenants", name, body=changing.body(policy))
+    show_rows([row], _TENANT_COLUMNS, changing.as_format)
 
 
 @projects.command("create")
 @unfolded
 def create_project(
-    name: NameArgument,
-    *,
-    tenant: TenantOption,
-    metadata: MetadataOption = None,
-    policy: PolicyOptions,
-    place: Place,
-    as_format: FormatOption = Format.TABLE,
+    name: NameArgument, *, tenant: TenantOption, policy: PolicyOptions, creation: Creation, place: Place
 ) -> None:
     """Create a project of a tenant."""
-    body = {"name": name, "metadata": pairs(metadata), "policy": policy.given()}
-    show_rows([place.ask("POST", "tenants", tenant, "projects", body=body)], _PROJECT_COLUMNS, as_format)
+    row = place.ask("POST", "tenants", tenant, "projects", body=creation.body(name, policy))
+    show_rows([row], _PROJECT_COLUMNS, creation.as_format)
 
 
 @projects.command("list")
@@ -103,18 +98,9 @@ def list_projects(*, tenant: TenantOption, place: Place, as_format: FormatOption
 
 @projects.command("change")
 @unfolded
-def change_project(  # noqa: PLR0913  a command's options are its parameters
-    name: NameArgument,
-    *,
-    tenant: TenantOption,
-    suspended: Suspended = None,
-    metadata: MetadataOption = None,
-    policy: PolicyOptions,
-    no_policy: NoPolicy = False,
-    place: Place,
-    as_format: FormatOption = Format.TABLE,
+def change_project(
+    name: NameArgument, *, tenant: TenantOption, policy: PolicyOptions, changing: Changing, place: Place
 ) -> None:
     """Change a project. A policy that is given takes the place of the one it has; what is not said stays."""
-    body = _changed(metadata, policy, no_policy=no_policy, suspended=suspended)
-    row = place.ask("PATCH", "tenants", tenant, "projects", name, body=body)
-    show_rows([row], _PROJECT_COLUMNS, as_format)
+    row = place.ask("PATCH", "tenants", tenant, "projects", name, body=changing.body(policy))
+    show_rows([row], _PROJECT_COLUMNS, changing.as_format)

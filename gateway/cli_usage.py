@@ -11,11 +11,13 @@ from typing import Annotated, Any, cast
 import typer
 
 from gateway import spans
-from gateway.cli_options import DEFAULT_CONFIG, ConfigOption, FormatOption, open_store
+from gateway.cli_options import FormatOption, Place, unfolded
 from gateway.output import Format, show, usd
-from gateway.usage_totals import GROUPINGS, Grouping, Order, Question, shown
+from gateway.usage_totals import GROUPINGS, Grouping
 
 app = typer.Typer()
+
+_PAGE = 10_000
 
 _COLUMNS = (
     "calls",
@@ -33,6 +35,7 @@ _COLUMNS = (
 
 
 @app.callback(invoke_without_command=True)
+@unfolded
 def usage(  # noqa: PLR0913, PLR0917  a command's options are its parameters
     by: Annotated[
         str, typer.Option("--by", help=f"What to sum by, one or several with commas: {', '.join(GROUPINGS)}.")
@@ -52,25 +55,34 @@ def usage(  # noqa: PLR0913, PLR0917  a command's options are its parameters
     key: Annotated[str | None, typer.Option(help="Only of the key with this id.")] = None,
     model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
     customer: Annotated[str | None, typer.Option(help="Only for this customer of the tenant's.")] = None,
-    config: ConfigOption = DEFAULT_CONFIG,
+    *,
+    place: Place,
     as_format: FormatOption = Format.TABLE,
 ) -> None:
     """Calls, tokens and money, summed up; of the current month unless told otherwise."""
     start, end = span(since, until, datetime.now(UTC))
     groups = groupings(by)
-    given = {"tenant": tenant, "project": project, "key": key, "model": model, "customer": customer}
-    only = {name: value for name, value in given.items() if value is not None}
-    order: Order = "group" if groups[0] in ("hour", "day", "month") else "charge"
-    with open_store(config) as store:
-        found = store.usage(Question(spans.ms(start), spans.ms(end), groups, cast("Any", only), order))
-    rows: list[dict[str, Any]] = []
-    for total in found:
-        row: dict[str, Any] = shown(total, groups)
+    asked = {"by": ",".join(groups), "from": start.isoformat(), "to": end.isoformat(), "limit": _PAGE}
+    asked |= {"tenant": tenant, "project": project, "key": key, "model": model, "customer": customer}
+    rows = _all(place, asked)
+    if groups[0] not in ("hour", "day", "month"):
+        rows.sort(key=lambda row: -row["charge_nano_usd"])  # of equals the first group stays the first
+    for row in rows:
         for amount in ("charge", "cost", "waste"):
             row[f"{amount}_usd"] = usd(row[f"{amount}_nano_usd"])
-        rows.append(row)
     helped = ("helped_calls",) if "endpoint" in groups else ()
     show(rows, (*groups, _COLUMNS[0], *helped, *_COLUMNS[1:]), as_format)
+
+
+def _all(place: Place, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of all pages."""
+    rows: list[dict[str, Any]] = []
+    while True:
+        page = place.ask("GET", "usage", **asked)
+        rows += page["data"]
+        asked["cursor"] = page["next_cursor"]
+        if asked["cursor"] is None:
+            return rows
 
 
 def groupings(by: str) -> tuple[Grouping, ...]:

@@ -15,9 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
 
 from gateway.admin_page import POLICY, page
+from gateway.billing import BillingError
 from gateway.config_file import path_of
 from gateway.database import StoreError
 from gateway.errors import ApiError
+from gateway.limit_store import LimitStoreAway
 from gateway.openai import PATHS
 
 if TYPE_CHECKING:
@@ -105,6 +107,8 @@ def show_errors(app: FastAPI) -> None:
     """In the usual shape."""
     app.add_exception_handler(ApiError, _shown)
     app.add_exception_handler(StoreError, _shown_of_store)
+    app.add_exception_handler(BillingError, _shown_of_ledger)
+    app.add_exception_handler(LimitStoreAway, _shown_of_limits)
     app.add_exception_handler(RequestValidationError, _shown_of_body)
     app.add_exception_handler(HTTPException, _shown_http)
 
@@ -134,6 +138,22 @@ def _models(catalog: Catalog, caller: Callable[[Request], Key]) -> APIRouter:
 
 async def _shown(_request: Request, error: Any) -> Response:
     return Response(error.body(), error.status, {k.decode(): v.decode() for k, v in error.headers()})
+
+
+_OF_LEDGER = {
+    "Unknown": ("subject_not_found", "whom"),
+    "Conflict": ("idempotency_conflict", "idempotency_key"),
+    "BadOrder": ("invalid_value", None),
+}
+
+
+async def _shown_of_ledger(request: Request, error: Any) -> Response:
+    code, param = _OF_LEDGER.get(type(error).__name__, ("billing_refused", None))
+    return await _shown(request, ApiError(code, str(error), param=param))
+
+
+async def _shown_of_limits(request: Request, error: Any) -> Response:
+    return await _shown(request, ApiError("limits_unavailable", f"Redis cannot be asked: {error}"))
 
 
 _OF_STORE = {"NotFound": "subject_not_found", "Taken": "name_taken", "BadName": "invalid_value"}

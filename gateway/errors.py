@@ -79,10 +79,15 @@ ERRORS: dict[str, ErrorKind] = {
         404, _REQUEST, "There is no such model; names those that are spelled alike."
     ),
     "node_not_found": ErrorKind(404, _REQUEST, "No such node is registered; it may register again."),
-    "subject_not_found": ErrorKind(404, _REQUEST, "There is no such tenant, project or key."),
+    "subject_not_found": ErrorKind(404, _REQUEST, "There is no such tenant, project, key, node or call."),
     "method_not_allowed": ErrorKind(405, _REQUEST, "The path does not take this method; see `allow`."),
     "node_conflict": ErrorKind(409, _REQUEST, "Another endpoint of the model has the node's name."),
     "idempotency_conflict": ErrorKind(409, _REQUEST, "The idempotency key has been used for something else."),
+    "billing_refused": ErrorKind(
+        409,
+        _REQUEST,
+        "The ledger does not allow it: a call is refunded already, say, or a month is not over.",
+    ),
     "name_taken": ErrorKind(409, _REQUEST, "There is a tenant or project of that name already."),
     "request_too_large": ErrorKind(413, _REQUEST, "The body exceeds `limits.body_bytes`."),
     "unsupported_content_encoding": ErrorKind(415, _REQUEST, "The body is compressed; send it plain."),

@@ -2,29 +2,35 @@
 beside them.
 
 A call belongs to the month in which it began. One that a gateway killed in that month has left in its journal comes in when
-the journal is adopted, so an invoice is final once every gateway's journal has been moved.
+the journal is adopted, which may be after the month's invoice has been issued. What has been issued stays as it is
+(gateway.issuing): an invoice is for its month, and for all that has come in of earlier months since their own.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy import select
 
 from gateway.ledger_tables import LEDGER_ENTRIES, LEDGER_TRANSACTIONS
-from gateway.output import usd
 from gateway.spans import month_ms
 from gateway.usage_totals import Question
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from gateway.store import Store
     from gateway.usage_totals import Grouping, Measures
+
+_COUNTS = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+_BY: tuple[Grouping, ...] = ("month", "project", "model", "tier")
 
 
 class Line(Struct, frozen=True):
     """Usage of one kind."""
 
+    month: str
     project: str
     """Of a statement of a node, nothing."""
     model: str
@@ -50,15 +56,20 @@ class Movement(Struct, frozen=True):
 
 
 class Invoice(Struct, frozen=True):
+    number: str | None
+    """None: a draft."""
+    issued_ms: int | None
     tenant: str
     month: str
     opening_nano_usd: int
-    """What it owed when the month began; below zero, what it had paid in advance."""
+    """What it owed by the invoice before, or when the month began; below zero, what it had paid in advance."""
     lines: tuple[Line, ...]
+    late: tuple[Line, ...]
+    """Usage of earlier months that has come in since they were billed."""
     adjustments: tuple[Movement, ...]
-    """Credits, refunds and corrections."""
+    """Credits, refunds and corrections that are on no invoice before."""
     total_nano_usd: int
-    """Of the lines and the adjustments: what is billed for the month."""
+    """Of the lines and the adjustments: what is billed."""
     payments: tuple[Movement, ...]
     closing_nano_usd: int
     """What it owed when the month ended."""
@@ -78,34 +89,82 @@ class Statement(Struct, frozen=True):
     closing_nano_usd: int
 
 
-def invoice(store: Store, tenant: str, month: str) -> Invoice:
-    """Raises ValueError where the month is none."""
+def draft(store: Store, tenant: str, month: str, issued: Sequence[Invoice] = ()) -> Invoice:
+    """What is to be billed by now for a month, behind what has been `issued` for months before. Raises ValueError."""
     start_ms, end_ms = month_ms(month)
-    account = f"tenant:{tenant}"
-    found = store.usage(Question(start_ms, end_ms, ("project", "model", "tier"), {"tenant": tenant}, "group"))
-    lines = tuple(_line(total.group, total.sums, total.sums.charge_nano_usd) for total in found)
-    before_nano_usd, inside = movements(store, account, start_ms, end_ms)
-    opening = before_nano_usd + _summed(store, {"tenant": tenant}, start_ms, "charge_nano_usd")
-    adjustments = tuple(each for each in inside if each.kind != "payment")
-    payments = tuple(each for each in inside if each.kind == "payment")
-    total = sum(line.amount_nano_usd for line in lines) + sum(each.amount_nano_usd for each in adjustments)
-    closing = opening + total + sum(each.amount_nano_usd for each in payments)
-    return Invoice(tenant, month, opening, lines, adjustments, total, payments, closing)
+    first_ms = month_ms(issued[0].month)[0] if issued else start_ms
+    lines, late = _unbilled(store, tenant, month, (first_ms, end_ms), issued)
+    before_nano_usd, moved = movements(store, f"tenant:{tenant}", first_ms, end_ms)
+    opening = before_nano_usd + _summed(store, {"tenant": tenant}, first_ms, "charge_nano_usd")
+    if issued:
+        there = {each.id for one in issued for each in (*one.adjustments, *one.payments)}
+        moved = [each for each in moved if each.id not in there]
+        moved += _before_all(issued, month, opening, start_ms)
+        opening = issued[-1].closing_nano_usd
+    adjustments = tuple(each for each in moved if each.kind != "payment")
+    payments = tuple(each for each in moved if each.kind == "payment")
+    total = _amount(lines) + _amount(late) + _amount(adjustments)
+    closing = opening + total + _amount(payments)
+    return Invoice(
+        None, None, tenant, month, opening, tuple(lines), tuple(late), adjustments, total, payments, closing
+    )
+
+
+def _unbilled(
+    store: Store, tenant: str, month: str, span_ms: tuple[int, int], issued: Sequence[Invoice]
+) -> tuple[list[Line], list[Line]]:
+    """Usage of the month, and what there is of earlier ones beyond what has been billed."""
+    billed: dict[tuple[str, ...], Line] = {}
+    for one in issued:
+        for line in (*one.lines, *one.late):
+            billed[_kind(line)] = _combined(line, billed.get(_kind(line)), 1)
+    lines, late = [], []
+    for total in store.usage(Question(*span_ms, _BY, {"tenant": tenant}, "group")):
+        line = _line(total.group, total.sums, total.sums.charge_nano_usd)
+        if line.month == month:
+            lines.append(line)
+        else:
+            rest = _combined(line, billed.get(_kind(line)), -1)
+            if any(structs.astuple(rest)[len(_BY) :]):
+                late.append(rest)
+    return lines, late
+
+
+def _before_all(issued: Sequence[Invoice], month: str, opening_nano_usd: int, time_ms: int) -> list[Movement]:
+    """What has come in of the time before the first invoice, whose usage no invoice has line by line."""
+    carried = [each for one in issued for each in one.adjustments if each.kind == "late"]
+    amount = opening_nano_usd - issued[0].opening_nano_usd - _amount(carried)
+    note = f"entered late, of before {issued[0].month}"
+    return [Movement(f"late:{month}", "late", time_ms, None, note, amount)] if amount else []
+
+
+def _kind(line: Line) -> tuple[str, ...]:
+    return (line.month, line.project, line.model, line.tier)
+
+
+def _combined(line: Line, other: Line | None, sign: int) -> Line:
+    """`line` plus `sign` times the other, which is of the same kind."""
+    if other is None:
+        return line
+    figures = (*_COUNTS, "amount_nano_usd")
+    sums = {each: getattr(line, each) + sign * getattr(other, each) for each in figures}
+    return structs.replace(line, **sums)
+
+
+def _amount(of: Iterable[Line | Movement]) -> int:
+    return sum(each.amount_nano_usd for each in of)
 
 
 def statement(store: Store, node: str, month: str) -> Statement:
     """Raises ValueError where the month is none."""
     start_ms, end_ms = month_ms(month)
     found = store.usage(Question(start_ms, end_ms, ("model", "tier"), {"endpoint": node}, "group"))
-    lines = tuple(_line(("", *total.group), total.sums, total.sums.cost_nano_usd) for total in found)
+    lines = tuple(_line((month, "", *total.group), total.sums, total.sums.cost_nano_usd) for total in found)
     before_nano_usd, inside = movements(store, f"payout:{node}", start_ms, end_ms)
-    paid = tuple(
-        Movement(each.id, each.kind, each.time_ms, each.call_id, each.note, -each.amount_nano_usd)
-        for each in inside
-    )
+    paid = tuple(structs.replace(each, amount_nano_usd=-each.amount_nano_usd) for each in inside)
     opening = _summed(store, {"endpoint": node}, start_ms, "cost_nano_usd") - before_nano_usd
-    total = sum(line.amount_nano_usd for line in lines)
-    closing = opening + total + sum(each.amount_nano_usd for each in paid)
+    total = _amount(lines)
+    closing = opening + total + _amount(paid)
     return Statement(node, month, opening, lines, total, paid, closing)
 
 
@@ -137,39 +196,6 @@ def _summed(store: Store, only: dict[Grouping, str | tuple[str, ...]], until_ms:
 
 
 def _line(group: tuple[str, ...], sums: Measures, amount_nano_usd: int) -> Line:
-    project, model, tier = group
-    return Line(
-        project,
-        model,
-        tier,
-        sums.calls,
-        sums.prompt_tokens,
-        sums.cached_tokens,
-        sums.completion_tokens,
-        sums.reasoning_tokens,
-        amount_nano_usd,
-    )
-
-
-def in_words(of: Invoice | Statement) -> list[str]:
-    """As lines of text, for a page."""
-    whose = f"Invoice for {of.tenant}" if isinstance(of, Invoice) else f"Statement for node {of.node}"
-    rule = "-" * 92
-    out = [whose, f"Month {of.month} (UTC)", "", _money("Brought forward", of.opening_nano_usd), rule]
-    out.append(f"{'project':12}{'model':26}{'tier':9}{'calls':>9}{'tokens':>14}{'USD':>22}")
-    for line in of.lines:
-        tokens = line.prompt_tokens + line.completion_tokens
-        out.append(
-            f"{line.project[:11]:12}{line.model[:25]:26}{line.tier:9}{line.calls:>9}{tokens:>14}{usd(line.amount_nano_usd):>22}"
-        )
-    if isinstance(of, Invoice):
-        out += [
-            _money(f"{each.kind} {each.note or each.id}", each.amount_nano_usd) for each in of.adjustments
-        ]
-    out += [rule, _money("Total of the month", of.total_nano_usd)]
-    out += [_money(f"{each.kind} {each.note or each.id}", each.amount_nano_usd) for each in of.payments]
-    return [*out, rule, _money("Carried forward", of.closing_nano_usd)]
-
-
-def _money(what: str, nano_usd: int) -> str:
-    return f"{what[:69]:70}{usd(nano_usd):>22}"
+    month, project, model, tier = group
+    counts = {each: getattr(sums, each) for each in _COUNTS}
+    return Line(month, project, model, tier, **counts, amount_nano_usd=amount_nano_usd)

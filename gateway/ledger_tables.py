@@ -1,13 +1,13 @@
 """The tables of money: the ledger in double entry, what its accounts stand at, and usage summed up by hours.
 
 All of them are written in the transaction that keeps the usage rows they follow from (gateway.bookkeeping), so that none
-can be ahead of another or behind it. The ledger's own two tables are append-only: triggers refuse anything else, and in
-PostgreSQL one refuses a transaction that does not sum to zero.
+can be ahead of another or behind it. The ledger's own two tables, and invoices, are append-only: triggers refuse anything
+else, and in PostgreSQL one refuses a transaction that does not sum to zero.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Table, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Table, Text, UniqueConstraint, text
 
 from gateway.tables import METADATA
 
@@ -98,4 +98,15 @@ PRICES = Table(
     Column("cached_input_pico_usd", BigInteger),
     Column("reasoning_pico_usd", BigInteger),
     Column("millionths", BigInteger),  # of tiers and tenants
+)
+
+INVOICES = Table(
+    "invoices",  # those that have been issued; see gateway.issuing
+    METADATA,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),  # from 1 on, without a gap
+    Column("tenant", Text, nullable=False),
+    Column("month", Text, nullable=False),
+    Column("issued_ms", BigInteger, nullable=False),
+    Column("document", Text, nullable=False),  # JSON, as it was issued
+    UniqueConstraint("tenant", "month", name="invoices_tenant_month_key"),
 )

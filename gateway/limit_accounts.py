@@ -15,17 +15,19 @@ import logging
 import time
 from collections import defaultdict, deque
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.allowance import Slice
 from gateway.database import StoreAway
+from gateway.drift import drift
 from gateway.limit_store import LimitStoreAway
 from gateway.windows import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from gateway.allowance import Ask, Kind
+    from gateway.drift import Drift, Ledger
     from gateway.ledger import UsageRow
     from gateway.limit_store import LimitStore
     from gateway.open_calls import Abandoned
@@ -37,12 +39,6 @@ _ASKED_AT_ONCE = 200
 _READY_S = 5.0
 _ROUND_TICKS = 1200
 """Every ten minutes, and at the start, there is a round."""
-
-
-class Ledger(Protocol):
-    """What has been spent, by account. Blocks; raises StoreAway."""
-
-    def nano_usd(self, accounts: Iterable[str]) -> Mapping[str, int]: ...
 
 
 class _Committed(NamedTuple):
@@ -342,18 +338,18 @@ class Accounts:
                     ", ".join(accounts),
                 )
             await self.ended(process)
-        found = await self.compared()
-        self.drift_nano_usd = sum(max(0, kept - spent) for kept, spent in found.values())
-        if self.drift_nano_usd:
+        found = [each for each in await self.drift(repair=True) if each.ahead_nano_usd]
+        self.drift_nano_usd = sum(each.ahead_nano_usd for each in found)
+        if found:
             log.error(
-                "the store of limits takes %d nano-USD more to be spent than the ledger", self.drift_nano_usd
+                "the store of limits took %d nano-USD more to be spent than the ledger, of %s: put right",
+                self.drift_nano_usd,
+                ", ".join(each.account for each in found),
             )
 
-    async def compared(self) -> dict[str, tuple[int, int]]:
-        """What the store takes to be spent of each budget, and what the ledger has. The ledger may be ahead by a moment."""
-        kept = await self.store.spent()
-        spent = await asyncio.to_thread(self._ledger.nano_usd, list(kept))
-        return {account: (nano_usd, spent[account]) for account, nano_usd in kept.items()}
+    async def drift(self, *, repair: bool) -> list[Drift]:
+        """What the store takes to be spent of each budget, beside the ledger."""
+        return await drift(self.store, self._ledger, repair=repair)
 
     def forget(self) -> None:
         """Drop slices that nobody has used for a while."""

@@ -64,6 +64,14 @@ class LimitStore(Protocol):
         """What it takes to have been spent of each budget."""
         ...
 
+    async def repair(self, accounts: Mapping[str, tuple[int, int]]) -> list[str]:
+        """Of each of these it takes so much to be spent that cannot be, and is to take the second figure instead.
+
+        Those of which it now takes something else stay, and are not among those returned. From then on it is as one that
+        has begun anew, but for what is on lease.
+        """
+        ...
+
 
 class _Account:
     def __init__(self) -> None:
@@ -81,15 +89,15 @@ class MemoryStore:
 
     def __init__(self, now_ns: Callable[[], int], settling_s: float = 0.0) -> None:
         self._now_ns = now_ns
+        self._settling_ns = int(settling_s * 1e9)
         self._since_ns = now_ns()
-        self._settled_ns = self._since_ns + int(settling_s * 1e9)
         self._accounts: dict[str, _Account] = defaultdict(_Account)
         self._heard_ns: dict[str, int] = {}
 
     async def exchange(self, process: str, since: int, asks: Sequence[Ask]) -> tuple[int, list[Grant]]:
         now_ns = self._now_ns()
         self._heard_ns[process] = now_ns
-        settling_ns = max(0, self._settled_ns - now_ns, since != self._since_ns)
+        settling_ns = max(0, self._since_ns + self._settling_ns - now_ns, since != self._since_ns)
         return self._since_ns, [self._grant(process, ask, now_ns, settling_ns) for ask in asks]
 
     async def listen(self, process: str, told: Callable[[str, str], None]) -> None:
@@ -113,6 +121,16 @@ class MemoryStore:
     async def forgotten(self) -> list[str]:
         oldest_ns = self._now_ns() - int(FORGOTTEN_AFTER_S * 1e9)
         return [process for process, heard_ns in self._heard_ns.items() if heard_ns < oldest_ns]
+
+    async def repair(self, accounts: Mapping[str, tuple[int, int]]) -> list[str]:
+        repaired = []
+        for name, (wrong, right) in accounts.items():
+            if self._accounts[name].spent == wrong:
+                self._accounts[name].spent = right
+                repaired.append(name)
+        if repaired:
+            self._since_ns = self._now_ns()
+        return repaired
 
     async def spent(self) -> dict[str, int]:
         return {name: account.spent for name, account in self._accounts.items() if account.kind == "usd"}
@@ -169,6 +187,10 @@ class NoStore:
 
     async def spent(self) -> dict[str, int]:
         return {}
+
+    async def repair(self, accounts: Mapping[str, tuple[int, int]]) -> list[str]:
+        del accounts
+        return []
 
 
 def leased(ask: Ask, room: int) -> int:

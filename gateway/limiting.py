@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from gateway.drift import drift
+from gateway.errors import ApiError
 from gateway.limit_accounts import Accounts
 from gateway.limit_store import MemoryStore, NoStore
 from gateway.limits import Hold, Limits, Served
@@ -22,10 +24,17 @@ if TYPE_CHECKING:
     from gateway.auth import Key
     from gateway.catalog import Catalog, Offer
     from gateway.config import Config
+    from gateway.drift import Drift
     from gateway.journal import Journal
     from gateway.limit_store import LimitStore
     from gateway.openai import Request
     from gateway.store import Store
+
+
+def not_shared() -> ApiError:
+    return ApiError(
+        "invalid_value", "shared_state is memory://: each process has its limits from the ledger alone"
+    )
 
 
 class Limiter:
@@ -59,6 +68,12 @@ class Limiting(Struct):
     limits: Limits
     open_calls: OpenCalls
 
+    async def drift(self, repair: bool) -> list[Drift]:  # noqa: FBT001 - it has no other argument
+        """Raises ApiError where the limits are this process' own."""
+        if not self.accounts.store.shared:
+            raise not_shared()
+        return await self.accounts.drift(repair=repair)
+
 
 @asynccontextmanager
 async def limiting(
@@ -78,6 +93,15 @@ async def limiting(
                 task.cancel()
             await asyncio.gather(*keeping, return_exceptions=True)
             page.close(discard=await accounts.give_back())
+
+
+async def drift_of(config: Config, store: Store, repair: bool) -> list[Drift]:  # noqa: FBT001 - as above
+    """The same without a gateway that runs."""
+    async with AsyncExitStack() as stack:
+        shared = await _store(config, stack, alone=True)
+        if not shared.shared:
+            raise not_shared()
+        return await drift(shared, Spending(store), repair=repair)
 
 
 async def _store(config: Config, stack: AsyncExitStack, *, alone: bool) -> LimitStore:

@@ -31,6 +31,14 @@ class ReportFormat(StrEnum):
     JSON = "json"
 
 
+class BillFormat(StrEnum):
+    """Of invoices and the like."""
+
+    JSON = "json"
+    CSV = "csv"
+    PDF = "pdf"
+
+
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_format: Format) -> None:
     """Print `rows` on stdout: all there is of them as JSON, `columns` as table and CSV."""
     out = sys.stdout

@@ -19,11 +19,10 @@ from gateway.output import iso
 from gateway.windows import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from gateway.allowance import Slice
     from gateway.auth import Key
     from gateway.limits import Limits
+    from gateway.policy import Policies
     from gateway.store import Store
 
 _NAMES = {"requests": "requests_per_min", "tokens": "tokens_per_min", "calls": "concurrency"}
@@ -65,10 +64,10 @@ class OwnLimits(BaseModel):
 class OwnLimiter:
     """Who tells keys what is left."""
 
-    def __init__(self, limits: Limits, store: Store, is_prepaid: Callable[[str], bool]) -> None:
+    def __init__(self, limits: Limits, store: Store, policies: Policies) -> None:
         self._limits = limits
         self._store = store
-        self._is_prepaid = is_prepaid
+        self._policies = policies
 
     async def of(self, key: Key) -> OwnLimits:
         """Raises ApiError."""
@@ -77,7 +76,7 @@ class OwnLimiter:
         try:
             known = await self._limits.accounts.look(slices)
             balance = None
-            if self._is_prepaid(key.tenant):
+            if key.tenant in self._policies.prepaid:
                 balance = await asyncio.to_thread(balance_nano_usd, self._store, key.tenant)
         except StoreAway as failure:
             raise ApiError(

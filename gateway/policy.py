@@ -230,6 +230,8 @@ class Policies:
         """From now on these are the tenants' policies, and names stand for what they stand for now."""
         self.prepaid = prepaid
         """The tenants that can spend what they have paid in."""
+        self.configured = dict(by_tenant)
+        """As the configuration has them."""
         self._by_tenant = {tenant: self._resolved(policy) for tenant, policy in by_tenant.items()}
 
     def in_force(

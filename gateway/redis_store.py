@@ -3,7 +3,8 @@
 All accounts of a call are asked for in one round trip, and by its clock. What is lost with a Redis that restarts without
 its data comes back by itself: everybody says again what he has, and the ledger what has been spent.
 
-Lua's numbers are doubles: whole up to 2^53, which is nine million USD in nano-USD.
+Lua's numbers are doubles: whole up to 2^53, which is nine million USD in nano-USD. Limits, and what has been spent, are
+exact beyond that; what one process has on lease at once is exact up to it.
 """
 
 from __future__ import annotations
@@ -75,6 +76,17 @@ if anew then
 end
 local settling = math.max(since == known_since and 0 or 1, tonumber(since) + settling_us - now_us)
 
+-- Texts of digits, exact beyond what a number can be.
+local function larger(one, other)
+    if #one > #other or (#one == #other and one > other) then return one end
+    return other
+end
+local function split(text)
+    local cut = #text - 12
+    if cut <= 0 then return 0, tonumber(text) end
+    return tonumber(string.sub(text, 1, cut)), tonumber(string.sub(text, cut + 1))
+end
+
 local alive = {}
 local function is_alive(name)
     if alive[name] == nil then
@@ -85,28 +97,34 @@ local function is_alive(name)
 end
 
 local function grant(account, kind, limit, said, had, need, wanted)
-    local spent, at, short_at, others, mine = 0, 0, 0, 0, 0
+    local stored, at, short_at, others_high, others_low, mine = '0', 0, 0, 0, 0, 0
     local fields = redis.call('HGETALL', account)
     for i = 1, #fields, 2 do
-        local name, value = fields[i], tonumber(fields[i + 1])
-        if name == 'spent' then spent = value
-        elseif name == 'at' then at = value
-        elseif name == 'short' then short_at = value
-        elseif name == 'l:' .. process then mine = value
-        elseif kind == 'usd' or is_alive(string.sub(name, 3)) then others = others + value
+        local name, value = fields[i], fields[i + 1]
+        if name == 'spent' then stored = value
+        elseif name == 'at' then at = tonumber(value)
+        elseif name == 'short' then short_at = tonumber(value)
+        elseif name == 'l:' .. process then mine = tonumber(value)
+        elseif kind == 'usd' or is_alive(string.sub(name, 3)) then
+            local high, low = split(value)
+            others_high, others_low = others_high + high, others_low + low
         else redis.call('HDEL', account, name) end
     end
-    local stored
+    local spent
     if kind == 'rate' then
-        spent = math.max(0, math.max(0, spent - limit * math.max(0, now_us - at) / 60000000) + said)
-        stored = string.format('%.17g', spent)
-        spent = math.ceil(spent)
+        local drained = tonumber(limit) * math.max(0, now_us - at) / 60000000
+        local left = math.max(0, math.max(0, tonumber(stored) - drained) + tonumber(said))
+        stored, spent = string.format('%.17g', left), whole(math.ceil(left))
     else
-        spent = math.max(spent, said)
-        stored = whole(spent)
+        stored = larger(stored, said)
+        spent = stored
     end
+    local limit_high, limit_low = split(limit)
+    local spent_high, spent_low = split(spent)
+    local others = others_high * 1e12 + others_low
     local wait = kind == 'usd' and settling or 0
-    local room = wait > 0 and 0 or limit - spent - others
+    local room = (limit_high - spent_high - others_high) * 1e12 + (limit_low - spent_low - others_low)
+    room = wait > 0 and 0 or math.min(room, 2^53)
     local lease = had
     if wanted <= had or room >= wanted then lease = wanted
     elseif room >= need then lease = math.max(had, room) end
@@ -129,7 +147,7 @@ local out = {tonumber(since)}
 for i = 5, #KEYS do
     local at = 8 + (i - 5) * 6
     local lease, spent, others, wait = grant(
-        KEYS[i], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]),
+        KEYS[i], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3],
         tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6]))
     for _, figure in ipairs({lease, spent, others, wait}) do out[#out + 1] = figure end
 end
@@ -140,8 +158,8 @@ _ENDED = """
 -- KEYS: heard, the dead one's budgets, asked, and an account for each of ARGV behind the first, the dead one's name.
 local process = ARGV[1]
 for i = 4, #KEYS do
-    local spent = tonumber(redis.call('HGET', KEYS[i], 'spent') or '0')
-    if tonumber(ARGV[i - 2]) > spent then redis.call('HSET', KEYS[i], 'spent', ARGV[i - 2]) end
+    local spent, said = redis.call('HGET', KEYS[i], 'spent') or '0', ARGV[i - 2]
+    if #said > #spent or (#said == #spent and said > spent) then redis.call('HSET', KEYS[i], 'spent', said) end
     redis.call('HDEL', KEYS[i], 'l:' .. process)
     redis.call('SREM', KEYS[2], KEYS[i])
 end
@@ -152,13 +170,31 @@ end
 """
 
 
+_REPAIR = """
+-- KEYS: meta, and an account for each two of ARGV: what it is expected to have, and what it is to have.
+local repaired = {}
+for i = 2, #KEYS do
+    if redis.call('HGET', KEYS[i], 'spent') == ARGV[2 * i - 3] then
+        redis.call('HSET', KEYS[i], 'spent', ARGV[2 * i - 2])
+        repaired[#repaired + 1] = KEYS[i]
+    end
+end
+if #repaired > 0 then
+    -- As if it had begun anew: nobody is given more of a budget before he has read the ledger again.
+    local now = redis.call('TIME')
+    redis.call('HSET', KEYS[1], 'since', string.format('%.0f', now[1] * 1000000 + now[2]))
+end
+return repaired
+"""
+
+
 class _Script:
     def __init__(self, text: str) -> None:
         self.text = text
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-_EXCHANGING, _ENDING = _Script(_EXCHANGE), _Script(_ENDED)
+_EXCHANGING, _ENDING, _REPAIRING = _Script(_EXCHANGE), _Script(_ENDED), _Script(_REPAIR)
 
 
 class RedisStore:
@@ -199,7 +235,7 @@ class RedisStore:
         given += (self._asked, _BUDGETS)
         for ask in asks:
             given += (ask.kind, ask.limit, ask.spent, ask.had, ask.need, ask.wanted)
-        figures: list[int] = await self._run(_EXCHANGING, keys, given)
+        figures = [int(figure) for figure in await self._run(_EXCHANGING, keys, given)]
         return figures[0], [Grant(*figures[at : at + 4]) for at in range(1, len(figures), 4)]
 
     async def accounts_of(self, process: str) -> list[str]:
@@ -226,6 +262,11 @@ class RedisStore:
                 if value is not None:
                     spent[key.removeprefix(_PREFIX)] = int(value)
         return spent
+
+    async def repair(self, accounts: Mapping[str, tuple[int, int]]) -> list[str]:
+        given = [figure for pair in accounts.values() for figure in pair]
+        repaired = await self._run(_REPAIRING, [_META, *(_PREFIX + account for account in accounts)], given)
+        return [key.removeprefix(_PREFIX) for key in repaired]
 
     async def listen(self, process: str, told: Callable[[str, str], None]) -> None:
         """For ever: `told(what, account)`, what being `short` where another process is short of it, or `back`."""

@@ -51,7 +51,7 @@ class LimitsCollector(Collector):
         )
         yield GaugeMetricFamily(
             "tidegate_limits_drift_nano_usd",
-            "By how much shared accounts of budgets were ahead of the ledger when they were last compared: 0.",
+            "By how much shared accounts of budgets were ahead of the ledger when they were last compared, and put right: 0.",
             value=accounts.drift_nano_usd,
         )
         yield GaugeMetricFamily(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 Grouping = Literal[
     "tenant", "project", "key", "model", "endpoint", "tier", "customer", "hour", "day", "month"
@@ -59,8 +59,3 @@ class Question(Struct, frozen=True):
     after: tuple[str, ...] | None = None
     """In the order of the groups, those behind this one."""
     limit: int | None = None
-
-
-def shown(total: Total, by: Sequence[Grouping]) -> dict[str, str | int]:
-    """Flat: the groups by their names, then the sums."""
-    return {**dict(zip(by, total.group, strict=True)), **structs.asdict(total.sums)}

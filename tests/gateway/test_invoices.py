@@ -19,8 +19,10 @@ from usage_rows import a_row, a_share
 
 from gateway import focus
 from gateway.billing import Order, enter
+from gateway.bills import in_words
 from gateway.cli import app
-from gateway.invoice import in_words, invoice, statement
+from gateway.invoice import statement
+from gateway.issuing import invoice
 from gateway.ledger import amount_nano_usd
 from gateway.ledger_tables import LEDGER_ENTRIES, LEDGER_TRANSACTIONS
 from gateway.pdf import document

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway.allowance import MINUTE_NS, Ask, Grant, Slice
+from gateway.drift import drift
 from gateway.limit_store import LimitStore, LimitStoreAway, MemoryStore
 from gateway.redis_store import RedisStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from redis_server import Server
 
@@ -154,6 +155,39 @@ async def test_a_process_has_no_accounts_where_it_has_given_all_back(store: Limi
     await granted(store, ONE, budget(need=80))
     await granted(store, ONE, budget(had=80))
     assert await store.accounts_of(ONE) == []
+
+
+async def test_beyond_nine_million_usd_what_is_left_is_exact_to_the_nano_usd(store: LimitStore):
+    limit, spent = 10**18, 10**18 - 5  # a billion USD, of which a double knows no unit below 128
+    assert (await granted(store, ONE, budget(spent=spent, need=6, limit=limit))).lease == 0
+    assert await granted(store, ONE, budget(spent=spent, need=2, limit=limit)) == Grant(2, spent, 0)
+    assert (await granted(store, OTHER, budget(spent=spent - 1, need=4, limit=limit))).lease == 0
+    assert await granted(store, OTHER, budget(spent=spent, need=3, limit=limit)) == Grant(3, spent, 2)
+    await store.ended(ONE, {BUDGET: spent + 1})
+    assert (await store.spent())[BUDGET] == spent + 1
+    assert (await granted(store, OTHER, budget(spent=spent + 1, had=3, need=4, limit=limit))).lease == 4
+
+
+async def test_of_very_much_that_is_left_each_gets_what_he_asks_for(store: LimitStore):
+    limit = 10**18
+    assert (await granted(store, ONE, budget(need=10**15 + 1, limit=limit))).lease == 10**15 + 1
+    assert await granted(store, OTHER, budget(need=7, limit=limit)) == Grant(7, 0, 10**15 + 1)
+
+
+async def test_what_is_taken_to_be_spent_wrongly_is_put_right_and_then_given_to_who_has_read_the_ledger(
+    store: LimitStore,
+):
+    await granted(store, ONE, budget(need=30, limit=100))
+    since, _ = await store.exchange(OTHER, 0, [])
+    await store.exchange(OTHER, since, [budget(spent=90, limit=100)])
+    assert await store.repair({BUDGET: (89, 20)}) == []  # it is not what it was when it was looked at
+    assert await store.repair({BUDGET: (90, 20)}) == [BUDGET]
+    assert await store.spent() == {BUDGET: 20}
+    _, (grant,) = await store.exchange(OTHER, since, [budget(spent=20, need=1, limit=100)])
+    assert grant.lease == 0
+    assert grant.settling_ms > 0
+    # What somebody has stays his.
+    assert await granted(store, OTHER, budget(spent=20, need=50, limit=100)) == Grant(50, 20, 30)
 
 
 @pytest.mark.parametrize("kind", ["memory", "redis"])
@@ -314,6 +348,8 @@ class Process:
         """Charges that the ledger does not have."""
         self.told = 0
         """What the store last took it to have on lease."""
+        self.since = 0
+        """Of the store, as it was when this one last read the ledger because of that."""
 
     @property
     def bound(self) -> int:
@@ -352,10 +388,17 @@ class AnyInterleaving(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     def exchange(self, process: Process, waiting: int = 0, spare: int | None = None) -> None:
-        ask = process.slice.ask(waiting, time.monotonic_ns(), spare)
-        grant = self.run(granted(self.store, process.name, ask))
-        process.slice.granted(grant, time.monotonic_ns())
-        process.told = grant.lease
+        """Where the store is not the one that it was, the ledger is read and it is asked again, as a gateway does."""
+        for _ in range(2):
+            ask = process.slice.ask(waiting, time.monotonic_ns(), spare)
+            since, (grant,) = self.run(self.store.exchange(process.name, process.since, [ask]))
+            process.slice.granted(grant, time.monotonic_ns())
+            process.told = grant.lease
+            if since == process.since:
+                return
+            process.since = since
+            process.slice.in_ledger(0, self.ledger)
+        raise AssertionError("the store changes all the time")
 
     @precondition(lambda self: len(self.living) < 3)
     @rule()
@@ -470,6 +513,27 @@ class AnyInterleaving(RuleBasedStateMachine):
         for process in self.living:
             process.slice.in_ledger(0, self.ledger)
             self.exchange(process, 0, max(0, process.slice.free))
+
+    @rule(ahead=st.integers(1, 500), heard=st.integers(0, 3), moved=st.integers(0, 3))
+    def drift(self, ahead: int, heard: int, moved: int) -> None:
+        """The store takes too much to be spent, which some have heard, and is put right by what the ledger had said before
+        some more was charged.
+        """
+        wrong = self.ledger + ahead
+        self.run(granted(self.store, "liar", budget(spent=wrong, limit=self.limit)))
+        for process in self.living[:heard]:
+            self.exchange(process)
+        (found,) = self.run(drift(self.store, self, repair=False))
+        assert found.ahead_nano_usd == ahead
+        for process in self.living[:moved]:
+            self.move(self.living.index(process), 5)
+            self.exchange(process)
+        repaired = self.run(self.store.repair({BUDGET: (found.kept_nano_usd, found.ledger_nano_usd)}))
+        assert bool(repaired) == (self.run(self.store.spent()) == {BUDGET: found.ledger_nano_usd})
+
+    def nano_usd(self, accounts: Iterable[str]) -> dict[str, int]:
+        """As the ledger tells it."""
+        return dict.fromkeys(accounts, self.ledger)
 
     def lose(self) -> None:
         self.store = self.new_store()

@@ -269,6 +269,32 @@ async def test_slices_that_nobody_uses_are_dropped_and_made_anew(process: Proces
     (await process.hold(bounded, 90)).settle()
 
 
+async def test_a_store_that_is_ahead_of_the_ledger_is_put_right_at_the_start_while_others_have_calls_under_way(
+    redis: Server,
+):
+    async with two(redis) as (one, other):
+        bounded = key(budgets={"total": 100_000})
+        hold = await one.hold(bounded, 30)
+        account = f"{{tidegate}}:{TOTAL}"
+        with redis.client() as client:
+            client.hset(account, "spent", 90_000)
+        await one.accounts.tick()
+        assert (await other.refused(bounded, 30)).code == "insufficient_quota"
+        await other.accounts.round()
+        assert other.accounts.drift_nano_usd == 90_000
+        # All that is left, and not what is held by the call under way.
+        (await other.hold(bounded, 70)).settle()
+        assert (await other.refused(bounded, 71)).code == "budget_held"
+        one.committed(TOTAL, hold, 30)
+        await one.accounts.tick()
+        await other.accounts.round()
+        assert other.accounts.drift_nano_usd == 0
+        (await one.hold(bounded, 70)).settle()
+        assert (await other.refused(bounded, 71)).code == "insufficient_quota"
+        with redis.client() as client:
+            assert client.hget(account, "spent") in (b"30000", "30000")
+
+
 @asynccontextmanager
 async def two(redis: Server, settings: Settings | None = None) -> AsyncIterator[tuple[Process, Process]]:
     """Processes with one ledger and one Redis, who hear each other."""
