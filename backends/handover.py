@@ -8,6 +8,7 @@ Stop strings are not for the endpoint, which cannot see one that began before it
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 COMPLETION_TOKENS = 16
 """What plain completions write where they are not told."""
 _REPLACEMENT = "\ufffd"
+_special = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,30}\]").finditer
+"""`<|assistant|>`, `</s>`, `[TOOL_CALLS]`."""
 _MOST_BIAS = 100.0
 
 _decode = msgspec.json.decode
@@ -98,11 +101,13 @@ def from_token(
 ) -> Fields:
     """The fields of the plain completion that goes on behind these ids of the answer.
 
-    `context_tokens` are what the model takes in all: what a chat may fill that names no limit.
+    `context_tokens` are what the model takes in all: what a chat may fill that names no limit. Raises CannotGoOn.
     """
     left = _without(fields, *_SETTLED_HERE, *(_OF_CHAT if chat else ()))
-    limit = _limit(fields, chat=chat)
+    limit = token_limit(fields, chat=chat)
     room = context_tokens - len(prompt) if limit is None else limit
+    if limit is not None and len(ids) >= limit:
+        raise CannotGoOn("all the tokens have been written that it may have")
     left["prompt"] = Raw(_encode([*prompt, *ids]))
     left["max_tokens"] = Raw(_encode(max(1, room - len(ids))))
     if chat and _value(fields, "logprobs"):
@@ -164,12 +169,33 @@ def whole_characters(text: str) -> bool:
 def beyond(shown: str, text: str) -> str | None:
     """What `text`, which all tokens stand for, has beyond what has been shown; None where it is not the same text.
 
-    Some tokenizers swallow the space with which a text begins.
+    Some tokenizers swallow the space with which a text begins. And special tokens, which a reply leaves out, are written out
+    where a worker is asked what text tokens stand for.
     """
     for begun in (text, " " + text):
-        if begun.startswith(shown):
-            return begun[len(shown) :]
+        for seen in (_visible(shown, begun), begun):
+            if seen.startswith(shown):
+                return seen[len(shown) :]
     return None
+
+
+def _visible(shown: str, text: str) -> str:
+    """`text` without what looks like a special token and does not stand in `shown`."""
+    kept, at, length = [], 0, 0
+    hidden: set[str] = set()
+    for found in _special(text):
+        word, begins = found[0], found.start()
+        length += begins - at
+        kept.append(text[at:begins])
+        at = found.end()
+        known = shown[length : length + len(word)]
+        is_hidden = word in hidden or word.startswith("<|") if not known else not word.startswith(known)
+        if is_hidden:
+            hidden.add(word)
+        else:
+            kept.append(word)
+            length += len(word)
+    return "".join([*kept, text[at:]])
 
 
 def _without(fields: Mapping[str, Raw], *names: str) -> Fields:
@@ -180,7 +206,8 @@ def _value(fields: Mapping[str, Raw], name: str) -> Any:
     return _decode(fields[name]) if name in fields else None
 
 
-def _limit(fields: Mapping[str, Raw], *, chat: bool) -> int | None:
+def token_limit(fields: Mapping[str, Raw], *, chat: bool) -> int | None:
+    """How many tokens the answer may have."""
     limit = _value(fields, "max_completion_tokens") if chat else None
     limit = _value(fields, "max_tokens") if limit is None else limit
     if limit is None:

@@ -142,20 +142,21 @@ def _add_departures(routes: APIRouter, nodes: Nodes) -> None:
     async def drain(name: str, request: Request) -> Lease:
         """Nothing new from now on; what still runs shortly before the deadline is finished elsewhere."""
         section = read_section(DrainSection, await request.body())
-        await nodes.leave_in(name, section.within_s, draining=True)
+        await nodes.leave_in(name, section.within_s, draining=True, own=section.own)
         return _lease(nodes, name)
 
     @routes.delete("/{name:path}/drain")
     async def cancel_drain(name: str) -> Lease:
-        """It does not leave after all: drain and notice are taken back."""
+        """It does not leave after all: drain and notice are taken back, also of one that is not there now."""
+        lease = _lease(nodes, name)
         await nodes.stay(name)
-        return _lease(nodes, name)
+        return lease.model_copy(update={"leaves_in_s": None, "drained": False})
 
     @routes.post("/{name:path}/preempt", openapi_extra=_body_of(NoticeSection, required=True))
     async def preempt(name: str, request: Request) -> Lease:
         """It will be gone by then. Until then it gets what is expected to be done in time."""
         section = read_section(NoticeSection, await request.body())
-        await nodes.leave_in(name, section.in_s, draining=False)
+        await nodes.leave_in(name, section.in_s, draining=False, own=True)
         return _lease(nodes, name)
 
 

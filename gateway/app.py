@@ -180,7 +180,7 @@ async def application(
         decisions = stack.enter_context(_decisions(config, seat))
         planner = Planner(fleet, CacheSalts(store.key_secret()), decisions)
         admission = _admission(config, fleet)
-        races = Races(fleet, admission, telemetry, hedge=config.hedge)
+        races = Races(planner, fleet, admission, telemetry, hedge=config.hedge)
         dispatch = Dispatch(
             catalog, planner, admission, fleet, Books(journal, held.open_calls), telemetry, races
         )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from backends.said import Said
     from backends.sse import CompletionStream
     from gateway.ledger import Waste
+    from gateway.planning import Decided
     from routing.resume import Way
     from routing.types import Call, Candidate, Endpoint
 
@@ -61,3 +62,4 @@ class Move(Struct, frozen=True):
     broken: Broken
     call: Call
     candidate: Candidate
+    decided: Decided

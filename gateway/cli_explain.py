@@ -259,6 +259,17 @@ def _show_report(report: Report, output: ReportFormat) -> None:
         for name in sides["before"]
     ]
     show(figures, ("expected", *sides), Format.TABLE)
+    if report.steps:
+        steps = [
+            {**msgspec.to_builtins(each), "expected_usd": usd(each.expected_nano_usd)}
+            for each in report.steps
+        ]
+        show(steps, ("kind", "cause", "outcome", "steps", "expected_usd"), Format.TABLE)
+    if report.wasted:
+        wasted = [
+            {"wasted": each.cause, "calls": each.calls, "usd": usd(each.nano_usd)} for each in report.wasted
+        ]
+        show(wasted, ("wasted", "calls", "usd"), Format.TABLE)
     if report.after is not None:
         shares = msgspec.to_builtins(report.shares)
         show(shares, ("model", "endpoint", "before", "after"), Format.TABLE)

@@ -98,6 +98,10 @@ class DrainSection(Section):
     within_s: Seconds | None = Field(
         None, description="When its running calls are taken from it; else after `timeouts.total_s`."
     )
+    own: bool = Field(
+        False,
+        description="The node says so itself: it is over when it registers anew. An operator's drain holds until it is taken back.",
+    )
 
 
 class NoticeSection(Section):

@@ -1,5 +1,5 @@
 """A sample of the gateway's decisions as JSON lines, with what became of each call: to be looked into, and planned again
-against other settings.
+against other settings. Steps by which churn was hidden from a client are lines as well, and all of them are kept.
 
 A line has all that its plan was made of, so it can be replayed by itself, and nothing of what anybody wrote: neither
 prompts nor keys. Lines are encoded and written by a thread beside the event loop; where it does not keep up, decisions are
@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.ledger import Share  # noqa: TC001 - as below
+from gateway.steps import Step  # noqa: TC001 - as below
 from routing.decision import Decision  # noqa: TC001 - msgspec reads annotations at run time
 
 if TYPE_CHECKING:
@@ -94,12 +95,15 @@ class Line(Struct, frozen=True):
     ranked: list[tuple[str, float]]
     """Endpoints in the order of failover, with their scores in nano-USD."""
     ended: Ended
+    step: Step | None = None
+    """Where it was not for the call as it came, but in its midst: what was done by this plan."""
 
 
 class _Planned(Struct, frozen=True):
     asked_model: str
     decision: Decision
     plan: Plan
+    step: Step | None
 
 
 class DecisionLog:
@@ -124,9 +128,11 @@ class DecisionLog:
         """Whether the next decision is to be kept."""
         return random.random() < self._sample  # noqa: S311 - no secret
 
-    def planned(self, call_id: str, asked_model: str, decision: Decision, plan: Plan) -> None:
-        """A decision to keep. It is written when its call has ended."""
-        self._running.setdefault(call_id, []).append(_Planned(asked_model, decision, plan))
+    def planned(
+        self, call_id: str, asked_model: str, decision: Decision, plan: Plan, step: Step | None = None
+    ) -> None:
+        """A decision to keep. It is written when its call has ended, and with it what has become of the step."""
+        self._running.setdefault(call_id, []).append(_Planned(asked_model, decision, plan, step))
 
     def ended(self, row: UsageRow) -> None:
         """A call has ended, of which decisions may have been kept."""
@@ -177,6 +183,7 @@ def _line(planned: _Planned, row: UsageRow) -> Line:
         decision=planned.decision,
         ranked=[(each.endpoint.name, each.score_nano_usd) for each in planned.plan.ranked],
         ended=Ended.of(row),
+        step=planned.step,
     )
 
 

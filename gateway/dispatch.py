@@ -27,6 +27,7 @@ from gateway.meter import Meter
 from gateway.relay import Relay
 from gateway.resuming import Resuming
 from gateway.serving import Serving
+from gateway.steps import rare_lines
 from gateway.traits import shows_ids
 from gateway.tries import Tries
 from gateway.whole import Making, as_stream, streamed
@@ -87,9 +88,7 @@ class Dispatch:
         self._races = races
         self._crashes = Crashes(fleet)
         self._lookout = Lookout(fleet, admission, moves=races.hedge)
-        self._resuming = Resuming(
-            catalog, planner, admission, fleet, self._crashes, self._lookout, telemetry.resumed
-        )
+        self._resuming = Resuming(catalog, planner, admission, fleet, self._crashes, self._lookout, telemetry)
 
     async def serve(self, request: Request, offer: Offer, arrival: Arrival, client: Client) -> None:
         """Answer one call. Raises ApiError as long as the client has got nothing."""
@@ -353,7 +352,7 @@ class Dispatch:
     def _header_lines(self, answer: Answer, meter: Meter, content_type: bytes) -> bytes:
         overhead_s = meter.overhead_s
         self._telemetry.overhead_s.add(overhead_s)
-        queued = b"x-tidegate-queued-ms: %.3f\r\n" % (meter.queued_s * 1000) if meter.queued_s else b""
+        rare = rare_lines(meter) if meter.queued_s or meter.steps else b""
         return (
             b"content-type: %b\r\nx-tidegate-model: %b\r\nx-tidegate-endpoint: %b\r\nx-tidegate-tier: %b\r\n"
             b"x-tidegate-attempts: %d\r\nx-tidegate-hedged: %b\r\nx-tidegate-overhead-ms: %.3f\r\n%b"
@@ -365,7 +364,7 @@ class Dispatch:
             meter.attempts,
             b"true" if meter.hedged else b"false",
             overhead_s * 1000,
-            queued,
+            rare,
         )
 
     def _record(self, row: UsageRow) -> None:

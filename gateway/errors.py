@@ -256,3 +256,15 @@ def from_rejection(rejected: CallRejected) -> ApiError:
     """An endpoint's own 4xx, in our shape: its message, and its status so that the SDK raises the same exception."""
     code = rejected.code or "invalid_request"
     return ApiError(code, rejected.message, param=rejected.param, status=rejected.status)
+
+
+def outcome_of(error: BaseException | None) -> str:
+    match error:
+        case None:
+            return "ok"
+        case ApiError():
+            # An endpoint's own code could be anything, and an outcome is a metric's label.
+            return error.code if error.code in ERRORS else "invalid_request"
+        case Exception():
+            return "internal_error"
+    return "client_left"

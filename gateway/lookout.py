@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from backends.base import FirstByteTimeout
 from backends.exchange import Exchange
+from routing.hedging import longest_s
 
 if TYPE_CHECKING:
     from backends.fleet import Fleet
@@ -25,14 +26,6 @@ TICK_S = 0.25
 
 LEAST_WAIT_S = 1.0
 """What has not waited so long is not looked at."""
-
-PATIENT = 3.0
-LEAST_PATIENCE_S = 5.0
-"""A reply in one piece is waited for so many times as long as nine in ten take at the most, measured in what is predicted for
-each, and so long at least; but once a call: it may be that it takes so long everywhere."""
-
-MOST_OUTPUT = 10.0
-"""So many times the tokens expected may a call write that names no limit."""
 
 MOST_LOOKS = 50
 """Plans made at one tick, for attempts that could be broken off."""
@@ -83,11 +76,10 @@ class Lookout:
 
     def _is_overdue(self, attempt: Attempt, now_s: float) -> bool:
         """Whether a reply in one piece takes longer than it ever should. A stream is raced before that."""
-        waited_s = attempt.waited_s(now_s)
-        if attempt.watched or waited_s < LEAST_PATIENCE_S:
+        if attempt.watched:
             return False
-        ratio = self._fleet.pool(attempt.call.model).hedging.wholes.ratio
-        return waited_s > PATIENT * ratio * self._longest_s(attempt)
+        hedging = self._fleet.pool(attempt.call.model).hedging
+        return hedging.overdue(attempt.waited_s(now_s), self._longest_s(attempt))
 
     def came(self, attempt: Attempt) -> None:
         """A reply in one piece has come: others may be expected to take as long."""
@@ -96,10 +88,8 @@ class Lookout:
             self._fleet.pool(attempt.call.model).hedging.wholes.saw(waited_s, self._longest_s(attempt))
 
     def _longest_s(self, attempt: Attempt) -> float:
-        """What is predicted for a reply with as many tokens as it may have."""
-        call, expected = attempt.call, attempt.candidate.estimate
-        most = call.max_tokens or MOST_OUTPUT * self._admission.output_tokens(call)
-        return expected.ttft_s + most * expected.itl_s
+        call = attempt.call
+        return longest_s(attempt.candidate, call.max_tokens, self._admission.output_tokens(call))
 
     def _break_off(self, attempt: Attempt, tries: Tries, now_s: float, *, unheard: bool) -> None:
         """Have the call tried elsewhere, if anybody else can take it, and it has a try left for that."""

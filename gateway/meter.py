@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol, Self
 
-from gateway.errors import ERRORS, ApiError
+from gateway.errors import ApiError, outcome_of
 from gateway.ledger import UsageRow, amount_nano_usd, waste
 from gateway.open_calls import DIED, OpenCall
 from gateway.pieces import Piece, shares_of
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gateway.ledger import Share, Waste
     from gateway.open_calls import OpenCalls
     from gateway.openai import Request
+    from gateway.steps import Step
     from routing.types import Price
 
 CLIENT_LEFT = 499
@@ -82,8 +83,10 @@ class Meter:
         "queued_s",
         "speaks",
         "status",
+        "steps",
         "tier",
         "usage",
+        "what",
     )
 
     def __init__(
@@ -98,6 +101,9 @@ class Meter:
         """Whether a second attempt has been made beside one that was late."""
         self.speaks = False
         """Whether the first token has come of what is held back still."""
+        self.steps: tuple[Step, ...] = ()
+        """Taken to hide churn from its client."""
+        self.what = arrival, request
         self.tier = request.tier
         self.usage: Usage | None = None
         """What the client has been told, or what a whole reply is estimated to be; a stream knows its own."""
@@ -141,7 +147,7 @@ class Meter:
             self.given_up()
             if self._answering is not None:
                 self.failed(self._answering, "given_up")
-        self.settle(_outcome(error))
+        self.settle(outcome_of(error))
 
     def asked(self, endpoint: Endpoint) -> None:
         """An attempt at `endpoint` begins."""
@@ -206,6 +212,10 @@ class Meter:
                 self._wasted += (waste(before, again, cause),)
             self._earlier += (Piece(before, written.usage, kept_tokens),)
         self._answering, self._stream = endpoint, stream
+
+    def stepped(self, step: Step) -> None:
+        step.at_s = time.monotonic() - self._arrival.started_s
+        self.steps = (*self.steps, step)
 
     def given_up(self) -> None:
         """The gateway has taken it from whoever was at it, before the client had anything."""
@@ -386,15 +396,3 @@ class Meter:
         cause: Waste = "read_again" if self._earlier or self._answering is not None else "hedge_lost"
         shares += [waste(endpoint, self._read_by_now(), cause) for endpoint in beside]
         return (*shares, *self._wasted)
-
-
-def _outcome(error: BaseException | None) -> str:
-    match error:
-        case None:
-            return "ok"
-        case ApiError():
-            # An endpoint's own code could be anything, and an outcome is a metric's label.
-            return error.code if error.code in ERRORS else "invalid_request"
-        case Exception():
-            return "internal_error"
-    return "client_left"

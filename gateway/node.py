@@ -32,6 +32,9 @@ class Leaving(Struct, frozen=True):
     """Whether it gets nothing new until then."""
     leaves_ms: int
     """The same time on the clock on the wall, by which one announcement is told from another."""
+    own: bool
+    """Whether it has said so itself: then it is over when it registers anew, or is gone. An operator's word holds until an
+    operator takes it back, or removes the node."""
     written: bool = False
     """Whether it is in the database, so that it has been taken back where it is there no more."""
 

@@ -38,6 +38,8 @@ class SavedDeparture(Struct, frozen=True):
     leaves_ms: int
     draining: bool
     """Whether it gets nothing new until then."""
+    own: bool
+    """Whether it has said so itself. An operator's word holds until it is taken back."""
 
 
 class Session(Struct, frozen=True):
@@ -103,15 +105,21 @@ class NodeStore:
             if new:
                 connection.execute(NODE_SESSIONS.insert(), {"name": name, "started_ms": registered_ms})
 
-    def left(self, name: str, ending: str, now_ms: int, registered_ms: int, heard_ms: int) -> None:
-        """Its stay that began then has ended, unless somebody else has heard of it since."""
+    def left(
+        self, name: str, ending: str, now_ms: int, registered_ms: int, heard_ms: int, *, forget: bool
+    ) -> None:
+        """Its stay that began then has ended, unless somebody else has heard of it since.
+
+        `forget`: it leaves no more, and gets calls should it register again.
+        """
         open_ones = (NODE_SESSIONS.c.name == name) & NODE_SESSIONS.c.ended_ms.is_(None)
         same = (NODES.c.name == name) & (NODES.c.registered_ms == registered_ms)
         with self._store.writing() as connection:
             connection.execute(delete(NODES).where(same & (NODES.c.heard_ms <= heard_ms)))
             if connection.execute(select(NODES.c.name).where(NODES.c.name == name)).first() is not None:
                 return
-            _stays(connection, name)
+            if forget:
+                _stays(connection, name)
             connection.execute(update(NODE_SESSIONS).where(open_ones).values(ended_ms=now_ms, ending=ending))
 
     def sessions(self, since_ms: int, name: str | None = None) -> dict[str, list[Session]]:

@@ -100,7 +100,7 @@ class Nodes:
     def _take_departures(self, saved: Sequence[SavedDeparture]) -> None:
         for departure in saved:
             at_s = time.monotonic() + (departure.leaves_ms - _now_ms()) / 1000
-            leaving = Leaving(at_s, departure.draining, departure.leaves_ms, written=True)
+            leaving = Leaving(at_s, departure.draining, departure.leaves_ms, departure.own, written=True)
             self._leaving[departure.name] = leaving
             if departure.name in self._nodes:
                 self._nodes[departure.name].ending = leaving.ending
@@ -179,12 +179,12 @@ class Nodes:
         return self._nodes.get(name)
 
     def members(self, name: str | None = None) -> list[Member]:
-        """The workers of the fleet, or those of one node, whether it has registered or is configured."""
+        """The workers of the fleet, or those of one node, whether it has registered, is configured or is only known to leave."""
         workers = [member for member in self._fleet.members if member.endpoint.kind == "worker"]
         if name is None:
             return workers
         found = [member for member in workers if member.endpoint.name == name]
-        if not found and name not in self._nodes:
+        if not found and name not in self._nodes and name not in self._leaving:
             raise _not_found(name)
         return found
 
@@ -199,9 +199,10 @@ class Nodes:
         if section.name not in self._nodes:
             await self._in_step()  # another process may know it
         known, now_ms = self._nodes.get(section.name), _now_ms()
-        if known is not None:
+        leaving = self._leaving.get(section.name)
+        if known is not None and leaving is not None and leaving.own:
             await self._stays(section.name)
-        leaving = self._leaving.get(section.name)  # said before a restart, of a node with a key
+            leaving = None
         node = self._nodes[section.name] = Node(
             section,
             section.model_dump_json(exclude_none=True),
@@ -235,20 +236,20 @@ class Nodes:
         node.lease_until_s = self._until_s(node.section, node.heard_ms)
         return node
 
-    async def leave_in(self, name: str, seconds: float | None, *, draining: bool) -> None:
-        """It is going to leave. Raises ApiError."""
+    async def leave_in(self, name: str, seconds: float | None, *, draining: bool, own: bool) -> None:
+        """It is going to leave; `own` where it says so itself. Raises ApiError."""
         seconds = self._drain_s if seconds is None else seconds
         if not any(each.endpoint.name == name for each in self.members()):
             await self._in_step()  # it may have registered with another process just now
         members = self.members(name)
         leaves_ms = _now_ms() + round(seconds * 1000)
-        leaving = self._leaving[name] = Leaving(time.monotonic() + seconds, draining, leaves_ms)
+        leaving = self._leaving[name] = Leaving(time.monotonic() + seconds, draining, leaves_ms, own)
         for member in members:
             member.departure.announce(seconds, draining=draining)
         if name in self._nodes:
             self._nodes[name].ending = leaving.ending
         log.info("the node %s leaves within %g s%s", name, seconds, ", and drains" if draining else "")
-        written = await self._write(self._store.leaves, SavedDeparture(name, leaves_ms, draining))
+        written = await self._write(self._store.leaves, SavedDeparture(name, leaves_ms, draining, own))
         if written and self._leaving.get(name) is leaving:
             self._leaving[name] = structs.replace(leaving, written=True)
 
@@ -279,6 +280,7 @@ class Nodes:
                     "node_conflict", f"{name} is not registered: it is taken out where it is known from"
                 )
             raise _not_found(name)
+        self._leaving.pop(name, None)
         await self._remove(name, self._nodes[name].ending or "left")
 
     async def sessions(self, since_ms: int, name: str | None = None) -> dict[str, list[Session]]:
@@ -335,11 +337,14 @@ class Nodes:
             return
         level = logging.WARNING if ending == "lease_lost" else logging.INFO
         log.log(level, "the node %s is gone: %s", name, ending.replace("_", " "))
-        self._leaving.pop(name, None)
+        leaving = self._leaving.get(name)
+        if leaving is not None and leaving.own:
+            del self._leaving[name]
         self._agree()
         # Only of one who was not heard of is it to be asked whether somebody else has.
         heard_ms = node.heard_ms if ending == "lease_lost" else _now_ms()
-        await self._write(self._store.left, name, ending, _now_ms(), node.registered_ms, heard_ms)
+        left = partial(self._store.left, name, ending, _now_ms(), node.registered_ms, heard_ms)
+        await self._write(left, forget=name not in self._leaving)
 
     def _agree(self) -> None:
         wanted: dict[str, list[Listed]] = {}

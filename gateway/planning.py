@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from routing.prefix import pieces_of, turn_of
 from routing.types import Call, Plan
@@ -17,8 +17,16 @@ if TYPE_CHECKING:
     from gateway.decision_log import DecisionLog
     from gateway.ledger import UsageRow
     from gateway.openai import Request
+    from gateway.steps import Step
     from routing.decision import Decision
     from routing.types import Tier
+
+
+class Decided(NamedTuple):
+    """A plan, and where a log is kept what it was made of."""
+
+    plan: Plan
+    decision: Decision | None
 
 
 class Planner:
@@ -60,6 +68,21 @@ class Planner:
         if arrival.traced is not None:
             arrival.traced.planned(made)
         return made
+
+    def again(self, call: Call) -> Decided:
+        """The same for a step taken in the midst of a call."""
+        if self._log is None:
+            roll = random.random()  # noqa: S311 - settles ties
+            return Decided(self._fleet.pool(call.model).plan(call, time.monotonic(), roll), None)
+        decision = self.decision(call)
+        return Decided(decision.plan(), decision)
+
+    def stepped(self, arrival: Arrival, asked_model: str, decided: Decided, step: Step) -> None:
+        """A step was taken by this plan. All are kept, and not a sample of them."""
+        if self._log is not None and decided.decision is not None:
+            self._log.planned(arrival.call_id, asked_model, decided.decision, decided.plan, step)
+        if arrival.traced is not None:
+            arrival.traced.planned(decided.plan)
 
     def decision(self, call: Call) -> Decision:
         """All that such a plan is made of."""

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from backends.base import AttemptFailed, CallTimeout
-from routing.hedging import quicker, within_cap
+from gateway.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from gateway.answer import Answer
     from gateway.meter import Meter
     from gateway.openai import Request
+    from gateway.planning import Planner
     from gateway.telemetry import Telemetry
-    from routing.hedging import Hedging
+    from routing.hedging import Hedging, Refused
     from routing.types import Call, Candidate, Endpoint
 
     Ask = Callable[[Candidate], Coroutine[Any, Any, Answer]]
@@ -43,7 +44,10 @@ LOOKS_AGAIN = 1.25
 class Races:
     """All races under way."""
 
-    def __init__(self, fleet: Fleet, admission: Admission, telemetry: Telemetry, *, hedge: bool) -> None:
+    def __init__(
+        self, planner: Planner, fleet: Fleet, admission: Admission, telemetry: Telemetry, *, hedge: bool
+    ) -> None:
+        self.planner = planner
         self.telemetry = telemetry
         self._fleet = fleet
         self._admission = admission
@@ -66,19 +70,13 @@ class Races:
         hedging.budget.call()
         return Race(self, hedging, call, meter, ask, tried).run
 
-    def second(self, race: Race, waited_s: float) -> Candidate | str:
+    def second(self, race: Race, waited_s: float) -> Candidate | Refused:
         """Whom to ask beside the race's first one, or why nobody."""
-        call, first = race.call, race.first
         if self._admission.waiting:
             return "queue"
-        ranked = self._fleet.pool(call.model).plan(call, time.monotonic(), 0.0).ranked
-        others = [candidate for candidate in ranked if candidate.endpoint not in race.tried]
-        found = quicker(waited_s, first.estimate.ttft_s, others, call.tier)
-        if found is None:
-            return "guard"
-        if not within_cap(first, found, call.demands.max_input_pico_usd):
-            return "price"
-        return found if race.hedging.budget.spend() else "budget"
+        ranked = self._fleet.pool(race.call.model).plan(race.call, time.monotonic(), 0.0).ranked
+        others = (candidate for candidate in ranked if candidate.endpoint not in race.tried)
+        return race.hedging.racer(waited_s, race.first, others, race.call)
 
     def tick(self) -> None:
         """Look at those that are late, and again in a moment, for as long as any are under way."""
@@ -98,6 +96,7 @@ class Race:
     """When it is to be looked at: not before it is late."""
     _other: Candidate | None = None
     _second: asyncio.Task[Answer] | None = None
+    _step: Step | None = None
     _is_waiting = True
     _is_outrun = False
     _is_suppressed = False
@@ -176,14 +175,24 @@ class Race:
             self.look_s = self._asked_s + LOOKS_AGAIN * waited_s
             if not self._is_suppressed:
                 self._is_suppressed = True
-                self._races.telemetry.not_hedged[self.call.model, found] += 1
+                self._races.telemetry.churn.not_hedged[self.call.model, found] += 1
             return
         del self._races.running[self]
         self._other = found
         self.tried.append(found.endpoint)
         self._meter.hedged = True
+        self._stepped(found)
         self._second = asyncio.create_task(self._ask_second(found), name="hedge")
         self._second.add_done_callback(self._second_ended)
+
+    def _stepped(self, found: Candidate) -> None:
+        meter, planner, expected = self._meter, self._races.planner, found.estimate.cost_nano_usd
+        self._step = Step(
+            "hedge", "late", self.first.endpoint.name, found.endpoint.name, expected_nano_usd=expected
+        )
+        meter.stepped(self._step)
+        arrival, request = meter.what
+        planner.stepped(arrival, request.model, planner.again(self.call), self._step)
 
     def _saw(self, candidate: Candidate, asked_s: float) -> None:
         self.hedging.lateness.saw(time.monotonic() - asked_s, candidate.estimate.ttft_s)
@@ -233,7 +242,9 @@ class Race:
             second.result().end(asyncio.CancelledError(*why))
 
     def _counted(self, outcome: str) -> None:
-        self._races.telemetry.hedges[self.call.model, outcome] += 1
+        if self._step is not None:
+            self._step.outcome = outcome
+        self._races.telemetry.churn.hedges[self.call.model, outcome] += 1
 
 
 def _has_failed(second: asyncio.Task[Answer]) -> bool:

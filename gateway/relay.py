@@ -86,11 +86,13 @@ class Relay:
                 answer.end(failure)
                 if stream.finished:  # all that the client waits for is there
                     return self._unreported_usage(stream)
+                if (end := await self._resumed().end(stream, call, failure, answer.endpoint)) is not None:
+                    return end
                 await self._resumed().go_on(answer, stream, call, failure)
                 stream = answer.stream or stream
         if isinstance(stream, Continued):
             self._meter.usage = stream.told
-        return last_block
+        return last_block if stream.usage is not None else last_block + self._unreported_usage(stream)
 
     async def _pour(self, answer: Answer, stream: CompletionStream, sink: Sink) -> bytes:
         attempt, last_block = answer.attempt, b""

@@ -56,6 +56,25 @@ class Share(Struct, frozen=True):
     after: int
 
 
+class Steps(Struct, frozen=True):
+    """Of one kind, with one cause and one end: hedges, resumes, hand-overs and moves."""
+
+    kind: str
+    cause: str
+    outcome: str
+    steps: int
+    expected_nano_usd: int
+    """What they were expected to cost."""
+
+
+class Wasted(Struct, frozen=True):
+    """What steps, and failures, have cost: work that reached no client, over all calls in the log."""
+
+    cause: str
+    calls: int
+    nano_usd: int
+
+
 class Report(Struct, frozen=True):
     decisions: int
     unreadable: int
@@ -73,6 +92,9 @@ class Report(Struct, frozen=True):
     changed: int = 0
     """Decisions whose first choice is another."""
     shares: list[Share] = []
+    steps: list[Steps] = []
+    """Taken in the midst of calls. In what first choices add up to they are not counted."""
+    wasted: list[Wasted] = []
 
 
 class _Sums:
@@ -112,6 +134,35 @@ class _Sums:
         )
 
 
+class _Taken:
+    """Steps, and what was in vain, as they come."""
+
+    def __init__(self) -> None:
+        self._steps: dict[tuple[str, str, str], list[int]] = {}
+        self._wasted: dict[str, list[int]] = {}
+        self._calls: set[str] = set()
+
+    def add(self, line: Line) -> None:
+        if (step := line.step) is not None:
+            costs = self._steps.setdefault((step.kind, step.cause, step.outcome), [])
+            costs.append(step.expected_nano_usd)
+        if line.call_id in self._calls or not line.ended.shares:
+            return
+        self._calls.add(line.call_id)
+        causes: Counter[str] = Counter()
+        for share in line.ended.shares:
+            if share.purpose != "answer":
+                causes[share.purpose] += share.waste_nano_usd
+        for cause, nano_usd in causes.items():
+            self._wasted.setdefault(cause, []).append(nano_usd)
+
+    def steps(self) -> list[Steps]:
+        return [Steps(*what, len(costs), sum(costs)) for what, costs in sorted(self._steps.items())]
+
+    def wasted(self) -> list[Wasted]:
+        return [Wasted(cause, len(costs), sum(costs)) for cause, costs in sorted(self._wasted.items())]
+
+
 class Settings:
     """Other endpoints, prices and tiers to plan by."""
 
@@ -141,7 +192,7 @@ class Settings:
 
 def replay(lines: Iterable[bytes], settings: Settings | None = None) -> Report:
     """All decisions in `lines` planned again."""
-    before, after = _Sums(), _Sums()
+    before, after, taken = _Sums(), _Sums(), _Taken()
     unreadable = decisions = without_model = changed = 0
     different: list[str] = []
     for line in _read(lines):
@@ -152,6 +203,9 @@ def replay(lines: Iterable[bytes], settings: Settings | None = None) -> Report:
         plan = line.decision.plan()
         if [(each.endpoint.name, each.score_nano_usd) for each in plan.ranked] != line.ranked:
             different.append(line.call_id)
+        taken.add(line)
+        if line.step is not None:
+            continue
         if settings is not None:
             applied = settings.applied(line)
             if applied is None:
@@ -171,6 +225,8 @@ def replay(lines: Iterable[bytes], settings: Settings | None = None) -> Report:
         without_model=without_model,
         changed=changed,
         shares=_shares(before, after),
+        steps=taken.steps(),
+        wasted=taken.wasted(),
     )
 
 

@@ -10,10 +10,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec import structs
 
-from backends import handover
 from backends.base import (
     AttemptFailed,
     CallRejected,
@@ -21,27 +19,21 @@ from backends.base import (
     RunsSlowly,
     Unable,
 )
-from backends.continuation import Continued, Seam, first_block
+from backends.continuation import first_block
 from backends.exchange import Exchange
 from backends.handover import CannotGoOn
-from backends.said import crc_of
-from backends.sse import Shown
-from backends.stops import Stops
-from backends.tokens import prompt_tokens, text_of
-from backends.worker import Outgoing
 from gateway.admission import Place
 from gateway.broken import Broken, Move
-from gateway.traits import shows_ids, traits_of, traits_shown
-from routing.hedging import SLOW_AFTER_S, Going, better, is_slow, left_tokens, within_cap
+from gateway.rest import Rest
+from gateway.steps import Step, cause_of, kind_of
+from gateway.traits import traits_of, traits_shown
+from routing.hedging import SLOW_AFTER_S, Going, is_slow, left_tokens
 from routing.resume import Way, goes_on, ways
 from routing.types import Plan
 
 if TYPE_CHECKING:
-    from collections import Counter
-
     from backends.fleet import Fleet
-    from backends.handover import Fields
-    from backends.member import Attempt, Member
+    from backends.member import Attempt
     from backends.said import Said
     from backends.sse import CompletionStream
     from gateway.admission import Admission
@@ -50,8 +42,10 @@ if TYPE_CHECKING:
     from gateway.crashes import Crashes
     from gateway.lookout import Lookout
     from gateway.openai import Request
-    from gateway.planning import Planner
+    from gateway.planning import Decided, Planner
     from gateway.serving import Serving
+    from gateway.telemetry import Telemetry
+    from routing.hedging import Refused
     from routing.types import Call, Candidate, Endpoint
 
 WAIT_S = 10.0
@@ -75,8 +69,6 @@ LEAST_PATIENCE_S = 2.0
 MOST_MOVES = 2
 """Of one answer that runs slowly. Where it is slow again and again, it may be its own fault."""
 
-_API_PATHS = {"chat": "/chat/completions", "completions": "/completions"}
-
 
 class Resuming:
     """What all relays need to go on with their streams, and what has become of those that broke."""
@@ -89,9 +81,8 @@ class Resuming:
         fleet: Fleet,
         crashes: Crashes,
         lookout: Lookout,
-        ended: Counter[tuple[str, str, str]],
+        telemetry: Telemetry,
     ) -> None:
-        """`ended` counts streams that broke, by model, cause, and how they went on, or `error`."""
         self.catalog = catalog
         self.planner = planner
         self.admission = admission
@@ -100,7 +91,7 @@ class Resuming:
         self.lookout = lookout
         self.silence_s = fleet.settings.patience.silence_s
         """What no stream may keep."""
-        self.ended = ended
+        self.telemetry = telemetry
 
     def takes_down(self, request: Request, endpoint: Endpoint) -> bool:
         """Whether what `endpoint` says is worth taking down, so that another one could go on with it."""
@@ -117,16 +108,20 @@ class Resume:
         self._arrival = serving.arrival
         self._meter = serving.meter
         self._client = serving.client
-        self._chat = request.api == "chat"
+        self._rest = Rest(resuming.catalog, resuming.fleet, request, serving.arrival)
         self._traits = traits_of(request)
         self._left = resuming.catalog.limits.attempts
         self._moves_left = MOST_MOVES
         self._paced = False
         """Whether its pace has been learned from."""
+        self._is_suppressed = False
+        """Whether it is slow and has stayed where it is."""
         self._failed_at: set[str] = set()
         """Endpoints that are not asked again, as long as there are others."""
         self._unable: set[str] = set()
         """Those that cannot go on with it, whatever comes."""
+        self._call: Call | None = None
+        """As it was when its answer began."""
 
     def ways(self, said: Said | None) -> tuple[Way, ...]:
         """How what has been said so far can be gone on with."""
@@ -160,7 +155,38 @@ class Resume:
             await self._crashed(failure, begun, broken)
             outcome = (await self._find(answer, broken, call)).name.lower()
         finally:
-            self._resuming.ended[begun.model, failure.code, outcome] += 1
+            self._counted(begun, failure, outcome)
+
+    async def end(
+        self, stream: CompletionStream, call: Call, failure: AttemptFailed, begun: Endpoint
+    ) -> bytes | None:
+        """The end of a stream that has broken with all the tokens written that it may have; None where it may have more."""
+        said, rest = stream.said, self._rest
+        if said is None or not rest.is_written(stream, begun):
+            return None
+        broken = Broken.now(stream, said, begun, failure, (Way.TOKENS,))
+        unseen = await self._unseen(broken, call) if rest.has_stop_strings else ""
+        if unseen is None:
+            return None
+        self._counted(begun, failure, "ended")
+        block, self._meter.usage = rest.end(broken, unseen)
+        return block
+
+    async def _unseen(self, broken: Broken, call: Call) -> str | None:
+        """What was held back for a stop string, as whoever could go on with it says; None where nobody does."""
+        plan = self._resuming.planner.again(self._wanted(broken, call)).plan
+        for candidate in plan.ranked:
+            member = self._resuming.fleet.member(candidate.endpoint)
+            try:
+                unseen = await self._rest.unseen(member, broken, SOON_S)
+            except (AttemptFailed, CallRejected, CannotGoOn):
+                continue
+            if unseen is not None:
+                return unseen
+        return None
+
+    def _counted(self, begun: Endpoint, failure: AttemptFailed, outcome: str) -> None:
+        self._resuming.telemetry.churn.resumed[begun.model, cause_of(failure), outcome] += 1
 
     def elsewhere(self, attempt: Attempt, stream: CompletionStream, now_s: float) -> Move | None:
         """Who should go on with a stream that runs far below its speed; None where it does not, or nobody should."""
@@ -177,44 +203,69 @@ class Resume:
             return None
         found = self.ways(said)
         wanted_at_all = resuming.lookout.moves and self._request.hedge and call.tier.name != "flex"
-        if not (found and wanted_at_all) or resuming.admission.waiting:
+        if not (found and wanted_at_all):
+            return None
+        if resuming.admission.waiting:
+            self._stays("queue", call)
             return None
         failure = RunsSlowly("it runs far below its speed")
         broken = Broken.now(stream, said, begun.endpoint, failure, found)
         wanted = self._wanted(broken, call, begun.endpoint.name)
         most = None if wanted.max_tokens is None else broken.tokens + wanted.max_tokens
         left = left_tokens(broken.tokens, pool.output_tokens(call.tenant), most)
-        others = pool.plan(wanted, now_s, 0.0).ranked
-        candidate = better(Going(ran_s, tokens, itl_s, left, pace.ratio), others, call.tier)
-        most_pico_usd = call.demands.max_input_pico_usd
-        if (
-            candidate is None
-            or not within_cap(begun, candidate, most_pico_usd)
-            or not pool.hedging.moves.spend()
-        ):
+        going = Going(ran_s, tokens, itl_s, left, pace.ratio)
+        decided = resuming.planner.again(wanted)
+        heir = pool.hedging.heir(going, begun, decided.plan.ranked, call)
+        if isinstance(heir, str):
+            self._stays(heir, call)
             return None
         self._moves_left -= 1
-        return Move(broken, wanted, candidate)
+        return Move(broken, wanted, heir, decided)
+
+    def _stays(self, why: Refused, call: Call) -> None:
+        """It is slow, and stays where it is for now."""
+        if not self._is_suppressed:
+            self._is_suppressed = True
+            self._resuming.telemetry.churn.not_moved[call.model, why] += 1
 
     async def move(self, answer: Answer, move: Move) -> bool:
         """Have `answer` go on there, if it can, and take it from whoever has it: until then that one keeps it."""
         before, broken = answer.attempt, move.broken
-        plan = Plan((move.candidate,), ())
-        way = await self._try(answer, broken, move.call, plan)
+        step = self._stepped(broken, move.decided)
+        step.taken, step.expected_nano_usd = (
+            move.candidate.endpoint.name,
+            move.candidate.estimate.cost_nano_usd,
+        )
+        step.outcome = "failed"
+        try:
+            way = await self._try(answer, broken, move.call, Plan((move.candidate,), ()))
+            step.outcome = "failed" if way is None else way.name.lower()
+        finally:
+            self._counted(broken.begun, broken.failure, step.outcome)
         if way is None:
             return False
-        self._resuming.ended[broken.begun.model, broken.failure.code, way.name.lower()] += 1
         before.end(broken.failure)
         return True
+
+    def _stepped(self, broken: Broken, decided: Decided) -> Step:
+        """A step is taken: what it leads to is to be noted in it."""
+        failure = broken.failure
+        step = Step(
+            kind_of(failure), cause_of(failure), broken.begun.name, outcome="error", tokens=broken.tokens
+        )
+        self._meter.stepped(step)
+        self._resuming.planner.stepped(self._arrival, self._request.model, decided, step)
+        return step
 
     async def _find(self, answer: Answer, broken: Broken, call: Call) -> Way:
         """By which way it goes on. Raises the failure by which it broke where it does not."""
         until_s, asked = min(time.monotonic() + WAIT_S, self._ends_s), False
         while self._left > 0:
             wanted = self._wanted(broken, call)
-            plan = self._resuming.planner.plan(wanted, self._request.model, self._arrival)
+            decided = self._resuming.planner.again(wanted)
+            plan = decided.plan
             if plan.ranked:
-                way = await self._in_turn(answer, broken, wanted, plan)
+                way = await self._by(decided, answer, broken, wanted)
                 if way is not None:
                     return way
                 asked = True
@@ -228,7 +279,20 @@ class Resume:
                     await asyncio.sleep(min(left_s, LOOK_S, max(0.01, plan.retry_after_s or LOOK_S)))
                 if plan.retry_after_s is None:
                     self._failed_at.clear()  # nobody else is left, and it may be back
+        if not asked:
+            self._stepped(broken, decided)
         raise broken.failure
+
+    async def _by(self, decided: Decided, answer: Answer, broken: Broken, call: Call) -> Way | None:
+        """It goes on by this plan; None where all in it have failed."""
+        step = self._stepped(broken, decided)
+        step.outcome = "failed"
+        way = await self._in_turn(answer, broken, call, decided.plan)
+        if way is not None:
+            candidate = answer.attempt.candidate
+            step.outcome, step.taken = way.name.lower(), candidate.endpoint.name
+            step.expected_nano_usd = candidate.estimate.cost_nano_usd
+        return way
 
     async def _in_turn(self, answer: Answer, broken: Broken, call: Call, plan: Plan) -> Way | None:
         """It goes on by this plan, or waits for its turn as any call does; None where all in the plan have failed."""
@@ -272,7 +336,8 @@ class Resume:
         await crashes.judge(failure, self._request, self._arrival)
 
     def _wanted(self, broken: Broken, call: Call, *beside: str) -> Call:
-        """The call as routing is to see it now, without those named."""
+        """The call as routing is to see it now, without those named. `call` is what the last endpoint was asked."""
+        self._call = call = self._call or call
         tokens = broken.tokens
         standings = self._resuming.fleet.pool(call.model)
         unable = {
@@ -298,10 +363,11 @@ class Resume:
         """Have `answer` go on at this candidate. Raises AttemptFailed, CallRejected or CannotGoOn."""
         endpoint, member = candidate.endpoint, self._resuming.fleet.member(candidate.endpoint)
         if way is Way.TOKENS:
-            fields, seam = await self._from_token(member, broken, TOKENIZE_S if alone else SOON_S)
+            patience_s = TOKENIZE_S if alone else SOON_S
+            fields, seam = await self._rest.from_token(member, broken, patience_s)
         else:
-            fields, seam = await self._from_text(broken)
-        attempt, stream = self._attempt(broken, call, candidate, fields, seam, way)
+            fields, seam = self._rest.from_text(broken)
+        attempt, stream = self._rest.attempt(broken, call, candidate, fields, seam, way)
         if isinstance(attempt.reply, Exchange) and not alone:
             attempt.reply.hasten(max(LEAST_PATIENCE_S, PATIENT_TTFT * candidate.estimate.ttft_s))
         self._meter.asked(endpoint)
@@ -318,83 +384,3 @@ class Resume:
         kept_tokens, again_tokens = seam.own_tokens - broken.own_tokens, broken.tokens - seam.own_tokens
         self._meter.continued(endpoint, stream, kept_tokens, again_tokens, broken.cause)
         answer.goes_on(attempt, stream, block, failure)
-
-    def _attempt(
-        self, broken: Broken, call: Call, candidate: Candidate, fields: Fields, seam: Seam, way: Way
-    ) -> tuple[Attempt, Continued]:
-        """What asks the candidate for the rest, and what reads it."""
-        api = "completions" if seam.by_ids else self._request.api
-        request = structs.replace(self._request, api=api, fields=fields)
-        endpoint, traced = candidate.endpoint, self._arrival.traced
-        watch = None if traced is None else traced.attempt(endpoint, way)
-        outgoing = Outgoing(
-            api=_API_PATHS[request.api],
-            body=request.body_for(
-                endpoint.served_model,
-                worker=endpoint.kind == "worker",
-                ids=seam.by_ids or shows_ids(self._request),
-            ),
-            request_id=self._arrival.request_id,
-            stream=True,
-            ends_s=self._ends_s,
-            trace=self._arrival.trace if watch is None else watch.lines,
-            watch=watch,
-        )
-        shown = Shown(
-            endpoint.model,
-            request.tier if request.tier_asked else None,
-            usage=request.shows_usage,
-            ids=shows_ids(self._request),
-        )
-        stream = Continued(shown, self._resuming.catalog.limits.event_bytes, broken.said, seam)
-        return self._resuming.fleet.attempt(candidate, outgoing, call), stream
-
-    async def _from_token(self, member: Member, broken: Broken, patience_s: float) -> tuple[Fields, Seam]:
-        fields, said, chat = self._request.fields, broken.said, self._chat
-        strings, context_tokens = handover.stop_strings(fields), 0
-        prompt = None if chat else handover.given_ids(fields)
-        if prompt is None:
-            body = handover.prompt_request(fields, chat=chat, served_model=member.endpoint.served_model)
-            told = await prompt_tokens(member, body, patience_s)
-            prompt, context_tokens = told.tokens, told.max_model_len
-            if said.prompt_tokens is not None and crc_of(msgspec.json.encode(prompt)) != said.prompt_crc:
-                raise CannotGoOn("the prompt is other tokens there")
-        ids, text = await text_of(member, said.token_ids() if strings else said.settled_ids(), patience_s)
-        shown, held = said.text.decode(errors="replace"), ""
-        if strings:
-            unseen = handover.beyond(shown, text)
-            if unseen is None:
-                raise CannotGoOn("what has been held back for a stop string is not known")
-            held = unseen
-        goes_on_with = handover.from_token(
-            fields, chat=chat, prompt=prompt, ids=ids, context_tokens=context_tokens
-        )
-        seam = self._seam(broken, len(ids), shown, held)
-        return goes_on_with, structs.replace(
-            seam,
-            by_ids=True,
-            prompt_tokens=len(prompt),
-            estimated=False,
-            told_again=max(said.tokens, said.told) - len(ids),
-        )
-
-    async def _from_text(self, broken: Broken) -> tuple[Fields, Seam]:
-        said, tokens = broken.said, broken.tokens
-        text = said.text.decode(errors="replace")
-        fields = handover.from_text(self._request.fields, chat=self._chat, text=text, tokens=tokens)
-        return fields, self._seam(broken, tokens, text, "")
-
-    def _seam(self, broken: Broken, own_tokens: int, shown: str, held: str) -> Seam:
-        fields, known = self._request.fields, broken.said.prompt_tokens
-        strings, include = handover.stop_strings(fields), handover.shows_stop_string(fields)
-        return Seam(
-            chat=self._chat,
-            own_tokens=own_tokens,
-            by_ids=False,
-            prompt_tokens=self._request.prompt_tokens if known is None else known,
-            cached_tokens=broken.stream.prompt_cached,
-            estimated=known is None,
-            stops=Stops(strings, shown, held, include=include) if strings else None,
-            top_logprobs=handover.count_in(fields, "top_logprobs"),
-            min_tokens=handover.count_in(fields, "min_tokens"),
-        )

@@ -193,4 +193,5 @@ NODE_DEPARTURES = Table(
     Column("name", String(128), primary_key=True),
     Column("leaves_ms", BigInteger, nullable=False),
     Column("draining", Boolean, nullable=False),
+    Column("own", Boolean, nullable=False),
 )

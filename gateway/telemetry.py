@@ -1,4 +1,4 @@
-"""Every metric's name, labels and meaning in one place; those of limits are beside it, in `gateway.telemetry_limits`.
+"""Every metric's name, labels and meaning in one place; those of limits and of churn are beside it, in `telemetry_...`.
 
 Labels are bounded by the configuration (models, endpoints, tiers) or by a table in the code (outcomes): nothing that a
 client sends becomes a label. What is counted on the way of a call is counted in plain integers, which costs a tenth of
@@ -16,7 +16,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from gateway.families import counter
 from gateway.ledger import PAID_BY_GATEWAY
+from gateway.telemetry_churn import Churn
 from gateway.telemetry_models import GenAiMetrics, ModelTally, by_model
 from gateway.telemetry_routing import foresight_of
 from routing.distribution import Distribution
@@ -52,15 +54,11 @@ class Telemetry(Collector):
         self.registry.register(self)
         self.of_all: Callable[[], Awaitable[Collector]] | None = None
         """Where there are several processes: what they have all counted."""
+        self.churn = Churn()
+        self.registry.register(self.churn)
         self.overhead_s = Distribution(OVERHEAD_BUCKETS_S)
         self.refused: Counter[str] = Counter()
         """Requests that ended before they were a call, by error code."""
-        self.hedges: Counter[tuple[str, str]] = Counter()
-        """Second attempts, by model and outcome."""
-        self.not_hedged: Counter[tuple[str, str]] = Counter()
-        """Calls that were late and got none, by model and the reason that came up first."""
-        self.resumed: Counter[tuple[str, str, str]] = Counter()
-        """Streams that broke after their first byte, by model, cause and outcome."""
         self._models: dict[str, ModelTally] = {}
         self._calls: Counter[tuple[str, str, str]] = Counter()
         self._wasted_tokens: Counter[tuple[str, str, str]] = Counter()
@@ -98,25 +96,6 @@ class Telemetry(Collector):
             "Requests that ended before they were a call, by error code.",
             ["code"],
             {(code,): count for code, count in self.refused.items()},
-        )
-        yield counter(
-            "tidegate_hedges_total",
-            "Second attempts beside a late one: won, lost, failed, or abandoned with their call.",
-            ["model", "outcome"],
-            self.hedges,
-        )
-        yield counter(
-            "tidegate_hedges_suppressed_total",
-            "Late calls that got no second attempt at first, for: guard, price, queue or budget.",
-            ["model", "reason"],
-            self.not_hedged,
-        )
-        yield counter(
-            "tidegate_resumes_total",
-            "Streams that broke after their first byte, by the failure's code and how they went on: from the token (tokens), "
-            "from the text (text), or not (error).",
-            ["model", "cause", "outcome"],
-            self.resumed,
         )
         overhead = HistogramMetricFamily(
             "tidegate_overhead_seconds",
@@ -332,15 +311,3 @@ class AdmissionCollector(Collector):
             ["model"],
             {(model,): count for model, count in admission.sent_back.items()},
         )
-
-
-def counter(
-    name: str,
-    meaning: str,
-    labels: list[str],
-    counts: dict[tuple[str, ...], int] | Counter[tuple[str, str]] | Counter[tuple[str, str, str]],
-) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, meaning, labels=labels)
-    for values, count in list(counts.items()):
-        family.add_metric(list(values), count)
-    return family

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from backends.rounds import rounds
 from gateway.database import StoreAway
 from gateway.event_store import Standing, standings
-from gateway.telemetry import counter
+from gateway.families import counter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

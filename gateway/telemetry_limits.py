@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from gateway.telemetry import counter
+from gateway.families import counter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,14 +16,18 @@ has said is kept, and another endpoint goes on with it, where that is worth what
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from routing.types import Candidate, Tier
+    from routing.types import Call, Candidate, Tier
+
+Refused = Literal["queue", "guard", "price", "budget"]
+"""Why nobody is asked beside one that is late, or takes over from one that is slow: calls wait for a place; nobody would be
+so much quicker, or not for that price; both together would pass the call's cap; too many have been already."""
 
 QUANTILE = 0.9
 """Share of the calls that are not late."""
@@ -56,6 +60,14 @@ MOST_PACE_RATIO = 2.5
 
 SLOW_AFTER_S = 2.0
 """No stream is before: a prompt that is read beside it makes it stand still as well."""
+
+PATIENT = 3.0
+LEAST_PATIENCE_S = 5.0
+"""A reply in one piece is waited for so many times as long as nine in ten take at the most, measured in what is predicted for
+each, and so long at least; but once a call: it may be that it takes so long everywhere."""
+
+MOST_OUTPUT = 10.0
+"""So many times the tokens expected may a call write that names no limit."""
 
 SHARE = 0.02
 """Of the calls that may be hedged."""
@@ -138,6 +150,32 @@ class Hedging:
         waited for: they teach nothing of how fast a worker is.
         """
 
+    def racer(
+        self, waited_s: float, first: Candidate, others: Iterable[Candidate], call: Call
+    ) -> Candidate | Refused:
+        """Whom to ask beside `first`, which has waited so long for its first token. What is given has been paid for."""
+        found = quicker(waited_s, first.estimate.ttft_s, others, call.tier)
+        return self._granted(found, first, call, self.budget)
+
+    def heir(
+        self, going: Going, first: Candidate, others: Iterable[Candidate], call: Call
+    ) -> Candidate | Refused:
+        """Who is to go on with a stream that `first` goes on with so slowly."""
+        return self._granted(better(going, others, call.tier), first, call, self.moves)
+
+    def _granted(
+        self, found: Candidate | None, first: Candidate, call: Call, budget: Budget
+    ) -> Candidate | Refused:
+        if found is None:
+            return "guard"
+        if not within_cap(first, found, call.demands.max_input_pico_usd):
+            return "price"
+        return found if budget.spend() else "budget"
+
+    def overdue(self, waited_s: float, longest_s: float) -> bool:
+        """Whether a reply in one piece takes longer than it ever should, for which `longest_s` are predicted at the most."""
+        return waited_s >= LEAST_PATIENCE_S and waited_s > PATIENT * self.wholes.ratio * longest_s
+
 
 def still_needs_s(waited_s: float, predicted_s: float) -> float:
     """How long an attempt that has waited so long without a first token is expected to take from now on.
@@ -147,6 +185,12 @@ def still_needs_s(waited_s: float, predicted_s: float) -> float:
     has lasted, the longer it will last. (A Pareto tail with index 2 has exactly this mean residual life.)
     """
     return predicted_s - waited_s if waited_s < predicted_s else waited_s
+
+
+def longest_s(expected: Candidate, most_tokens: int | None, expected_tokens: float) -> float:
+    """What is predicted for a reply with as many tokens as it may have."""
+    most = most_tokens or MOST_OUTPUT * expected_tokens
+    return expected.estimate.ttft_s + most * expected.estimate.itl_s
 
 
 def quicker(waited_s: float, predicted_s: float, others: Iterable[Candidate], tier: Tier) -> Candidate | None:

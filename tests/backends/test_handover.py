@@ -52,7 +52,7 @@ def test_penalties_for_what_has_been_written_become_biases():
 
 
 def test_biases_stay_within_what_a_worker_takes():
-    call = fields(prompt="x", frequency_penalty=2)
+    call = fields(prompt="x", frequency_penalty=2, max_tokens=100)
     asked = handover.from_token(call, chat=False, prompt=[1], ids=[3] * 80, context_tokens=0)
     assert plain(asked)["logit_bias"] == {"3": -100}
 
@@ -110,6 +110,23 @@ def test_the_prompt_is_asked_for_as_the_template_makes_it():
     ("shown", "text", "held"), [("ab", "abc", "c"), (" ab", "abc", "c"), ("ab", "ab", ""), ("ab", "xb", None), ("abc", "ab", None)]
 )  # fmt: skip
 def test_what_is_held_back_is_what_tokens_say_beyond_what_was_shown(shown, text, held):
+    assert handover.beyond(shown, text) == held
+
+
+@pytest.mark.parametrize(
+    ("shown", "text", "held"),
+    [
+        ("high water", "high<|assistant|> water at", " at"),
+        (" high water", "high</s> water at", " at"),
+        ("high water", "high water<|end|> at", " at"),
+        ("say <b>high</b>", "say <b>high</b><b>er", "<b>er"),
+        ("say <b", "say <b>high", ">high"),
+        ("high [TOP]", "high [CALLS] [TOP] [CALLS] at", None),
+        ("high [TOP]", "high [CALLS][TOP] [CALLS] at", "  at"),
+        ("high water", "low<|assistant|> water at", None),
+    ],
+)
+def test_special_tokens_that_a_reply_leaves_out_are_left_out(shown, text, held):
     assert handover.beyond(shown, text) == held
 
 

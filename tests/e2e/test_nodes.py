@@ -242,6 +242,50 @@ async def test_who_drains_or_has_given_notice_does_so_after_a_restart_of_the_gat
             assert (await shown(gw, "node-1"))["leaves_in_s"] is not None
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["by an operator", "by itself"])
+async def test_a_drain_by_an_operator_outlasts_the_node_and_its_own_ends_when_it_registers(
+    own: bool,  # noqa: FBT001 - a parameter of the test
+    tmp_path: Path,
+):
+    async with SimWorker(QUICK) as worker:
+        async with gateway(tmp_path, models=NOBODY, auth=AUTH, ready=False) as gw:
+            await admin(gw, "POST", "", said(worker, lease_s=3600))
+            await is_in(gw, "node-1", "serving", "ramping")
+            await admin(gw, "POST", "/node-1/drain", {"within_s": 3600, "own": own})
+            await admin(gw, "POST", "", said(worker, lease_s=3600))
+            after = ("serving", "ramping") if own else ("draining",)
+            await is_in(gw, "node-1", *after)
+            await admin(gw, "POST", "/node-1/drain", {"within_s": 3600, "own": own})
+        async with gateway(tmp_path, models=NOBODY, auth=AUTH, ready=False) as gw:
+            assert (await shown(gw, "node-1"))["state"] == "draining"
+            await admin(gw, "POST", "", said(worker, lease_s=1))
+            await is_gone(gw, "node-1")  # nothing is heard of it
+            await stay_ended(gw, "node-1", "lease_lost" if own else "drained")
+            await admin(gw, "POST", "", said(worker, lease_s=3600))
+            await is_in(gw, "node-1", *after)
+
+
+async def test_a_drain_of_a_node_that_is_gone_can_be_taken_back(tmp_path: Path):
+    async with SimWorker(QUICK) as worker, gateway(tmp_path, models=NOBODY, auth=AUTH, ready=False) as gw:
+        await admin(gw, "POST", "", said(worker))
+        await admin(gw, "POST", "/node-1/drain", {"within_s": 3600})
+        await admin(gw, "POST", "", said(worker, lease_s=1))
+        await is_gone(gw, "node-1")
+        assert (await admin(gw, "DELETE", "/node-1/drain"))[0] == 200
+        assert (await admin(gw, "DELETE", "/node-1/drain"))[0] == 404
+        await admin(gw, "POST", "", said(worker, lease_s=3600))
+        await is_in(gw, "node-1", "serving", "ramping")
+
+
+async def test_a_drain_goes_with_a_node_that_is_removed(tmp_path: Path):
+    async with SimWorker(QUICK) as worker, gateway(tmp_path, models=NOBODY, auth=AUTH, ready=False) as gw:
+        await admin(gw, "POST", "", said(worker))
+        await admin(gw, "POST", "/node-1/drain", {"within_s": 3600})
+        assert (await admin(gw, "DELETE", "/node-1"))[0] == 204
+        await admin(gw, "POST", "", said(worker))
+        await is_in(gw, "node-1", "serving", "ramping")
+
+
 async def test_a_deadline_that_has_passed_while_the_gateway_was_down_has_passed(tmp_path: Path):
     async with SimWorker(QUICK) as worker, SimWorker(QUICK) as other:
         models = {"llama": {"price": PRICE, "endpoints": [endpoint(other, "configured")]}}

@@ -289,7 +289,7 @@ async def test_a_stream_goes_on_elsewhere_when_its_worker_has_to_leave(tmp_path:
         ).raise_for_status()
         heard, expected = await listening, await both.undisturbed()
         same(heard, expected)
-        assert (await both.resumes()) == {("upstream_broken", "tokens"): 1}
+        assert (await both.resumes()) == {("leaving", "tokens"): 1}
         (row,) = await both.gw.rows()
         assert (row.outcome, row.endpoint, row.attempts, row.completion_tokens) == ("ok", "bad", 2, 40)
         assert not row.estimated

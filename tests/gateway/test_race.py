@@ -16,9 +16,11 @@ from backends.worker import Access
 from gateway.admission import Admission
 from gateway.arrival import Arrival
 from gateway.auth import Key
+from gateway.cache_salt import CacheSalts
 from gateway.catalog import Model
 from gateway.meter import Meter
 from gateway.openai import Request
+from gateway.planning import Planner
 from gateway.race import Race, Races
 from gateway.telemetry import Telemetry
 from routing.queue import QueueLimits
@@ -51,7 +53,13 @@ class Track:
         self.gates = {each.name: asyncio.get_running_loop().create_future() for each in (FIRST, SECOND)}
         self.opened: list[Opened] = []
         self.asked: list[str] = []
-        races = _Willing(fleet, Admission(fleet, QueueLimits(), 1.0, 1.0), Telemetry(), hedge=True)
+        races = _Willing(
+            Planner(fleet, CacheSalts(b"")),
+            fleet,
+            Admission(fleet, QueueLimits(), 1.0, 1.0),
+            Telemetry(),
+            hedge=True,
+        )
         plan = fleet.pool("m").plan(CALL, time.monotonic(), 0.5)
         self._by_name = {candidate.endpoint.name: candidate for candidate in plan.ranked}
         races.other = self._by_name["second"]
