@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from gateway.admin_billing import billing_routes
 from gateway.admin_bills import bill_routes
+from gateway.admin_events import event_routes
 from gateway.admin_subjects import subject_routes
 from gateway.admin_usage import usage_routes
 
@@ -37,6 +38,7 @@ def desk_routes(desk: Desk) -> APIRouter:
     routes.include_router(usage_routes(desk.store))
     routes.include_router(billing_routes(desk))
     routes.include_router(bill_routes(desk))
+    routes.include_router(event_routes(desk))
 
     async def shown(*, repair: bool) -> DriftsShown:
         return DriftsShown(

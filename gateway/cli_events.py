@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from msgspec import structs
 
-from gateway import spans
-from gateway.cli_options import DEFAULT_CONFIG, ConfigOption, FormatOption, actor_here, fail, open_store
-from gateway.cli_usage import span
+from gateway.cli_options import FormatOption, Place, fail, unfolded
 from gateway.output import Format, iso, show
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from gateway.store import Store
 
 app = typer.Typer(help="Usage events for webhooks.", no_args_is_help=True)
 
@@ -29,66 +18,43 @@ WebhookArgument = Annotated[
 TenantOption = Annotated[str | None, typer.Option(help="Only of this tenant.")]
 
 _STATUS = (
-    "webhook",
-    "waiting",
-    "oldest",
-    "sent",
-    "last_sent",
-    "set_aside",
-    "failing_since",
-    "failure",
-    "retry",
+    *("webhook", "waiting", "oldest", "sent", "last_sent", "set_aside", "failing_since", "failure", "retry"),
 )
 _REFUSED = ("id", "part", "tenant", "refused", "reason")
 
 
-@contextmanager
-def _store(config: Path) -> Iterator[Store]:
-    from gateway.subjects import NotFound  # noqa: PLC0415 - takes time to import
-
-    with open_store(config) as store:
-        try:
-            yield store
-        except NotFound as error:
-            fail(str(error))
-
-
 @app.command()
-def status(config: ConfigOption = DEFAULT_CONFIG, as_format: FormatOption = Format.TABLE) -> None:
+@unfolded
+def status(*, place: Place, as_format: FormatOption = Format.TABLE) -> None:
     """How far each webhook has been told, and what keeps it."""
-    from gateway.event_store import standings  # noqa: PLC0415 - takes time to import
-
-    with _store(config) as store:
-        found = standings(store)
-    rows = []
-    for standing in found:
-        row = structs.asdict(standing)
+    rows = place.ask("GET", "events")
+    for row in rows:
         for moment in ("oldest", "last_sent", "failing_since"):
             row[moment] = None if row[f"{moment}_ms"] is None else iso(row[f"{moment}_ms"])
-        row["retry"] = iso(standing.retry_ms) if standing.retry_ms > standing.now_ms else None
-        rows.append(row)
+        row["retry"] = iso(row["retry_ms"]) if row["retry_ms"] > row["now_ms"] else None
     show(rows, _STATUS, as_format)
 
 
 @app.command()
+@unfolded
 def refused(
     webhook: WebhookArgument,
+    *,
     tenant: TenantOption = None,
     most: Annotated[int, typer.Option(min=1, max=10_000, help="So many at most, the oldest first.")] = 100,
-    config: ConfigOption = DEFAULT_CONFIG,
+    place: Place,
     as_format: FormatOption = Format.TABLE,
 ) -> None:
     """The events that it would not take, and why."""
-    from gateway.event_desk import refused as those_refused  # noqa: PLC0415 - takes time to import
-
-    with _store(config) as store:
-        found = those_refused(store, webhook, tenant, most)
-    show([{**structs.asdict(each), "refused": iso(each.refused_ms)} for each in found], _REFUSED, as_format)
+    rows = place.ask("GET", "events", webhook, "refused", tenant=tenant, most=most)
+    show([{**row, "refused": iso(row["refused_ms"])} for row in rows], _REFUSED, as_format)
 
 
 @app.command()
+@unfolded
 def resend(
     webhook: WebhookArgument,
+    *,
     tenant: TenantOption = None,
     since: Annotated[
         str | None,
@@ -98,35 +64,25 @@ def resend(
         ),
     ] = None,
     until: Annotated[str | None, typer.Option("--to", help="As --from; without it, until now.")] = None,
-    config: ConfigOption = DEFAULT_CONFIG,
+    place: Place,
     as_format: FormatOption = Format.TABLE,
 ) -> None:
     """Send what it would not take once more; or, with --from, all of a span of time, under the same ids."""
-    from gateway.event_desk import send_refused, send_span  # noqa: PLC0415 - takes time to import
-
-    if until is not None and since is None:
-        raise typer.BadParameter("takes --from as well", param_hint="--to")
-    with _store(config) as store:
-        if since is None:
-            count = send_refused(store, webhook, tenant, actor_here())
-        else:
-            start, end = (spans.ms(moment) for moment in span(since, until, datetime.now(UTC)))
-            count = send_span(store, webhook, start, end, tenant, actor_here())
-    show(
-        [{"webhook": webhook, "tenant": tenant, "queued": count}], ("webhook", "tenant", "queued"), as_format
-    )
+    said = {"tenant": tenant, "from": since, "to": until}
+    queued = place.ask("POST", "events", webhook, "resend", body=said)
+    show([{"webhook": webhook, "tenant": tenant, **queued}], ("webhook", "tenant", "queued"), as_format)
 
 
 @app.command()
-def forget(
-    webhook: WebhookArgument, config: ConfigOption = DEFAULT_CONFIG, as_format: FormatOption = Format.TABLE
-) -> None:
+@unfolded
+def forget(webhook: WebhookArgument, *, place: Place, as_format: FormatOption = Format.TABLE) -> None:
     """Keep nothing more for a webhook that is in no gateway's configuration any longer."""
     from gateway.config import load  # noqa: PLC0415 - takes time to import
-    from gateway.event_desk import forget as forgotten  # noqa: PLC0415 - as above
 
-    if webhook in load(config, os.environ).events:
-        fail(f"{webhook} is in {config}: a gateway would tell it of new usage again; take it out first", 2)
-    with _store(config) as store:
-        gone = forgotten(store, webhook, actor_here())
-    show([{"webhook": webhook, **structs.asdict(gone)}], ("webhook", "sent", "set_aside"), as_format)
+    if place.url is None and webhook in load(place.config, os.environ).events:
+        fail(
+            f"{webhook} is in {place.config}: a gateway would tell it of new usage again; take it out first",
+            2,
+        )
+    gone = place.ask("DELETE", "events", webhook)
+    show([{"webhook": webhook, **gone}], ("webhook", "sent", "set_aside"), as_format)

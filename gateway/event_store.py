@@ -143,12 +143,15 @@ class Outbox:
     def due(self, webhook: str) -> bool:
         """Whether there is something to tell it, and nobody else does, and it need not be left alone for a while."""
         with self._store.reading() as connection:
-            row = connection.execute(_webhook(webhook)).one()
-            now_ms = _now_ms(connection)
-            if row.retry_ms > now_ms or (row.holder != self._holder and row.held_until_ms > now_ms):
-                return False
-            waiting = select(EVENT_BATCHES.c.number).where(_to_come(row)).limit(1)
-            return connection.execute(waiting).first() is not None
+            row = connection.execute(_webhook(webhook)).first()
+            if row is not None:
+                now_ms = _now_ms(connection)
+                if row.retry_ms > now_ms or (row.holder != self._holder and row.held_until_ms > now_ms):
+                    return False
+                waiting = select(EVENT_BATCHES.c.number).where(_to_come(row)).limit(1)
+                return connection.execute(waiting).first() is not None
+        self.register([webhook])  # forgotten by somebody who did not know that it is still configured here
+        return False
 
     def take(self, webhook: str, lease_s: float, most: int) -> Window | None:
         """The lease, and so many of what comes next. None: somebody else has it, or there is nothing."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 from gateway_process import LIMIT_S, gateway_beside, rows_in
-from pool import INSTANT, endpoint
+from pool import HELLO, INSTANT, endpoint
+from pool import gateway as pool_gateway
 from receiver import Answer, Received, Receiver
 from sqlalchemy import select
 
@@ -125,3 +126,39 @@ async def test_of_two_gateways_on_one_database_one_tells_and_the_other_takes_ove
 
 def sent(gateway: Gateway) -> bool:
     return 'tidegate_events_sent_total{webhook="ours"} 0.0' not in gateway.metrics()
+
+
+async def test_administrators_see_over_http_what_was_refused_and_have_it_sent_again(tmp_path: Path):
+    master = "sk-master-0123456789"
+    async with (
+        Receiver(lambda _: Answer(422, b"no such customer")) as receiver,
+        SimWorker(spec=INSTANT) as worker,
+    ):
+        sections = {"events": webhook(receiver), "auth": {"master_key": master}}
+        async with pool_gateway(tmp_path, worker, **sections) as gw:
+
+            async def ask(method: str, path: str = "", body: Any = None) -> tuple[int, Any]:
+                headers = {"authorization": f"Bearer {master}"}
+                reply = await gw.http.request(method, f"/admin/events{path}", json=body, headers=headers)
+                return reply.status_code, reply.json() if reply.content else None
+
+            await gw.client().chat.completions.create(**HELLO)
+            async with asyncio.timeout(LIMIT_S):
+                while not (aside := (await ask("GET", "/ours/refused"))[1]):  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.05)
+            assert [(each["tenant"], each["reason"]) for each in aside] == [
+                ("harbour", "422: no such customer")
+            ]
+            status, (standing,) = await ask("GET")
+            assert (status, standing["webhook"], standing["set_aside"]) == (200, "ours", 1)
+            receiver.answer = lambda _: Answer()
+            assert await ask("POST", "/ours/resend", {}) == (200, {"queued": 1})
+            assert await ask("POST", "/ours/resend", {"from": "1h"}) == (200, {"queued": 1})
+            await until(lambda: len(receiver.ids) == 3)
+            assert len(set(receiver.ids)) == 1
+            for wrong in ({"to": "1h"}, {"from": "soon"}, {"tenants": "x"}):
+                assert (await ask("POST", "/ours/resend", wrong))[0] == 400
+            assert (await ask("GET", "/mine/refused"))[0] == 404
+            assert await ask("DELETE", "/ours") == (200, {"sent": 2, "set_aside": 0})
+            reply = await gw.http.get("/admin/events", headers={"authorization": f"Bearer {gw.key}"})
+            assert reply.status_code == 403

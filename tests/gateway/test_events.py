@@ -521,6 +521,16 @@ async def test_a_webhook_that_is_forgotten_leaves_nothing_behind(store: Store):
         refused(store, "om")
 
 
+async def test_a_webhook_that_is_forgotten_too_early_is_told_of_what_comes_after(store: Store):
+    async with Receiver() as receiver, sending(store, receiver) as sender:
+        forget(store, "om")
+        record(store, "c1")
+        await sender.work()
+        record(store, "c2")
+        await sender.work()
+        assert receiver.ids == ["c2"]
+
+
 async def test_a_gateway_tells_by_itself_and_its_metrics_say_how_it_stands(store: Store):
     registry = CollectorRegistry()
     async with Receiver(says(400, ["c2"])) as receiver:
