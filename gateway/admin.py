@@ -122,5 +122,5 @@ def admin_routes(about: Administration) -> APIRouter:
         return Explanation.of(caller, *question.decisions(about.catalog, caller, about.planner))
 
     routes.include_router(desk_routes(about.desk))
-    routes.include_router(node_routes(about.nodes))
+    routes.include_router(node_routes(about.nodes, about.desk))
     return routes

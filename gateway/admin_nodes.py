@@ -9,11 +9,18 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from gateway.config_node import DrainSection, NodeSection, NoticeSection, read_section
+from gateway.node_audit import NodeAudit
 from gateway.node_history import LOOK_BACK_MS, History, history
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
     from backends.member import Member
+    from gateway.desk import Desk
     from gateway.nodes import Nodes
+
+    _By = Callable[[Request, str, str], AbstractAsyncContextManager[None]]
 
 State = Literal["serving", "ramping", "leaving", "draining", "probing", "out"]
 
@@ -97,12 +104,17 @@ def _body_of(section: type[BaseModel], *, required: bool) -> dict[str, Any]:
     return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
-def node_routes(nodes: Nodes) -> APIRouter:
+def node_routes(nodes: Nodes, desk: Desk) -> APIRouter:
     """To be mounted where only administrators are let in."""
     routes = APIRouter(prefix="/nodes")
-    _add_membership(routes, nodes)
-    _add_departures(routes, nodes)
-    _add_looks(routes, nodes)  # last: these paths take any name, even one that ends like the others
+    audit = NodeAudit(desk.store, nodes)
+
+    def by(request: Request, action: str, name: str) -> AbstractAsyncContextManager[None]:
+        return audit.noted(desk.actor_of(request), action, name)
+
+    _add_membership(routes, nodes, by)
+    _add_departures(routes, nodes, by)
+    _add_looks(routes, nodes, by)  # last: these paths take any name, even one that ends like the others
     return routes
 
 
@@ -120,13 +132,14 @@ def _lease(nodes: Nodes, name: str) -> Lease:
     )
 
 
-def _add_membership(routes: APIRouter, nodes: Nodes) -> None:
+def _add_membership(routes: APIRouter, nodes: Nodes, by: _By) -> None:
     @routes.post("", openapi_extra=_body_of(NodeSection, required=True), status_code=201)
     async def register(request: Request, response: Response) -> Lease:
         """A node registers, or says what has changed. Its lease begins; it gets calls once it has been probed."""
         section = read_section(NodeSection, await request.body())
-        if not await nodes.register(section):
-            response.status_code = 200
+        async with by(request, "node.register", section.name):
+            if not await nodes.register(section):
+                response.status_code = 200
         return _lease(nodes, section.name)
 
     @routes.put("/{name:path}/heartbeat")
@@ -137,30 +150,33 @@ def _add_membership(routes: APIRouter, nodes: Nodes) -> None:
         return _lease(nodes, name)
 
 
-def _add_departures(routes: APIRouter, nodes: Nodes) -> None:
+def _add_departures(routes: APIRouter, nodes: Nodes, by: _By) -> None:
     @routes.post("/{name:path}/drain", openapi_extra=_body_of(DrainSection, required=False))
     async def drain(name: str, request: Request) -> Lease:
         """Nothing new from now on; what still runs shortly before the deadline is finished elsewhere."""
         section = read_section(DrainSection, await request.body())
-        await nodes.leave_in(name, section.within_s, draining=True, own=section.own)
+        async with by(request, "node.drain", name):
+            await nodes.leave_in(name, section.within_s, draining=True, own=section.own)
         return _lease(nodes, name)
 
     @routes.delete("/{name:path}/drain")
-    async def cancel_drain(name: str) -> Lease:
+    async def cancel_drain(name: str, request: Request) -> Lease:
         """It does not leave after all: drain and notice are taken back, also of one that is not there now."""
         lease = _lease(nodes, name)
-        await nodes.stay(name)
+        async with by(request, "node.stay", name):
+            await nodes.stay(name)
         return lease.model_copy(update={"leaves_in_s": None, "drained": False})
 
     @routes.post("/{name:path}/preempt", openapi_extra=_body_of(NoticeSection, required=True))
     async def preempt(name: str, request: Request) -> Lease:
         """It will be gone by then. Until then it gets what is expected to be done in time."""
         section = read_section(NoticeSection, await request.body())
-        await nodes.leave_in(name, section.in_s, draining=False, own=True)
+        async with by(request, "node.preempt", name):
+            await nodes.leave_in(name, section.in_s, draining=False, own=True)
         return _lease(nodes, name)
 
 
-def _add_looks(routes: APIRouter, nodes: Nodes) -> None:
+def _add_looks(routes: APIRouter, nodes: Nodes, by: _By) -> None:
     @routes.get("")
     async def list_nodes() -> WorkersShown:
         """All workers, whether configured, registered or discovered."""
@@ -181,6 +197,7 @@ def _add_looks(routes: APIRouter, nodes: Nodes) -> None:
         )
 
     @routes.delete("/{name:path}", status_code=204)
-    async def remove(name: str) -> None:
+    async def remove(name: str, request: Request) -> None:
         """A node that has registered leaves: nothing new, and what runs there finishes."""
-        await nodes.remove(name)
+        async with by(request, "node.remove", name):
+            await nodes.remove(name)

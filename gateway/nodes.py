@@ -178,6 +178,9 @@ class Nodes:
     def find(self, name: str) -> Node | None:
         return self._nodes.get(name)
 
+    def leaving(self, name: str) -> Leaving | None:
+        return self._leaving.get(name)
+
     def members(self, name: str | None = None) -> list[Member]:
         """The workers of the fleet, or those of one node, whether it has registered, is configured or is only known to leave."""
         workers = [member for member in self._fleet.members if member.endpoint.kind == "worker"]
