@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
+from backends.rounds import rounds
 from gateway.admin import Administration, Administrators, admin_routes
 from gateway.admin_keys import AdminKeyring
 from gateway.admission import Admission
@@ -53,6 +54,7 @@ from gateway.supervisor import Seat, Supervisor
 from gateway.telemetry import AdmissionCollector, FleetCollector, Telemetry
 from gateway.telemetry_limits import LimitsCollector
 from gateway.telemetry_traces import gen_ai_metrics, traces
+from gateway.tls import Certificate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -88,7 +90,8 @@ def _run_one_of(processes: int, config: Config, file: ConfigFile | None) -> int:
     # Garbage that is not there need not be shared; what is there is copied when the collector looks at it.
     gc.collect()
     gc.freeze()
-    supervisor = Supervisor(listeners_on(config.listen, processes), float(config.timeouts.drain_s))
+    listeners = listeners_on(config.listen, processes)
+    supervisor = Supervisor(listeners, float(config.timeouts.drain_s), config.server.scheme)
     seat = supervisor.run()
     if isinstance(seat, int):
         return seat
@@ -119,7 +122,7 @@ async def serve(
 
     def ready() -> None:
         if seat is None:
-            log.info("serving on http://%s:%d", *listeners[0].getsockname()[:2])
+            log.info("serving on %s://%s:%d", config.server.scheme, *listeners[0].getsockname()[:2])
         else:
             seat.ready()
         if on_ready is not None:
@@ -139,6 +142,12 @@ async def serve(
             body_limit_bytes=config.limits.body_bytes,
             on_ready=ready,
         )
+        server.take_times(config.timeouts)
+        if config.server.tls is not None:
+            certificate = Certificate(config.server.tls)
+            server.tls = certificate.context
+            looking = rounds(lambda _: certificate.look(), 1.0, "looking at the certificate")
+            await stack.enter_async_context(looking)
         if seat is not None:
             await stack.enter_async_context(obeying(seat, server))
         _spare_the_collector()

@@ -38,7 +38,7 @@ async def answer(app: ASGIApp, client: Client, body_limit_bytes: int) -> None:
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": client.method.decode(),
-        "scheme": "http",
+        "scheme": client.scheme,
         "path": unquote(path.decode("latin-1")),
         "raw_path": path,
         "query_string": query,

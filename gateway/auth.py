@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Self
 
+    from pydantic import SecretStr
+
     from gateway.policy import InForce, Network, Policies
     from gateway.store import Store
 
@@ -79,7 +81,7 @@ class Keyring:
     ) -> None:
         self._key_secret = key_secret
         self._policies = policies
-        self._master_digest = digest_of(master_key.encode(), key_secret) if master_key else None
+        self._master_digest = self._digest_of_master(master_key)
         self._revision: int | None = None
         self._active = Active(0, {}, {}, ())
         self._paid_in: dict[str, int] = {}
@@ -143,11 +145,20 @@ class Keyring:
         self._revision = None
         self.refresh(store)
 
+    def take_master(self, master_key: SecretStr | None) -> None:
+        """From the next reading on, this is the master key."""
+        self._master_digest = self._digest_of_master(
+            None if master_key is None else master_key.get_secret_value()
+        )
+
     def __len__(self) -> int:
         return len(self._by_digest)
 
     def __iter__(self) -> Iterator[Key]:
         return iter([key for _, key in self._by_digest.values()])
+
+    def _digest_of_master(self, master_key: str | None) -> bytes | None:
+        return digest_of(master_key.encode(), self._key_secret) if master_key else None
 
     def _master(self) -> tuple[tuple[bytes, Key], ...]:
         if self._master_digest is None:

@@ -123,6 +123,10 @@ class Client:
         return self._connection.peer
 
     @property
+    def scheme(self) -> str:
+        return "http" if self._connection.transport.get_extra_info("sslcontext") is None else "https"
+
+    @property
     def stopping(self) -> bool:
         """The server takes no more work."""
         return self._connection.stopping

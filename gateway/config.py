@@ -20,7 +20,7 @@ from gateway.config_events import (  # noqa: TC001 - pydantic reads annotations 
     WebhookName,
     WebhookSection,
 )
-from gateway.config_file import ConfigError, Problem, path_of, read
+from gateway.config_file import ConfigError, Problem, Stamp, path_of, read
 from gateway.config_model import AliasSection, ModelSection, aliases_of_nothing, all_names, names_used_twice
 from gateway.config_policy import TenantSection, no_such_model
 from gateway.config_section import (
@@ -35,7 +35,7 @@ from gateway.config_section import (
     Secret,
     Section,
     SharedStateUrl,
-    TenantName,
+    TenantOrOthers,
     Usd,
     WaitSeconds,
     given_in,
@@ -43,6 +43,7 @@ from gateway.config_section import (
     no_boolean,
 )
 from gateway.config_telemetry import TelemetrySection
+from gateway.config_tls import TlsSection  # noqa: TC001 - pydantic reads annotations at run time
 from routing.types import Endpoint, Tier, TierName
 
 
@@ -66,6 +67,11 @@ class Server(Section):
         1,
         description="Processes that serve, on one address; `auto`: one for each core. With limits, more than one takes Redis.",
     )
+    tls: TlsSection | None = Field(None, description="Speak TLS with clients; without it, plain HTTP.")
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.tls is None else "https"
 
 
 class Cors(Section):
@@ -147,6 +153,18 @@ class Timeouts(Section):
     total_s: Seconds = Field(600, description="For the whole call.")
     idle_connection_s: Seconds = Field(4, description="How long an unused connection to an endpoint is kept.")
     drain_s: Seconds = Field(30, description="After SIGTERM, how long running calls may take to finish.")
+    request_head_s: Seconds = Field(
+        30,
+        description="Within which a client's request line and headers have to come, or the connection is closed.",
+    )
+    request_s: Seconds = Field(
+        300,
+        description="Within which the whole of its request has to: the largest body at a megabit a second.",
+    )
+    idle_client_s: Seconds = Field(
+        75,
+        description="How long an unused connection of a client is kept: longer than load balancers keep theirs.",
+    )
 
 
 class Health(Section):
@@ -262,8 +280,10 @@ class Config(Section):
         {}, max_length=10_000, description="Names that stand for another model in each tier."
     )
     tiers: Tiers = Tiers()
-    tenants: dict[TenantName, TenantSection] = Field(
-        {}, max_length=100_000, description="Bounds for the calls of a tenant, and how it pays, by its name."
+    tenants: dict[TenantOrOthers, TenantSection] = Field(
+        {},
+        max_length=100_000,
+        description="Bounds for the calls of a tenant, and how it pays, by its name; under `*`, bounds for all that are not named.",
     )
 
     @classmethod
@@ -273,6 +293,8 @@ class Config(Section):
         if given_in(auth, "mode") == "none" and not meant and not _is_loopback(str(host)):
             advice = "set auth.allow_public: true if that is meant"
             yield ("auth", "mode"), f"none on listen.host {host} lets anyone in; {advice}"
+        if given_in(given_in(given.get("tenants"), "*"), "billing") is not None:
+            yield ("tenants", "*", "billing"), "is for tenants by their names"
         models = given.get("models")
         if models == {}:
             yield ("models",), "needs at least one model"
@@ -322,8 +344,10 @@ def load(
     environ: Mapping[str, str],
     listen: Mapping[str, Any] | None = None,
     server: Mapping[str, Any] | None = None,
+    files: dict[Path, Stamp | None] | None = None,
 ) -> Config:
-    """The configuration in a file. Keys in `listen` and `server` (the command line's) win over the file's.
+    """The configuration in a file. Keys in `listen` and `server` (the command line's) win over the file's; `files` then has
+    those that values came from.
 
     Raises ConfigError with every problem at once.
     """
@@ -335,7 +359,7 @@ def load(
         raise ConfigError((Problem("", f"not UTF-8 text: {path}"),)) from None
     except OSError as error:
         raise ConfigError((Problem("", f"cannot read {path}: {error.strerror}"),)) from None
-    given, problems = read(text, environ)
+    given, problems = read(text, environ, files)
     for name, said in (("listen", listen), ("server", server)):
         of_file = given.get(name)
         if said and (of_file is None or isinstance(of_file, dict)):

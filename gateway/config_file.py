@@ -8,14 +8,29 @@ silent choice. What plain scalars mean follows YAML 1.2: `no` is a word, as in `
 
 from __future__ import annotations
 
+import os
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+Stamp = tuple[int, int, int]
+"""What is another one when a file is."""
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """Of the file, or what a link leads to; None where there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - what pathlib does, without its objects every second
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 class Problem(NamedTuple):
@@ -55,6 +70,11 @@ FRACTION = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 LONGEST_NUMBER = 100
 """Digits; what is longer stays text, which no number field takes (Python refuses to convert numbers of 4,301)."""
 
+FILE = "file:"
+"""What a value begins with that stands in a file of its own, as secrets do: `file:/run/secrets/openai`."""
+LONGEST_SECRET = 65_536
+"""Bytes of such a file."""
+
 QUOTED = re.compile(r"'(?!<)[^']{2,}'")
 """In a message of PyYAML: a piece of the file, which may be of a secret (a password that starts with `*`)."""
 
@@ -64,6 +84,8 @@ class Reader:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.problems: list[Problem] = []
+        self.files: dict[Path, Stamp | None] = {}
+        """Those that values came from, as they were just before they were read."""
         self._environ = environ
         self._open: set[int] = set()
         self._done: dict[int, Any] = {}
@@ -102,6 +124,13 @@ class Reader:
         return result
 
     def _scalar(self, node: yaml.ScalarNode, keys: tuple[str | int, ...]) -> Any:
+        value = self._said(node, keys)
+        # As it is written: what comes from the environment is a value, whatever it begins with.
+        if isinstance(value, str) and node.value.startswith(FILE):
+            return self._content(Path(value.removeprefix(FILE)), keys)
+        return value
+
+    def _said(self, node: yaml.ScalarNode, keys: tuple[str | int, ...]) -> Any:
         text: str = node.value
         if OPEN in text:
             return self._interpolated(text, keys)
@@ -135,6 +164,29 @@ class Reader:
             return ""
         return self._environ[name]
 
+    def _content(self, path: Path, keys: tuple[str | int, ...]) -> str | None:
+        """What stands in the file, without the line break that editors put at its end."""
+        self.files[path] = stamp_of(path)
+        text, problem = "", ""
+        try:
+            with path.open("rb") as file:
+                content = file.read(LONGEST_SECRET + 1)
+            text = content.decode().rstrip("\r\n")
+            if len(content) > LONGEST_SECRET:
+                problem = f"{path} has more than {LONGEST_SECRET} bytes"
+            elif not text:
+                problem = f"{path} is empty"
+        except OSError as error:
+            problem = f"{path} cannot be read: {error.strerror}"
+        except UnicodeDecodeError:
+            problem = f"{path} is no UTF-8 text"
+        except ValueError:
+            problem = "file: takes the path of a file"
+        if problem:
+            self._wrong(keys, problem)
+            return None
+        return text
+
     def _wrong(self, keys: tuple[str | int, ...], message: str) -> None:
         self.problems.append(Problem(path_of(keys), message))
 
@@ -162,8 +214,10 @@ class _PlainLoader(yaml.SafeLoader):
         return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def read(text: str, environ: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:
-    """The values of a YAML document and what is wrong with it.
+def read(
+    text: str, environ: Mapping[str, str], files: dict[Path, Stamp | None] | None = None
+) -> tuple[dict[str, Any], list[Problem]]:
+    """The values of a YAML document and what is wrong with it. `files` then has those that values came from.
 
     Raises ConfigError where there is no mapping to speak of.
     """
@@ -185,6 +239,9 @@ def read(text: str, environ: Mapping[str, str]) -> tuple[dict[str, Any], list[Pr
         raise ConfigError((Problem("", "should be a mapping of keys such as `listen` and `models`"),))
     reader = Reader(environ)
     values = reader.value(root, ())
+    if files is not None:
+        files.clear()
+        files.update(reader.files)
     return values, reader.problems
 
 

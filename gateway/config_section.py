@@ -30,7 +30,7 @@ from pydantic import (
 from pydantic import Secret as SecretValue
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from gateway.policy import TENANT_NAME
+from gateway.policy import OTHERS, TENANT_NAME
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -174,6 +174,10 @@ def _tenant_name(name: str) -> str:
     return name
 
 
+def _tenant_or_others(name: str) -> str:
+    return name if name == OTHERS else _tenant_name(name)
+
+
 def _web_url(text: str) -> SplitResult:
     """The parts of an http(s) URL. Messages never quote it: what is wrong with it may be a password."""
     if not re.fullmatch(r"[!-~]+", text):
@@ -268,7 +272,7 @@ def _shared_state_url(secret: SecretStr) -> SecretStr:
 
 
 Name = Annotated[str, AfterValidator(_sane_name)]
-TenantName = Annotated[str, AfterValidator(_tenant_name)]
+TenantOrOthers = Annotated[str, AfterValidator(_tenant_or_others)]
 ServedName = Annotated[str, Field(min_length=1, max_length=512)]
 WorkerUrl = Annotated[str, AfterValidator(_worker_url)]
 OpenAIUrl = Annotated[str, AfterValidator(_openai_url)]

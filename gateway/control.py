@@ -21,6 +21,7 @@ from gateway.database import StoreError
 from gateway.errors import ApiError
 from gateway.limit_store import LimitStoreAway
 from gateway.openai import PATHS
+from gateway.secured import Secured
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +101,7 @@ def control_app(
         return Response(telemetry.page(collector), media_type=CONTENT_TYPE_LATEST)
 
     show_errors(app)
+    app.add_middleware(Secured)
     return app
 
 

@@ -204,6 +204,10 @@ class Policy(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
         raise ApiError("demands_not_met", f"{what} key may use {_listed(allowed)}.", param="routing.regions")
 
 
+OTHERS = "*"
+"""In place of a tenant's name: all that have no section of their own."""
+
+
 class InForce(Struct, frozen=True):
     """What bounds the calls with a key."""
 
@@ -240,7 +244,7 @@ class Policies:
         """What bounds calls of `tenant`, which has `stored` in the database, and of the subjects `below` it."""
         policy: Policy | None = None
         bounds: list[tuple[str, Policy]] = []
-        of_tenant = self._by_tenant.get(tenant)
+        of_tenant = self._by_tenant.get(tenant, self._by_tenant.get(OTHERS))
         if stored is not None:
             stored = self._resolved(stored)
             of_tenant = stored if of_tenant is None else of_tenant.narrowed(stored)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -24,7 +23,7 @@ from backends.member import CONFIG
 from backends.rounds import rounds
 from gateway.auth import ANYONE, Keyring
 from gateway.config import load
-from gateway.config_file import ConfigError
+from gateway.config_file import ConfigError, Stamp, stamp_of
 from gateway.config_section import Section
 from gateway.fleet import listed
 from gateway.policy import prepaid_tenants, tenant_policies
@@ -55,7 +54,6 @@ LOOK_S = 1.0
 """Between two looks at the file. It is read when two of them have seen the same, so not while it is being written."""
 
 Outcome = Literal["applied", "unchanged", "invalid"]
-Stamp = tuple[int, int, int]
 
 FIXED = (
     "server",
@@ -102,6 +100,8 @@ class ConfigFile(Struct, frozen=True):
     server: Mapping[str, Any] = {}
     """What the command line said of these two."""
     stamp_at_start: Stamp | None = None
+    secrets: dict[Path, Stamp | None] = {}
+    """The files that values came from when it was last read, as they were then."""
 
     @classmethod
     def at(
@@ -116,17 +116,14 @@ class ConfigFile(Struct, frozen=True):
         return structs.replace(file, stamp_at_start=file.stamp())
 
     def load(self) -> Config:
-        return load(self.path, self.environ, self.listen, self.server)
+        return load(self.path, self.environ, self.listen, self.server, self.secrets)
 
     def stamp(self) -> Stamp | None:
-        """What is another one when the file is; None where there is none. A link counts as what it leads to, as Kubernetes
-        swaps links.
-        """
-        try:
-            found = os.stat(self.path)  # noqa: PTH116 - what pathlib does, without its objects every second
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino, found.st_size
+        """What is another one when the file is. A link counts as what it leads to, as Kubernetes swaps links."""
+        return stamp_of(self.path)
+
+    def secrets_now(self) -> dict[Path, Stamp | None]:
+        return {path: stamp_of(path) for path in self.secrets}
 
 
 class Parts(Struct, frozen=True):
@@ -155,6 +152,7 @@ class Parts(Struct, frozen=True):
         self.policies.take(tenant_policies(new), prepaid_tenants(new))
         self.admission.take(queue_limits(new), float(new.queue.max_wait_s))
         if isinstance(self.keys, Keyring):
+            self.keys.take_master(new.auth.master_key)
             await asyncio.to_thread(self.keys.read_again, self.store)
         else:
             held_to = self.policies.in_force(ANYONE)
@@ -185,7 +183,8 @@ class Reload(Collector):
         self._started_with = started_with
         self._in_force: Config | None = started_with
         self._apply = apply
-        self._taken = self._seen = None if file is None else file.stamp_at_start
+        self._taken = None if file is None else file.stamp_at_start
+        self._seen: object = None if file is None else (self._taken, dict(file.secrets))
         self._asked = False
         self._outcomes: Counter[Outcome] = Counter()
         self._valid = True
@@ -214,9 +213,10 @@ class Reload(Collector):
         file = self._file
         if file is None:
             return
-        stamp = file.stamp()
-        settled, self._seen = stamp == self._seen, stamp
-        if self._asked or (settled and stamp is not None and stamp != self._taken):
+        stamp, secrets = file.stamp(), file.secrets_now()
+        settled, self._seen = (stamp, secrets) == self._seen, (stamp, secrets)
+        changed = stamp != self._taken or secrets != file.secrets
+        if self._asked or (settled and stamp is not None and changed):
             self._asked, self._taken = False, stamp
             outcome = await self._take_over(file)
             self._outcomes[outcome] += 1
@@ -265,13 +265,20 @@ class Reload(Collector):
 
 
 def _with_fixed_of(started_with: Config, new: Config) -> Config:
+    """What is not fixed of the new one. Where keys are asked for, the master key is not: it can be rotated."""
+    auth = started_with.auth
+    if auth.mode == "keys":
+        auth = auth.model_copy(update={"master_key": new.auth.master_key})
     limits = new.limits.model_copy(update={key: getattr(started_with.limits, key) for key in FIXED_LIMITS})
-    return new.model_copy(update={"limits": limits} | {key: getattr(started_with, key) for key in FIXED})
+    fixed = {key: getattr(started_with, key) for key in FIXED}
+    return new.model_copy(update={"limits": limits} | fixed | {"auth": auth})
 
 
 def _fixed_that_differ(before: Config, after: Config) -> Iterator[str]:
     for key in FIXED:
-        yield from _differ(getattr(before, key), getattr(after, key), key)
+        for path in _differ(getattr(before, key), getattr(after, key), key):
+            if path != "auth.master_key" or before.auth.mode == "none":
+                yield path
     for key in FIXED_LIMITS:
         yield from _differ(getattr(before.limits, key), getattr(after.limits, key), f"limits.{key}")
 

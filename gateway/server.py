@@ -13,22 +13,17 @@ import time
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
+from gateway.config import Timeouts
 from gateway.connection import Connection
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from gateway.client import Client
 
 BACKLOG = 4096
-KEEP_ALIVE_S = 75.0
-"""Longer than the minute for which load balancers keep idle connections, so that they close first and no call is lost
-in between."""
-REQUEST_S = 300.0
-"""Within which a request has to be here: the largest body at a megabit a second."""
-HEAD_S = 30.0
-"""Within which its headers have to."""
 SAY_GOODBYE_S = 2.0
 """For calls that were cut short to say so to their clients, and to settle."""
 LAST_REQUESTS_S = 0.1
@@ -52,9 +47,8 @@ class Server:
         self.app = app
         self.header_limit_bytes = header_limit_bytes
         self.body_limit_bytes = body_limit_bytes
-        self.keep_alive_s = KEEP_ALIVE_S
-        self.request_s = REQUEST_S
-        self.head_s = HEAD_S
+        self.take_times(Timeouts())
+        self.tls: ssl.SSLContext | None = None
         self.busy: set[Connection] = set()
         """Those where a request is being answered."""
         self.stopping = False
@@ -69,6 +63,12 @@ class Server:
         self._stop = asyncio.Event()
         self._drained = asyncio.Event()
         """No call is left to wait for, or somebody is in a hurry."""
+
+    def take_times(self, times: Timeouts) -> None:
+        """What a client may take for its requests, and between them."""
+        self.head_s = float(times.request_head_s)
+        self.request_s = float(times.request_s)
+        self.keep_alive_s = float(times.idle_client_s)
 
     def stop(self) -> None:
         """Take no more connections and return from `serve` once running calls have finished, or their time is up."""
@@ -103,13 +103,23 @@ class Server:
         for number in wanted - self._listening.keys():
             own = self._listeners[number].dup()
             own.setblocking(False)
-            listening = await loop.create_server(lambda: Connection(self), sock=own, backlog=BACKLOG)
+            listening = await loop.create_server(
+                lambda: Connection(self),
+                sock=own,
+                backlog=BACKLOG,
+                ssl=self.tls,
+                ssl_handshake_timeout=self._handshake_s,
+            )
             self._listening[number] = own, listening
         for number in self._listening.keys() - wanted:
             own, listening = self._listening.pop(number)
             if self.stopping:
                 await self._accept_the_last(own)
             listening.close()
+
+    @property
+    def _handshake_s(self) -> float | None:
+        return None if self.tls is None else self.head_s
 
     async def _stop_accepting(self) -> None:
         await self.accept_from(())
@@ -122,7 +132,9 @@ class Server:
         with contextlib.suppress(BlockingIOError):
             for _ in range(BACKLOG):
                 accepted, _ = listener.accept()
-                await loop.connect_accepted_socket(lambda: Connection(self), accepted)
+                await loop.connect_accepted_socket(
+                    lambda: Connection(self), accepted, ssl=self.tls, ssl_handshake_timeout=self._handshake_s
+                )
 
     # For connections
 

@@ -77,8 +77,9 @@ class _Process(Struct):
 
 
 class Supervisor:
-    def __init__(self, listeners: Sequence[socket.socket], drain_s: float) -> None:
+    def __init__(self, listeners: Sequence[socket.socket], drain_s: float, scheme: str) -> None:
         self._listeners = listeners
+        self._scheme = scheme
         self._drain_s = drain_s
         self._folder = Path(tempfile.mkdtemp(prefix="tidegate-"))
         """Only we may look into it."""
@@ -192,7 +193,8 @@ class Supervisor:
         ready = sum(each.ready for each in self._processes.values())
         if ready == len(self._listeners) and not self._serving and self._stop_until_s is None:
             self._serving = True
-            log.info("serving on http://%s:%d by %d processes", *self._listeners[0].getsockname()[:2], ready)
+            address = self._listeners[0].getsockname()[:2]
+            log.info("serving on %s://%s:%d by %d processes", self._scheme, *address, ready)
 
     def _assign(self) -> None:
         """Tell each process from which sockets to accept: its own, and those that nobody else does."""

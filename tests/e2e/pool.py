@@ -191,6 +191,7 @@ async def _serving(app: Any, config: Config) -> AsyncIterator[str]:
             body_limit_bytes=config.limits.body_bytes,
             on_ready=started.set,
         )
+        server.take_times(config.timeouts)
         serving = asyncio.create_task(server.serve(listener))
         try:
             async with asyncio.timeout(LIMIT_S):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -219,3 +220,68 @@ async def test_with_keys_rows_name_the_tenant_and_the_key(gw: Gateway):
     await gw.client().chat.completions.create(**HELLO | {"model": "embed"})
     [key] = Subjects(gw.store).list_keys(TENANT)
     assert {(row.tenant, row.key_id) for row in await gw.rows()} == {(TENANT, key.id)}
+
+
+async def test_a_browser_is_told_to_keep_control_pages_to_itself(tmp_path: Path):
+    async with gateway(tmp_path, ready=False) as gw:
+        for path in ("/admin/docs", "/admin/tenants", "/admin/nothing"):
+            headers = (await gw.http.get(path)).headers
+            assert headers["x-frame-options"] == "DENY"
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["cache-control"] == "no-store"
+            assert headers["referrer-policy"] == "no-referrer"
+            assert "frame-ancestors 'none'" in headers["content-security-policy"]
+            assert "strict-transport-security" not in headers
+        headers = (await gw.http.get("/health/live")).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "x-frame-options" not in headers
+
+
+async def test_a_client_that_sends_slowly_is_given_up_as_configured(tmp_path: Path):
+    times = {"request_head_s": 0.5, "request_s": 0.5, "idle_client_s": 0.5}
+    async with gateway(tmp_path, ready=False, timeouts=times) as gw:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\nauthorization: Bearer "
+        head += gw.key.encode() + b"\r\n"
+        for start, piece in (
+            (b"", b""),
+            (head, b"x-a: b\r\n"),
+            (head + b"content-length: 9999\r\n\r\n", b"1"),
+        ):
+            reader, writer = await asyncio.open_connection(*gw.address)
+            writer.write(start)
+            ended = asyncio.create_task(until_closed(reader))
+            async with asyncio.timeout(60):
+                while not ended.done():
+                    writer.write(piece)
+                    await asyncio.sleep(0.05)
+            writer.close()
+        page = await gw.metrics()
+        assert page["tidegate_calls_running"] == 0
+
+
+async def until_closed(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+
+
+async def test_a_picture_is_fetched_by_whoever_serves_the_call_and_never_by_the_gateway(tmp_path: Path):
+    fetched = []
+
+    async def noted(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        fetched.append(writer.get_extra_info("peername"))
+        writer.close()
+
+    async with SimWorker(INSTANT) as worker, await asyncio.start_server(noted, "127.0.0.1", 0) as inside:
+        url = f"http://127.0.0.1:{inside.sockets[0].getsockname()[1]}/secret.png"
+        async with gateway(tmp_path, worker) as gw:
+            content = [
+                {"type": "text", "text": "What is this?"},
+                {"type": "image_url", "image_url": {"url": url}},
+            ]
+            await gw.client().chat.completions.create(
+                **HELLO | {"messages": [{"role": "user", "content": content}]}
+            )
+        assert url.encode() in worker.requests[-1].body
+    assert fetched == []

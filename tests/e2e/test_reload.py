@@ -143,3 +143,32 @@ async def test_a_link_that_leads_elsewhere_is_a_change_as_kubernetes_makes_it(tm
 
             await until(two_serves)
             assert await served_by(client) == "two"
+
+
+async def test_secrets_in_files_are_rotated_while_the_gateway_serves(tmp_path: Path):
+    (tmp_path / "api_key").write_text("sk-old\n")
+    (tmp_path / "master_key").write_text("master-old\n")
+    auth = {"master_key": f"file:{tmp_path}/master_key"}
+    async with SimWorker() as worker:
+        served = models(endpoint(worker, api_key=f"file:{tmp_path}/api_key"))
+        async with gateway_beside(tmp_path, served, auth=auth) as gw:
+
+            async def asked_with(key: str) -> str | None:
+                """Which key the worker is asked with."""
+                async with AsyncOpenAI(base_url=f"{gw.url}/v1", api_key=key, max_retries=0) as client:
+                    await client.chat.completions.create(**CALL)
+                return worker.requests[-1].header(b"authorization")
+
+            assert await asked_with("master-old") == "Bearer sk-old"
+            (tmp_path / "api_key").write_text("sk-new\n")
+            await reloaded(gw, "applied")
+            assert await asked_with("master-old") == "Bearer sk-new"
+            (tmp_path / "master_key").write_text("master-new\n")
+            await reloaded(gw, "applied", times=2)
+            assert await asked_with("master-new") == "Bearer sk-new"
+            with pytest.raises(openai.AuthenticationError):
+                await asked_with("master-old")
+            (tmp_path / "master_key").unlink()
+            await reloaded(gw, "invalid")
+            assert await asked_with("master-new") == "Bearer sk-new"
+            assert "sk-" not in gw.log.read_text()

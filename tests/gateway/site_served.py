@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.server import Server
 
@@ -22,6 +22,10 @@ class Site:
         self.server = server
         self._address = address
 
+    @property
+    def port(self) -> int:
+        return self._address[1]
+
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         reader, writer = await asyncio.open_connection(*self._address)
@@ -33,7 +37,7 @@ class Site:
 
 @asynccontextmanager
 async def serving(
-    app: Callable[[Client], Awaitable[None]], *, most_connections: int = 100, **times_s: float
+    app: Callable[[Client], Awaitable[None]], *, most_connections: int = 100, **attributes: Any
 ) -> AsyncIterator[Site]:
     ready = asyncio.Event()
     server = Server(
@@ -44,8 +48,8 @@ async def serving(
         most_connections=most_connections,
         on_ready=ready.set,
     )
-    for name, seconds in times_s.items():
-        setattr(server, name, seconds)
+    for name, value in attributes.items():
+        setattr(server, name, value)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         task = asyncio.create_task(server.serve(listener))
         async with asyncio.timeout(LIMIT_S):

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from config_files import MINIMAL, Problems, Read, with_endpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from routing.types import Price
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_values_come_from_the_environment(read: Read):
@@ -81,3 +86,40 @@ def test_a_word_is_no_boolean_and_tags_are_refused(read: Read, problems: Problem
     assert read(MINIMAL + "        region: no\n").endpoints_of("llama")[0].region == "no"
     assert "tags" in problems(MINIMAL + "listen: !!python/object:os.system {}\n")["listen"]
     assert "tags" in problems(MINIMAL + "database: !vault abc\n")["database"]
+
+
+def test_a_value_may_stand_in_a_file_of_its_own(read: Read, tmp_path: Path):
+    (tmp_path / "key").write_text("sk-1\n")
+    (tmp_path / "password").write_text("hunter2")
+    text = with_endpoint(openai="http://h:1/v1", api_key=f"file:{tmp_path}/key")
+    text += "auth: {master_key: 'file:${SECRETS}/password'}\n"
+    config = read(text, {"SECRETS": str(tmp_path)})
+    assert config.models["llama"].endpoints[0].keys[0].get_secret_value() == "sk-1"
+    assert config.auth.master_key.get_secret_value() == "hunter2"
+
+
+def test_what_the_environment_says_is_never_taken_for_a_file(read: Read, tmp_path: Path):
+    (tmp_path / "key").write_text("sk-1")
+    config = read(MINIMAL + "auth: {master_key: ${KEY}}\n", {"KEY": f"file:{tmp_path}/key"})
+    assert config.auth.master_key.get_secret_value() == f"file:{tmp_path}/key"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"\xff", "is no UTF-8 text"),
+        (b"x" * 65_537, "has more than 65536 bytes"),
+    ],
+)
+def test_a_file_that_holds_no_value_is_an_error_with_its_path(
+    problems: Problems, tmp_path: Path, content: bytes | None, message: str
+):
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content)
+    assert problems(MINIMAL + f"auth: {{master_key: 'file:{path}'}}\n") == {
+        "auth.master_key": f"{path} {message}"
+    }

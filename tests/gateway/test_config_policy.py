@@ -111,3 +111,11 @@ def test_a_policy_is_given_again_as_it_could_have_been_written():
     assert given["budgets"]["day"] == "0.000000001"
     assert PolicySection.model_validate(given) == section
     assert as_given(Policy()) == {}
+
+
+def test_those_that_are_not_named_have_bounds_and_no_bills_of_their_own(read: Read, problems: Problems):
+    config = read(with_names(tenants={"*": {"policy": {"concurrency": 5}}}))
+    assert config.tenants["*"].policy.policy().concurrency == 5
+    assert problems(with_names(tenants={"*": {"billing": {"mode": "prepaid"}}})) == {
+        "tenants.*.billing": "is for tenants by their names"
+    }

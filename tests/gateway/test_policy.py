@@ -227,6 +227,18 @@ def test_a_key_is_held_to_its_own_policy_and_its_tenants_by_the_models_behind_ea
     assert policies.in_force("zeta") == UNBOUNDED.in_force("acme") == InForce()
 
 
+def test_tenants_that_are_not_named_are_held_to_what_is_said_of_the_others():
+    policies = Policies(
+        {"acme": Policy(), "*": Policy(tiers=frozenset({"flex"}), concurrency=5)}, lambda _: ()
+    )
+    assert policies.in_force("acme") == InForce()
+    for tenant in ("zeta", "eta"):
+        held_to = policies.in_force(tenant, Policy(concurrency=9))
+        assert held_to.policy == Policy(tiers=frozenset({"flex"}))
+        ((subject, limits),) = held_to.bounds
+        assert (subject, limits.concurrency) == (f"tenant:{tenant}", 5)
+
+
 def test_limits_stand_side_by_side_by_subject_and_narrow_only_on_the_same_one():
     policies = Policies(
         {"acme": Policy(requests_per_min=10, budgets={"day": 5, "week": 6})}, lambda name: (name,)
