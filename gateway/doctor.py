@@ -22,6 +22,7 @@ import httpx2
 from backends.checkup import Finding, Within, checkup
 from backends.discovery import addresses_of
 from backends.litellm_api import LiteLLMAccess
+from gateway.doctor_events import webhook_findings
 from gateway.doctor_state import database_findings, redis_findings
 from gateway.fleet import access_of
 from gateway.open_calls import SUFFIX
@@ -49,13 +50,14 @@ _ASK_S = 3.0
 async def examine(config: Config) -> list[Finding]:
     """Everything, in the order in which a gateway would come to need it."""
     here = await asyncio.to_thread(lambda: [*_machine(config), *_folders(config)])
-    listening, database, redis, *endpoints = await asyncio.gather(
+    listening, database, redis, webhooks, *endpoints = await asyncio.gather(
         _listening(config),
         asyncio.to_thread(lambda: list(database_findings(config))),
         redis_findings(config),
+        webhook_findings(config),
         *_endpoints(config),
     )
-    found = [*_access(config), *listening, *here, *database, *redis]
+    found = [*_access(config), *listening, *here, *database, *redis, *webhooks]
     return found + [finding for findings in endpoints for finding in findings]
 
 

@@ -71,6 +71,8 @@ class Shape(Protocol):
 
     batch: int
     """Most events in a request."""
+    replies_in_json: bool
+    """A 2xx without any is of somebody else, such as a proxy's page."""
 
     def events(self, fact: Fact, customer: str) -> list[Event]:
         """What is sent of it, about that tenant as the receiver calls it."""
@@ -87,6 +89,8 @@ class Shape(Protocol):
 
 class CloudEvents:
     """https://github.com/cloudevents/spec, JSON format, structured or batched mode."""
+
+    replies_in_json = False
 
     def __init__(self, source: str, batch: int) -> None:
         self.batch = batch
@@ -119,6 +123,8 @@ class CloudEvents:
 
 class Lago:
     """https://getlago.com/docs/api-reference/events/batch. All of a request is refused where one event of it is."""
+
+    replies_in_json = True
 
     def __init__(self, meters: Mapping[str, str], batch: int) -> None:
         self.batch = batch
@@ -166,6 +172,7 @@ class Stripe:
     """https://docs.stripe.com/api/billing/meter-event/create. Values are whole numbers, one event a request."""
 
     batch = 1
+    replies_in_json = True
 
     def __init__(self, meters: Mapping[str, str]) -> None:
         self._meters = meters
@@ -208,6 +215,11 @@ def shape_of(section: WebhookSection) -> Shape:
     if section.shape == "stripe":
         return Stripe(section.meters)
     return CloudEvents(section.source, section.batch)
+
+
+def seems_json(reply: bytes) -> bool:
+    """As far as its beginning tells: Lago's is long."""
+    return reply.lstrip()[:1] in (b"{", b"[")
 
 
 def signature(secrets: Sequence[str], request: Request, now_s: int) -> dict[str, str]:

@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from backends.rounds import rounds
 from gateway.database import StoreAway
-from gateway.event_shapes import Event, shape_of, signature
+from gateway.event_shapes import Event, seems_json, shape_of, signature
 from gateway.event_store import Failure, Item, Outbox, Outcome, Refusal
 from gateway.telemetry_events import EventsCollector
 
@@ -51,7 +51,7 @@ LONGEST_PAUSE_S = 300.0
 LONGEST_RETRY_AFTER_S = 86_400.0
 _SPARE_S = 5.0
 """A lease is so much longer than a request may take."""
-_REPLY_BYTES = 65_536
+_REPLY_BYTES = 1 << 20
 _REFUSING = frozenset({400, 409, 413, 422})
 _CRASHES = 10
 """A single event on which a receiver fails with a 500 so often in a row is set aside as well."""
@@ -63,7 +63,7 @@ class _Unreached(Exception):
     def __init__(self, why: str, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
         self.why = why
-        """For the metric: a status, timeout or unreachable."""
+        """For the metric: a status, timeout, unreachable or not_json."""
         self.retry_after_s = retry_after_s
 
 
@@ -236,6 +236,10 @@ class Sender:
         except (httpx2.HTTPError, OSError) as error:
             raise self._unreached("unreachable", str(error) or type(error).__name__) from None
         if reply.is_success:
+            if self._shape.replies_in_json and not seems_json(body):
+                raise self._unreached(
+                    "not_json", "a 2xx without JSON is not the receiver's: is the url right?"
+                )
             return dict.fromkeys(range(len(events)), "")
         if reply.status_code in _REFUSING and not (section.shape == "stripe" and reply.status_code == 409):
             return self._shape.settled(reply.status_code, body, len(events))

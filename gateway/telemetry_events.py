@@ -51,7 +51,7 @@ class EventsCollector(Collector):
         )
         yield counter(
             "tidegate_events_failures_total",
-            "Requests to a webhook that failed and are made again, by status, timeout or unreachable.",
+            "Requests to a webhook that failed and are made again, by status, or timeout, unreachable, not_json.",
             ["webhook", "reason"],
             {(each.name, why): n for each in self.senders for why, n in each.failures.items()},
         )

@@ -210,3 +210,18 @@ def test_fewer_open_files_than_connections_are_worth_a_warning(folder: Path):
     code, found = doctor(folder, limits={"client_connections": 2**40})
     assert code == 0
     assert found["ulimit -n"][0][0] == "warning"
+
+
+def test_webhooks_are_reached_and_told_nothing(folder: Path):
+    with socket.create_server(("127.0.0.1", 0)) as here:
+        port, gone = here.getsockname()[1], free_port()
+        urls = {"there": f"http://127.0.0.1:{port}/x", "gone": f"http://127.0.0.1:{gone}/x"}
+        code, found = doctor(folder, events={name: {"url": url} for name, url in urls.items()})
+        peer, _ = here.accept()
+        with peer:
+            assert peer.recv(1) == b""
+    assert code == 0
+    assert found["events.there"] == [("ok", f"127.0.0.1:{port} takes connections; nothing was sent there")]
+    ((level, words),) = found["events.gone"]
+    assert level == "warning"
+    assert f"127.0.0.1:{gone} cannot be reached" in words

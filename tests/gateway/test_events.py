@@ -21,7 +21,7 @@ from gateway.event_desk import forget, refused, send_refused, send_span
 from gateway.event_store import Failure, Outbox, Outcome, standings
 from gateway.event_tables import EVENT_BATCHES, EVENT_WEBHOOKS
 from gateway.events import Sender, telling
-from gateway.invoice import invoice
+from gateway.issuing import invoice
 from gateway.store import Store
 from gateway.subjects import Change, NotFound, Subjects
 
@@ -340,6 +340,20 @@ async def test_stripe_is_told_of_each_meter_by_itself_and_what_it_has_counts_as_
         forms = [parse_qs(received.body.decode()) for received in receiver.received[4:]]
         assert [form["identifier"] for form in forms] == [["c4:in"], ["c4:out"]]
         assert standings(store)[0].waiting == 0
+
+
+async def test_a_page_that_is_not_the_receivers_is_not_taken_for_its_word(store: Store):
+    meters = {"tokens": "prompt_tokens"}
+    async with (
+        Receiver(lambda _: Answer(200, b"<html>Sign in</html>")) as receiver,
+        sending(store, receiver, shape="lago", meters=meters) as sender,
+    ):
+        record(store, "c1")
+        await sender.work()
+        (standing,) = standings(store)
+        assert (standing.waiting, standing.sent) == (1, 0)
+        assert "is the url right?" in standing.failure
+        assert sender.failures == {"not_json": 1}
 
 
 async def test_lago_is_told_in_batches_and_what_it_has_counts_as_told(store: Store):
