@@ -35,6 +35,7 @@ from gateway.http import Edge
 from gateway.journal import Journal
 from gateway.limiting import Limiter, limiting
 from gateway.listeners import listeners_on
+from gateway.logs import begin_log
 from gateway.mover import moving
 from gateway.node_store import NodeStore
 from gateway.nodes import Nodes
@@ -68,14 +69,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LOG = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
 
 def run(config: Config, file: ConfigFile | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. `file` is where `config` came from, to be followed as it changes."""
-    logging.basicConfig(level=logging.INFO, format=_LOG)
-    for chatty in ("alembic", "httpx2"):  # a line for each migration, each request
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    begin_log(config.log)
     # What threads do beside the event loop is in no hurry: after half a millisecond, not five, they let it go on.
     sys.setswitchinterval(0.0005)
     processes = process_count(config.server.workers)
@@ -95,7 +92,7 @@ def _run_one_of(processes: int, config: Config, file: ConfigFile | None) -> int:
     seat = supervisor.run()
     if isinstance(seat, int):
         return seat
-    logging.basicConfig(level=logging.INFO, format=f"{_LOG} [process {seat.number}]", force=True)
+    begin_log(config.log, seat.number)
     if file is not None and seat.replaces_another:
         config, file = latest(config, file)
     return uvloop.run(serve(config, file=file, seat=seat))
@@ -184,7 +181,7 @@ async def application(
         held = await stack.enter_async_context(limiting(config, catalog, journal, store, alone=seat is None))
         await stack.enter_async_context(moving(journal, store, held.accounts))
         fleet = await stack.enter_async_context(fleet_of(config))
-        telemetry = Telemetry(gen_ai_metrics(config.telemetry, os.environ))
+        telemetry = Telemetry(gen_ai_metrics(config.telemetry, os.environ), config.log)
         await stack.enter_async_context(telling(config.events, store, telemetry.registry))
         decisions = stack.enter_context(_decisions(config, seat))
         planner = Planner(fleet, CacheSalts(store.key_secret()), decisions)

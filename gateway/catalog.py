@@ -74,6 +74,10 @@ class Catalog:
         self.resume = config.resume
         """Whether a stream that breaks goes on elsewhere."""
         self.total_s = float(config.timeouts.total_s)
+        self.prompts_logged = frozenset(
+            name for name, section in config.tenants.items() if section.log_prompts
+        )
+        """Tenants whose prompts are logged."""
         self.tiers: dict[TierName, Tier] = {name: config.tier(name) for name in TIERS}
         self.of_tiers = {
             tier: millionths for tier in TIERS if (millionths := config.price_millionths(tier)) != ONCE

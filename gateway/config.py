@@ -42,7 +42,7 @@ from gateway.config_section import (
     millionths,
     no_boolean,
 )
-from gateway.config_telemetry import TelemetrySection
+from gateway.config_telemetry import LogSection, TelemetrySection
 from gateway.config_tls import TlsSection  # noqa: TC001 - pydantic reads annotations at run time
 from routing.types import Endpoint, Tier, TierName
 
@@ -265,6 +265,7 @@ class Config(Section):
         None, description="A sample of decisions, to be looked into and replayed; without it, none."
     )
     telemetry: TelemetrySection = TelemetrySection()
+    log: LogSection = LogSection()
     queue: QueueSection = QueueSection()
     hedge: bool = Field(
         True,

@@ -108,6 +108,9 @@ class BillingSection(Section):
 class TenantSection(Section):
     policy: PolicySection = PolicySection()
     billing: BillingSection = BillingSection()
+    log_prompts: bool = Field(
+        default=False, description="Whether the prompts of its calls are logged, redacted (see `log.redact`)."
+    )
 
 
 def no_such_model(name: str, names: Collection[str]) -> str:

@@ -40,3 +40,26 @@ class TelemetrySection(Section):
     gen_ai_metrics: bool = Field(
         default=False, description="Whether `/metrics` has OpenTelemetry's `gen_ai_*` beside `tidegate_*`."
     )
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error:
+        raise ValueError("should be a regular expression") from None
+    return text
+
+
+class LogSection(Section):
+    format: Literal["text", "json"] = Field(
+        "text", description="How lines are written to stderr: `text`, or `json`, an object each."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that is logged."
+    )
+    calls: bool = Field(default=False, description="Whether every call is logged when it has ended.")
+    redact: tuple[Annotated[str, AfterValidator(_pattern)], ...] = Field(
+        (),
+        description="Regular expressions of what is taken out of prompts that are logged (`tenants.NAME.log_prompts`), beside keys, "
+        "mail addresses, and numbers of telephones, cards and accounts.",
+    )

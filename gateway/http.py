@@ -119,6 +119,8 @@ class Edge:
         except ApiError as error:
             self._telemetry.refused[error.code] += 1
             raise
+        if caller.tenant in self._catalog.prompts_logged:
+            self._telemetry.prompts.log(request, caller.tenant, call_id)
         traced = None if self.tracing is None else self.tracing.begin(request, client)
         trace = trace_lines(headers)
         arrival = Arrival(call_id, request_id, caller, time.monotonic(), trace, hold, traced)

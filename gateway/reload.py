@@ -68,6 +68,7 @@ FIXED = (
     "events",
     "decision_log",
     "telemetry",
+    "log",
     "hedge",
 )
 """Sections that stay as they were at the start: sockets, files, connections and their timers are made of them."""

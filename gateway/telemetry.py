@@ -18,6 +18,8 @@ from prometheus_client.registry import Collector
 
 from gateway.families import counter
 from gateway.ledger import PAID_BY_GATEWAY
+from gateway.logs import Prompts, log_call
+from gateway.redaction import Redaction
 from gateway.telemetry_churn import Churn
 from gateway.telemetry_models import GenAiMetrics, ModelTally, by_model
 from gateway.telemetry_routing import foresight_of
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from backends.fleet import Fleet
     from gateway.admission import Admission
+    from gateway.config_telemetry import LogSection
     from gateway.decision_log import DecisionLog
     from gateway.journal import Journal
     from gateway.ledger import Share, UsageRow
@@ -47,8 +50,10 @@ SCRAPED = {
 class Telemetry(Collector):
     """What calls have added up to since the start."""
 
-    def __init__(self, gen_ai: GenAiMetrics | None = None) -> None:
-        """`gen_ai`: calls are shown by OpenTelemetry's names as well."""
+    def __init__(self, gen_ai: GenAiMetrics | None = None, log: LogSection | None = None) -> None:
+        """`gen_ai`: calls are shown by OpenTelemetry's names as well; `log` says whether they are logged."""
+        self._logs_calls = log is not None and log.calls
+        self.prompts = Prompts(Redaction(() if log is None else log.redact))
         self.registry = CollectorRegistry()
         self._gen_ai = gen_ai
         self.registry.register(self)
@@ -73,6 +78,8 @@ class Telemetry(Collector):
         tally.add(row)
         if self._gen_ai is not None:
             self._gen_ai.ended(row)
+        if self._logs_calls:
+            log_call(row)
         for share in row.shares:
             if share.purpose != "answer":
                 self._wasted(share)

@@ -99,7 +99,7 @@ def gateway_process(home: Path, models: Mapping[str, Any], **sections: Any) -> I
     with started(home, models, **sections) as process:
         log = home / "gateway.log"
         until(lambda: b"serving on" in log.read_bytes(), process, log)
-        running = Gateway(process, re.search(r"serving on (\S+)", log.read_text())[1], home)
+        running = Gateway(process, re.search(r"serving on ([^\s\"]+)", log.read_text())[1], home)
         until(lambda: answers(f"{running.url}/health/ready"), process, log)
         yield running
 
