@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from gateway.config import Config, Limits
     from gateway.config_model import ModelSection
+    from gateway.openai import Request
     from gateway.policy import Policy
-    from routing.types import Price, Tier, TierName
+    from routing.types import Demands, Price, Tier, TierName
 
 TIERS: tuple[TierName, ...] = ("priority", "default", "flex")
 SUFFIXES = {"floor": 0.0, "nitro": 1e15}
@@ -176,6 +177,33 @@ def _allowed(offer: Offer, name: str, allowed: frozenset[str]) -> Offer:
     if not models:
         raise ApiError("model_not_allowed", f"This key may not use the model {name[:200]!r}.", param="model")
     return structs.replace(offer, models=models)
+
+
+def charged_within(offer: Offer, asked: Demands, request: Request, tenant: str) -> Offer:
+    """The models at which `tenant` is charged no more than its call asks for. Raises ApiError where none is left.
+
+    What endpoints may cost is for routing to see to; what a policy says of prices is about that alone.
+    """
+    found, reasons = [], []
+    for model in offer.models:
+        price = model.price_for(request.tier, tenant)
+        sides = [
+            ("input", max(price.input_pico_usd, price.cached_input_pico_usd or 0), asked.max_input_pico_usd)
+        ]
+        if request.api != "embeddings":
+            dearer = max(price.output_pico_usd, price.reasoning_pico_usd or 0)
+            sides.append(("output", dearer, asked.max_output_pico_usd))
+        above = [
+            f"{model.name}: {side} is charged at {pico / price.parts / 1e6:g} USD per million tokens, asked for at most {most / 1e6:g}"
+            for side, pico, most in sides
+            if most is not None and pico > most * price.parts
+        ]
+        reasons += above
+        if not above:
+            found.append(model)
+    if not found:
+        raise ApiError("demands_not_met", "; ".join(reasons), param="routing.max_price")
+    return offer if len(found) == len(offer.models) else structs.replace(offer, models=tuple(found))
 
 
 def _pairs(name: str) -> frozenset[str]:

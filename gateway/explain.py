@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 from pydantic import BaseModel, Field
 
 from gateway.auth import Key
+from gateway.catalog import charged_within
 from gateway.errors import ApiError
 from gateway.malformed import invalid_field
 from gateway.openai import Api, parse
@@ -177,10 +178,11 @@ class Question(Struct, frozen=True):
     def decisions(self, catalog: Catalog, caller: Key, planner: Planner) -> list[Decision]:
         """For the models on offer, as if the call had come. Raises ApiError where it would be refused before that."""
         request = parse(self.api, self.body, self.headers)
-        policy = caller.policy
+        policy, asked = caller.policy, request.demands
         if policy is not None:
             policy.bind(request)
         offer = catalog.offer(request.model, request.tier, policy)
+        offer = charged_within(offer, asked, request, caller.tenant)
         return planner.decisions(request, offer, caller.tenant)
 
 

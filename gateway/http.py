@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.arrival import Arrival
 from gateway.asgi import answer
+from gateway.catalog import charged_within
 from gateway.errors import ApiError, shutting_down
 from gateway.ids import call_ids
 from gateway.limits import NO_HOLD
 from gateway.openai import PATHS, Api, parse
 from gateway.trace_context import trace_lines
 from gateway.vocabulary import Vocabularies
+from routing.types import NO_DEMANDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,10 +107,12 @@ class Edge:
             request = parse(api, body, headers)
             if request.explain:
                 self._admit_to_plans(caller)
-            policy = caller.policy
+            policy, asked = caller.policy, request.demands
             if policy is not None:
                 policy.bind(request)
             offer = self._catalog.offer(request.model, request.tier, policy)
+            if asked is not NO_DEMANDS:
+                offer = charged_within(offer, asked, request, caller.tenant)
             hosted_as = offer.models[0].hosted_as
             if hosted_as is not None:
                 self._vocabularies.count(request, hosted_as)

@@ -41,7 +41,8 @@ def models(workers: list[SimWorker]) -> dict[str, Any]:
     """A dear endpoint and a cheap one, both as fast as can be told before they have been seen."""
     dear = endpoint(workers[0], "dear", region="eu", cost={"input": 5, "output": 9})
     cheap = endpoint(workers[1], "cheap", region="us", cost={"input": 1, "output": 9})
-    return {"llama": {"aliases": ["llama-small"], "price": PRICE, "endpoints": [dear, cheap]}}
+    price = {"input": 1, "output": 1}
+    return {"llama": {"aliases": ["llama-small"], "price": price, "endpoints": [dear, cheap]}}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

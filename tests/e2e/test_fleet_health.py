@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 from failing import QUICK, ask, failing, models, of_endpoint
-from pool import PRICE, endpoint, gateway, until
+from pool import endpoint, gateway, until
 
 from loadtest.process import worker_process
 from loadtest.worker import Fault, SimWorker
@@ -178,7 +178,9 @@ async def near_and_far(tmp_path: Path) -> AsyncIterator[tuple[Gateway, SimWorker
             endpoint(near, "near", region="eu-west", cost={"input": 0.02, "output": 0.04}),
             endpoint(far, "far", region="us-east", cost={"input": 0.05, "output": 0.1}, trust="verified"),
         ]
-        async with gateway(tmp_path, models={"llama": {"price": PRICE, "endpoints": listed}}) as gw:
+        # Charged no more than any call here insists on: what is told apart is the endpoints' cost.
+        price = {"input": 0.01, "output": 0.03}
+        async with gateway(tmp_path, models={"llama": {"price": price, "endpoints": listed}}) as gw:
             yield gw, near, far
 
 

@@ -110,3 +110,36 @@ async def answered(gw: Gateway) -> bool:
     except openai.RateLimitError:
         return False
     return True
+
+
+@pytest.mark.parametrize("kind", ["tenant", "tier", "neither"])
+async def test_a_calls_price_cap_is_about_what_its_tenant_is_charged(tmp_path: Path, kind: str):
+    sections: dict[str, Any] = {
+        "tenant": {"tenants": {"harbour": {"billing": {"price_multiplier": "1.25"}}}},
+        "tier": {"tiers": {"default": {"price_multiplier": "1.25"}}},
+        "neither": {},
+    }[kind]
+    cheap = {"input": 0.1, "output": 0.1}
+    async with SimWorker(INSTANT) as worker:
+        served = {"llama": {"price": PRICE, "endpoints": [endpoint(worker, cost=cheap)]}}
+        async with gateway(tmp_path, models=served, auth={"master_key": MASTER}, **sections) as gw:
+            create = gw.client().chat.completions.create
+            charged = 1 if kind == "neither" else 1.25
+            await create(
+                **HELLO, extra_body={"routing": {"max_price": {"input": charged, "output": 2 * charged}}}
+            )
+            capped = {"routing": {"max_price": {"input": charged - 0.000001}}}
+            with pytest.raises(
+                openai.BadRequestError, match=f"llama: input is charged at {charged:g}"
+            ) as refused:
+                await create(**HELLO, extra_body=capped)
+            assert (refused.value.code, refused.value.param) == ("demands_not_met", "routing.max_price")
+            # What a policy says of prices is what endpoints may cost.
+            bounded = await gw.new_key("harbour", max_input_pico_usd=100_000)
+            await gw.client(bounded).chat.completions.create(**HELLO)
+            explained = await gw.http.post(
+                "/admin/explain",
+                json={"request": {**HELLO, **capped}, "tenant": "harbour"},
+                headers={"authorization": f"Bearer {MASTER}"},
+            )
+            assert explained.json()["error"]["code"] == "demands_not_met"
