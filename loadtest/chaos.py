@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 MODEL = "sim"
 _SETTLES_S = 15.0
+_WATCH_S = 0.05
+_HELD_UP_S = 1.0
 _MORE_DESCRIPTORS = 16
 _PRICE = Price(50_000, 100_000, 25_000)
 """What `loadtest.proxies.Tidegate` charges."""
@@ -45,7 +47,7 @@ _PRICE = Price(50_000, 100_000, 25_000)
 
 class Plan(Struct, frozen=True):
     seconds: float = 120.0
-    """For how long calls begin, and mishaps."""
+    """For how long calls begin, and mishaps: longer where workers are slow to be back, so that all of them come."""
     clients: int = 300
     """Calls under way at once."""
     workers: int = 8
@@ -92,6 +94,12 @@ class Result(Struct, frozen=True):
     """Of Tidegate: hedges, resumes, waste."""
     left_behind: tuple[str, ...]
     mishaps: dict[str, int]
+    waited_s: float = 0.0
+    """For workers to be back, beyond the schedule."""
+    held_up_s: float = 0.0
+    """For so long at the most the clients themselves had no turn: no shorter silence can be seen for sure."""
+    doubts: tuple[str, ...] = ()
+    """What the run did not do that it should have."""
 
     @property
     def calls(self) -> int:
@@ -163,35 +171,62 @@ async def _one(
             origin = target.url.removesuffix("/v1")
             hand = await stack.enter_async_context(Hand(workers, origin if ours else None, MASTER_KEY))
             before = procfs.descriptors(target.pid)
-            calls = await _calls(plan, target, questions, hand, mishaps)
+            held_up_s, calls = await _calls(plan, target, questions, hand, mishaps)
             left = await _left_running(target, origin, before) if ours else []
             metrics = await _metrics(origin) if ours else {}
         if ours:
             left += _books(folder, calls)
-    return _result(plan, proxy.name, calls, expected, hand.carried_out, metrics, left)
+    result = _result(plan, proxy.name, calls, expected, hand.carried_out, metrics, left)
+    return structs.replace(
+        result, waited_s=hand.waited_s, held_up_s=held_up_s, doubts=tuple(_doubts(plan, hand, held_up_s))
+    )
+
+
+def _doubts(plan: Plan, hand: Hand, held_up_s: float) -> list[str]:
+    """Why the figures may be the bench's own."""
+    found = [
+        f"no {kind} came up" for kind in plan.kinds if kind not in {each.kind for each in hand.carried_out}
+    ]
+    if hand.left_out:
+        found.append(f"{len(hand.left_out)} mishaps were left out: too few workers were back")
+    if held_up_s > _HELD_UP_S:
+        found.append(f"the clients themselves had no turn for {held_up_s:.1f} s")
+    return found
 
 
 async def _calls(
     plan: Plan, target: Running, questions: Sequence[Question], hand: Hand, mishaps: Sequence[Mishap]
-) -> list[Seen]:
-    """All that was seen, when the last call and the last mishap are over."""
+) -> tuple[float, list[Seen]]:
+    """For how long the clients had no turn at the most, and all that was seen, when the last call and mishap are over."""
     until_s = time.monotonic() + plan.seconds
     seen: list[Seen] = []
+    held_up_s = 0.0
+
+    async def watch() -> None:
+        nonlocal held_up_s
+        while True:
+            begun_s = time.monotonic()
+            await asyncio.sleep(_WATCH_S)
+            held_up_s = max(held_up_s, time.monotonic() - begun_s - _WATCH_S)
 
     async def client(number: int) -> None:
         dice = Random(plan.seed * 1_000_003 + number)
         await asyncio.sleep(dice.random() * plan.decode_s_per_token * plan.tokens[1])  # not all in step
-        while time.monotonic() < until_s:
+        while time.monotonic() < until_s or not hand.is_done:
             asked = dice.choice(questions)
             seen.append(await ask(target.url, target.key, MODEL, asked, plan.timeout_s))
             if seen[-1].outcome != OK:
                 await asyncio.sleep(0.2)
 
-    async with asyncio.TaskGroup() as group:
-        group.create_task(hand.carry_out(mishaps))
-        for number in range(plan.clients):
-            group.create_task(client(number))
-    return seen
+    watching = asyncio.create_task(watch())
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(hand.carry_out(mishaps))
+            for number in range(plan.clients):
+                group.create_task(client(number))
+    finally:
+        watching.cancel()
+    return held_up_s, seen
 
 
 async def _metrics(origin: str) -> dict[str, float]:
@@ -202,6 +237,8 @@ async def _metrics(origin: str) -> dict[str, float]:
         "tidegate_hedge",
         "tidegate_resume",
         "tidegate_waste",
+        "tidegate_moves",
+        "tidegate_limits_holds",
         "tidegate_endpoint_inflight",
         "tidegate_calls_running",
     )
@@ -214,7 +251,7 @@ async def _left_running(target: Running, origin: str, before: int) -> list[str]:
     until_s = time.monotonic() + _SETTLES_S
     while True:
         shown = await _metrics(origin)
-        at_work = ("tidegate_calls_running", "tidegate_endpoint_inflight")
+        at_work = ("tidegate_calls_running", "tidegate_endpoint_inflight", "tidegate_limits_holds")
         left = [f"{name} is {value:g}" for name, value in shown.items() if value and name.startswith(at_work)]
         after = procfs.descriptors(target.pid)
         if after > before + _MORE_DESCRIPTORS:
@@ -326,7 +363,10 @@ def notes(outcome: Outcome) -> list[str]:
         outcomes = ", ".join(f"{number} {what}" for what, number in each.outcomes.items())
         lines.append(f"{each.router}: {outcomes}")
         lines += [f"{each.router}, LEFT BEHIND: {what}" for what in each.left_behind]
-    if outcome.results:
-        struck = ", ".join(f"{number} {kind}" for kind, number in outcome.results[0].mishaps.items())
-        lines.append(f"mishaps: {struck}")
+        struck = ", ".join(f"{number} {kind}" for kind, number in each.mishaps.items())
+        lines.append(
+            f"{each.router}: mishaps: {struck}; waited {each.waited_s:.0f} s for workers; "
+            f"clients held up for {each.held_up_s:.2f} s at the most"
+        )
+        lines += [f"{each.router}, IN DOUBT: {what}" for what in each.doubts]
     return [*lines, *outcome.problems]

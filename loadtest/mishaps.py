@@ -35,6 +35,7 @@ MEANINGS: dict[Kind, str] = {
 SLOWNESS = 10.0
 _WARM_UP_S = 1.0
 LEFT_ALONE = 2
+_PATIENCE_S = 60.0
 _STARTS_S = 6.0
 """Until a worker that is back gets calls again: it is found by a health check, and probed."""
 
@@ -56,21 +57,21 @@ def schedule(
     found: list[Mishap] = []
     at_s = _WARM_UP_S
     turn: list[Kind] = []
-    while at_s < seconds:
+    while True:
         turn = turn or dice.sample(list(kinds), len(kinds))
         kind = turn.pop()
-        free = [number for number, until_s in enumerate(busy_until_s) if until_s <= at_s]
         wanted = workers // 2 if kind == "half" else 1
+        # Where too few would be left alone, it is waited for those that come back.
+        at_s = max(at_s, sorted(busy_until_s)[wanted + LEFT_ALONE - 1])
+        if at_s >= seconds:
+            return found
+        free = [number for number, until_s in enumerate(busy_until_s) if until_s <= at_s]
         for_s = dice.uniform(1.0, 2.5) * every_s
-        if len(free) - wanted >= LEFT_ALONE:
-            struck = tuple(sorted(dice.sample(free, wanted)))
-            for number in struck:
-                busy_until_s[number] = at_s + for_s + _STARTS_S
-            found.append(Mishap(at_s, kind, struck, for_s))
-        else:
-            turn.insert(0, kind)
+        struck = tuple(sorted(dice.sample(free, wanted)))
+        for number in struck:
+            busy_until_s[number] = at_s + for_s + _STARTS_S
+        found.append(Mishap(at_s, kind, struck, for_s))
         at_s += dice.uniform(0.5, 1.5) * every_s
-    return found
 
 
 class Workers:
@@ -129,7 +130,12 @@ class Hand:
         self._whole_from_s = [0.0] * len(workers.urls)
         """When each can be taken for one that serves; infinite while it is struck."""
         self.carried_out: list[Mishap] = []
-        """Not those for which too few would have been left alone: on a slow machine, workers are slow to be back."""
+        self.waited_s = 0.0
+        """For workers to be back, before the next mishap could come: on a slow machine they are slow."""
+        self.left_out: list[Mishap] = []
+        """For which not enough came back."""
+        self.is_done = False
+        """Whether all have come."""
         self._admin_url = admin_url
         self._http = httpx2.AsyncClient(
             headers={"authorization": f"Bearer {key}"}, timeout=30, trust_env=False
@@ -142,25 +148,36 @@ class Hand:
         await self._http.aclose()
 
     async def carry_out(self, mishaps: Sequence[Mishap]) -> None:
-        """Returns when the last is over."""
-        begun_s = asyncio.get_running_loop().time()
-        async with asyncio.TaskGroup() as group:
-            for mishap in mishaps:
-                await asyncio.sleep(begun_s + mishap.at_s - asyncio.get_running_loop().time())
-                group.create_task(self._strike(mishap))
+        """All of them, in their order, whatever the gateway: where too few would be left alone, it is waited. Returns when the
+        last is over.
+        """
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for mishap in mishaps:
+                    await asyncio.sleep(begun_s + self.waited_s + mishap.at_s - loop.time())
+                    due_s = loop.time()
+                    while not self._may_strike(mishap) and loop.time() - due_s < _PATIENCE_S:  # noqa: ASYNC110 - time alone makes it true
+                        await asyncio.sleep(0.05)
+                    self.waited_s += loop.time() - due_s
+                    if self._may_strike(mishap):
+                        self.carried_out.append(mishap)
+                        for number in mishap.workers:
+                            self._whole_from_s[number] = math.inf
+                        group.create_task(self._strike(mishap))
+                    else:
+                        self.left_out.append(mishap)
+                self.is_done = True
+        finally:
+            self.is_done = True
+
+    def _may_strike(self, mishap: Mishap) -> bool:
+        now_s = asyncio.get_running_loop().time()
+        whole = {number for number, from_s in enumerate(self._whole_from_s) if from_s <= now_s}
+        return whole.issuperset(mishap.workers) and len(whole) - len(mishap.workers) >= LEFT_ALONE
 
     async def _strike(self, mishap: Mishap) -> None:
-        now_s = asyncio.get_running_loop().time()
-        left = [
-            number
-            for number, from_s in enumerate(self._whole_from_s)
-            if from_s <= now_s and number not in mishap.workers
-        ]
-        if len(left) < LEFT_ALONE or any(self._whole_from_s[number] > now_s for number in mishap.workers):
-            return
-        self.carried_out.append(mishap)
-        for number in mishap.workers:
-            self._whole_from_s[number] = math.inf
         await self._do(mishap)
         for number in mishap.workers:
             self._whole_from_s[number] = asyncio.get_running_loop().time() + _STARTS_S

@@ -23,7 +23,8 @@ from loadtest.report import markdown_table
 from loadtest.sim import calls, fleet, hiding, peers, plain, targets
 from loadtest.sim.outcome import markdown, outcome, table
 from loadtest.sim.plots import NoMatplotlibError, draw, require
-from loadtest.sim.run import Scene, simulate
+from loadtest.sim.run import simulate
+from loadtest.sim.scene import Scene
 from loadtest.sim.targets import HEDGING, HIDING, OURS, RESUMING
 from loadtest.sim.tidegate import Tidegate
 from routing.types import Tier
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from loadtest.sim.calls import Workload
     from loadtest.sim.outcome import Outcome
     from loadtest.sim.policy import Place, Policy
-    from loadtest.sim.run import Result
+    from loadtest.sim.scene import Result
     from loadtest.sim.targets import Scenario
 
 PEERS: dict[str, Callable[[Place], Policy]] = {

@@ -13,7 +13,7 @@ from loadtest.report import markdown_table, percentile
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from loadtest.sim.run import Done, Result, Scene
+    from loadtest.sim.scene import Done, Result, Scene
 
 SLO_S = 2.0
 SLO_TOKENS_PER_S = 4000.0
@@ -47,6 +47,9 @@ class Outcome(Struct, frozen=True):
     """Share that got a second attempt beside the first."""
     resumed: float = 0.0
     """How often a broken answer went on elsewhere, to all calls."""
+    moved: float = 0.0
+    """Streams that ran slowly and went on elsewhere, to all calls."""
+    e2e_p99_s: float = 0.0
     wasted: float = 0.0
     """Of the tokens that workers read and made, the share that was for nobody, or read again."""
 
@@ -90,6 +93,8 @@ def outcome(result: Result, scene: Scene, warm_up_s: float) -> Outcome:
         ttft_p999_s=percentile(ttfts, 0.999),
         hedged=toll.hedges / len(result.done),
         resumed=toll.resumes / len(result.done),
+        moved=toll.moves / len(result.done),
+        e2e_p99_s=percentile(e2es, 0.99) if e2es else worst_s,
         wasted=toll.wasted_tokens / max(1, toll.worked_tokens),
     )
 

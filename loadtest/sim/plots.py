@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from loadtest.sim.run import Result
+    from loadtest.sim.scene import Result
 
 
 class NoMatplotlibError(Exception):

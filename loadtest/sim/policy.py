@@ -65,7 +65,12 @@ class Flight(Struct, eq=False):
     """What the worker has of it, once it is there."""
     read_tokens: int = 0
     made_tokens: int = 0
-    """Of its prompt and its answer, when its worker went down."""
+    """Of its prompt and its answer, when its worker went down, or somebody was asked to go on with it."""
+    heir: Flight | None = None
+    """Who is to go on with it, since it runs slowly; and of that one, the first."""
+    origin: Flight | None = None
+    is_done: bool = False
+    """It has come to its end while somebody else was asked to go on with it."""
 
 
 class Policy(Protocol):
@@ -81,7 +86,7 @@ class Policy(Protocol):
         """Its first token has come."""
 
     def ended(self, flight: Flight, now_s: float, failure: str | None) -> None:
-        """It has ended: whole, or by `failure` ("connect", "reset", "silence", or "outrun" by its rival)."""
+        """It has ended: whole, or by `failure` ("connect", "reset", "silence", "outrun" by its rival, or "moved")."""
 
     def gone(self, endpoint: int, now_s: float) -> None:
         """It has said that it will leave, or was seen to be gone."""
@@ -95,9 +100,19 @@ class Hides(Protocol):
     """A policy that hides churn from its clients: it may race a second attempt, and go on with what broke off."""
 
     resumes: bool
+    moves: bool
+    """Whether streams that run slowly go on elsewhere."""
 
     def late_s(self, flight: Flight) -> float | None:
         """Of the first attempt of a call: after how long it is late, if that matters."""
 
     def second(self, flight: Flight, open_to: Sequence[int], now_s: float, roll: float) -> int | None:
         """One of `open_to` to race a flight that is late. None: nobody, for now."""
+
+    def slow(self, flight: Flight, made_tokens: int, now_s: float) -> bool:
+        """A stream has come to so many tokens: whether it runs far below its speed."""
+
+    def heir(
+        self, flight: Flight, rest: SimCall, open_to: Sequence[int], now_s: float, roll: float
+    ) -> int | None:
+        """One of `open_to` to go on with one that does. None: it stays."""

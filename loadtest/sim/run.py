@@ -11,79 +11,28 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING
 
-from msgspec import Struct, structs
+from msgspec import structs
 
+from gateway.lookout import TICK_S
 from gateway.race import LOOKS_AGAIN
 from loadtest.sim.box import Box
 from loadtest.sim.policy import Flight, Hides, Place, Scraped, Story
+from loadtest.sim.scene import Done, Result, Sample, Toll, done_of
 from loadtest.sim.worker import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from loadtest.sim.calls import SimCall
-    from loadtest.sim.fleet import Churn, Hosted, Mishap, Node
+    from loadtest.sim.fleet import Mishap
     from loadtest.sim.policy import Policy
+    from loadtest.sim.scene import Scene
 
 PATIENCE_S = 300.0
 """After the last call has come, for so long answers are waited for."""
 
 SAMPLE_S = 5.0
 """Between two looks at how much is under way."""
-
-
-class Scene(Struct, frozen=True):
-    """All that a run depends on but its policy."""
-
-    nodes: tuple[Node, ...]
-    hosted: tuple[Hosted, ...]
-    calls: Sequence[SimCall]
-    page_tokens: int
-    mishaps: Sequence[Mishap]
-    churn: Churn
-    seed: int
-    replicas: int = 1
-    scrape_s: float = 0.05
-    """Between two scrapes of the workers' metrics, for policies that use them (llm-d's default)."""
-
-
-class Done(Struct, frozen=True, gc=False):
-    """What became of a call."""
-
-    at_s: float
-    prompt_tokens: int
-    output_tokens: int
-    ttft_s: float | None
-    e2e_s: float | None
-    """None: it broke off, or nothing came of it."""
-    cached_tokens: int
-    endpoint: int
-    """The last one tried; -1: there was nobody."""
-    attempts: int
-    cost_usd: float
-
-
-class Sample(Struct, frozen=True):
-    at_s: float
-    inflight: int
-    waiting: int
-
-
-class Toll(Struct):
-    """What churn, and hiding it, has cost over a run. In tokens, read or made by workers."""
-
-    worked_tokens: int = 0
-    wasted_tokens: int = 0
-    """Of these: made for nobody, or read for a second time."""
-    hedges: int = 0
-    resumes: int = 0
-
-
-class Result(Struct, frozen=True):
-    done: list[Done]
-    samples: list[Sample]
-    events: int
-    toll: Toll
 
 
 class Run:
@@ -115,6 +64,8 @@ class Run:
         for mishap in self.scene.mishaps:
             self._at(mishap.at_s, self._befalls, mishap)
         self._at(0.0, self._sample)
+        if any(isinstance(policy, Hides) and policy.moves for policy in self._policies):
+            self._at(TICK_S, self._look)
         end_s = calls[-1].at_s + PATIENCE_S
         heap, events = self._heap, 0
         while heap and heap[0][0] <= end_s:
@@ -145,7 +96,10 @@ class Run:
         endpoint = policy.choose(call, self._open_to(call, tried), self._now_s, self._dice.random())
         if endpoint is None:
             ttft_s = None if story.first_s is None else story.first_s - story.call.at_s
-            self._done(story.call, ttft_s, None, 0, -1, len(tried), 0.0)
+            told = story.call
+            self._done(
+                Done(told.at_s, told.prompt_tokens, told.output_tokens, ttft_s, None, 0, -1, len(tried), 0.0)
+            )
             return
         flight = Flight(call, endpoint, replica, self._now_s, story, tried)
         self._send(flight)
@@ -191,10 +145,66 @@ class Run:
         flight.rival = second
         self._send(second)
 
+    def _look(self) -> None:
+        """As the gateway's lookout does: see how streams go, and move those that are far too slow."""
+        if self._now_s < self.scene.calls[-1].at_s + PATIENCE_S:
+            self._at(self._now_s + TICK_S, self._look)
+        for box in self._boxes:
+            if box.state != "up":
+                continue
+            box.worker.advance(self._now_s)
+            self._deliver(box)
+            for job, made_tokens in box.worker.running_jobs():
+                flight = box.flights.get(job)
+                if flight is not None and flight.first_s is not None and not (flight.ended or flight.heir):
+                    self._look_at_stream(flight, made_tokens)
+
+    def _look_at_stream(self, flight: Flight, made_tokens: int) -> None:
+        policy, call = self._policies[flight.replica], flight.call
+        if not (isinstance(policy, Hides) and policy.moves) or made_tokens >= call.output_tokens:
+            return
+        if not policy.slow(flight, made_tokens, self._now_s):
+            return
+        rest = rest_of(call, made_tokens)
+        endpoint = policy.heir(
+            flight, rest, self._open_to(rest, (flight.endpoint,)), self._now_s, self._dice.random()
+        )
+        if endpoint is not None:
+            # It stays where it is until the other one has answered; what it makes until then is in vain.
+            flight.made_tokens = made_tokens
+            heir = Flight(rest, endpoint, flight.replica, self._now_s, flight.story, (flight.endpoint,))
+            flight.heir, heir.origin = heir, flight
+            self._send(heir)
+
+    def _inherits(self, flight: Flight, origin: Flight) -> None:
+        """The other one has answered: it goes on there."""
+        self._toll.moves += 1
+        box = self._boxes[origin.endpoint]
+        _, made_tokens = (
+            box.worker.progress(origin.job) if origin.job in box.flights else (0, origin.call.output_tokens)
+        )
+        read_tokens = origin.call.prompt_tokens - origin.cached_tokens
+        self._tally(read_tokens, 0, wasted=flight.story.resumed)
+        self._tally(0, origin.made_tokens, wasted=False)
+        self._tally(0, max(0, made_tokens - origin.made_tokens), wasted=True)
+        flight.story.resumed = True
+        origin.ended = True
+        self._policies[origin.replica].ended(origin, self._now_s, "moved")
+        self._at(self._now_s + box.node.rtt_s / 2, self._cancelled, origin, box)
+
+    def _cancelled(self, flight: Flight, box: Box) -> None:
+        """What it has done has been accounted for."""
+        job = flight.job
+        if job is not None and box.flights.pop(job, None) is not None and box.state == "up":
+            box.worker.abort(self._now_s, job)
+            self._deliver(box)
+
     def _first(self, flight: Flight) -> None:
         if flight.ended or flight.first_s is not None:
             return
         flight.first_s = self._now_s
+        if flight.origin is not None and not flight.origin.ended:
+            self._inherits(flight, flight.origin)
         self._policies[flight.replica].first_token(flight, self._now_s)
         story, rival = flight.story, flight.rival
         if story.first_s is None:
@@ -219,6 +229,9 @@ class Run:
     def _ends(self, flight: Flight) -> None:
         if flight.ended:
             return
+        if flight.heir is not None and not flight.heir.ended:
+            flight.is_done = True  # it is not listened to meanwhile
+            return
         self._first(flight)
         flight.ended = True
         self._policies[flight.replica].ended(flight, self._now_s, None)
@@ -233,6 +246,16 @@ class Run:
         flight.ended = True
         policy, story, rival = self._policies[flight.replica], flight.story, flight.rival
         policy.ended(flight, self._now_s, failure)
+        if flight.first_s is None and flight.origin is not None and not flight.origin.ended:
+            self._tally(flight.read_tokens, 0, wasted=True)
+            flight.origin.heir = None  # it goes on where it was
+            if flight.origin.is_done:
+                self._ends(flight.origin)
+            return
+        if flight.heir is not None and not flight.heir.ended:
+            self._tally(flight.read_tokens, flight.made_tokens, wasted=False)
+            story.resumed = True
+            return  # the other one has it
         call, tried = flight.call, tuple({*flight.tried, flight.endpoint, *(rival.tried if rival else ())})
         if flight.first_s is None:
             self._tally(flight.read_tokens, 0, wasted=True)
@@ -244,48 +267,17 @@ class Run:
             self._tally(0, made, wasted=False)
             self._toll.resumes += 1
             story.resumed = True
-            rest = structs.replace(
-                call, prompt_tokens=call.prompt_tokens + made, output_tokens=call.output_tokens - made
-            )
-            self._dispatch(story, rest, flight.replica, (flight.endpoint,))
+            self._dispatch(story, rest_of(call, made), flight.replica, (flight.endpoint,))
         else:
             self._tally(flight.read_tokens, flight.made_tokens, wasted=True)
             self._finish(flight, whole=False)
 
     def _finish(self, flight: Flight, *, whole: bool) -> None:
-        scene, story = self.scene, flight.story
-        call = story.call
-        ttft_s = None if story.first_s is None else story.first_s - call.at_s
-        e2e_s = self._now_s - call.at_s if whole else None
-        served = flight.endpoint
-        by = scene.nodes[served] if served < len(scene.nodes) else scene.hosted[served - len(scene.nodes)]
-        usd = call.prompt_tokens * by.input_usd_per_million + call.output_tokens * by.output_usd_per_million
-        self._done(call, ttft_s, e2e_s, flight.cached_tokens, served, len(flight.tried) + 1, usd / 1e6)
+        self._done(done_of(self.scene, flight, self._now_s, whole=whole))
 
-    def _done(
-        self,
-        call: SimCall,
-        ttft_s: float | None,
-        e2e_s: float | None,
-        cached_tokens: int,
-        endpoint: int,
-        attempts: int,
-        cost_usd: float,
-    ) -> None:
+    def _done(self, done: Done) -> None:
         self._inflight -= 1
-        self._result.done.append(
-            Done(
-                call.at_s,
-                call.prompt_tokens,
-                call.output_tokens,
-                ttft_s,
-                e2e_s,
-                cached_tokens,
-                endpoint,
-                attempts,
-                cost_usd,
-            )
-        )
+        self._result.done.append(done)
 
     # The workers' side.
 
@@ -387,10 +379,18 @@ class Run:
 
     def _give_up(self) -> None:
         """Whoever is still waiting has met with nothing."""
-        for box in self._boxes:
-            for flight in box.fail("refuses"):
-                flight.ended = True
-                self._finish(flight, whole=False)
+        left = [flight for box in self._boxes for flight in box.fail("refuses")]
+        for flight in {
+            id(flight.story): flight for flight in left
+        }.values():  # one of two that race, or take over
+            self._finish(flight, whole=False)
+
+
+def rest_of(call: SimCall, made: int) -> SimCall:
+    """What is left of a call when so many tokens of its answer have been made."""
+    return structs.replace(
+        call, prompt_tokens=call.prompt_tokens + made, output_tokens=call.output_tokens - made
+    )
 
 
 def simulate(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from routing.hedging import quicker
+from routing.hedging import SLOW_AFTER_S, Going, is_slow, left_tokens
 from routing.pool import Pool, Run
 from routing.prefix import PIECE_TOKENS
 from routing.types import Call, Candidate, Endpoint, Price, Tier
@@ -27,12 +27,21 @@ PICO_USD_PER_TOKEN = 1_000_000
 _KINDS: dict[str, FailureKind] = {"connect": "connect", "reset": "reset", "silence": "timeout"}
 
 
-class _Attempt(Struct, frozen=True):
+MOST_MOVES = 2
+"""Of one answer, as in `gateway.resuming`."""
+
+
+class _Attempt(Struct):
     """What is noted of a flight."""
 
     run: Run
     asked: Call
     planned: Candidate
+    is_paced: bool = False
+    """Whether its pace has been learned from."""
+    made_tokens: int = 0
+    moves: int = 0
+    """Of its answer, until then."""
 
 
 class Tidegate:
@@ -41,6 +50,8 @@ class Tidegate:
     def __init__(self, place: Place, tier: Tier, *, hedges: bool = False, resumes: bool = False) -> None:
         """`hedges` and `resumes` where it hides churn as the gateway does, which none of its peers can."""
         self.resumes = resumes
+        # Only what can be gone on with can be moved, and that is switched off with hedging.
+        self.moves = hedges and resumes
         self._hedges = hedges
         self._tier = tier
         self._pieces_per_page = place.page_tokens // PIECE_TOKENS
@@ -73,10 +84,45 @@ class Tidegate:
         note = flight.note
         assert isinstance(note, _Attempt)  # noqa: S101 - it was sent by us
         others = self._ranked(note.asked, open_to, now_s, roll)
-        found = quicker(now_s - flight.sent_s, note.planned.estimate.ttft_s, others, self._tier)
-        if found is None or not self._pool.hedging.budget.spend():
+        found = self._pool.hedging.racer(now_s - flight.sent_s, note.planned, others, note.asked)
+        return None if isinstance(found, str) else self._take(note.asked, [found])
+
+    def slow(self, flight: Flight, made_tokens: int, now_s: float) -> bool:
+        note = flight.note
+        assert isinstance(note, _Attempt)  # noqa: S101 - it was sent by us
+        assert flight.first_s is not None  # noqa: S101 - only those are looked at
+        note.run.progress(now_s, made_tokens)
+        note.made_tokens = made_tokens
+        ran_s, itl_s, pace = now_s - flight.first_s, note.planned.estimate.itl_s, self._pool.hedging.pace
+        if ran_s < SLOW_AFTER_S:
+            return False
+        if not note.is_paced:
+            note.is_paced = True
+            pace.saw(ran_s, itl_s * made_tokens)
+        return note.moves < MOST_MOVES and is_slow(ran_s, made_tokens - 1, itl_s, pace.ratio)
+
+    def heir(
+        self, flight: Flight, rest: SimCall, open_to: Sequence[int], now_s: float, roll: float
+    ) -> int | None:
+        note, hedging = flight.note, self._pool.hedging
+        assert isinstance(note, _Attempt)  # noqa: S101 - it was sent by us
+        assert flight.first_s is not None  # noqa: S101 - only those are looked at
+        call = flight.story.call
+        written = call.output_tokens - rest.output_tokens
+        asked = structs.replace(note.asked, prompt_tokens=call.prompt_tokens + written)
+        left = left_tokens(written, self._pool.output_tokens(""), None)
+        going = Going(
+            now_s - flight.first_s,
+            note.made_tokens - 1,
+            note.planned.estimate.itl_s,
+            left,
+            hedging.pace.ratio,
+        )
+        found = hedging.heir(going, note.planned, self._ranked(asked, open_to, now_s, roll), asked)
+        if isinstance(found, str):
             return None
-        return self._take(note.asked, [found])
+        note.moves += 1
+        return self._take(asked, [found])
 
     def _ranked(self, asked: Call, open_to: Sequence[int], now_s: float, roll: float) -> list[Candidate]:
         allowed = set(open_to)
@@ -99,12 +145,17 @@ class Tidegate:
         assert self._planned is not None  # noqa: S101 - nothing is sent that was not planned
         asked, planned = self._planned
         run = self._standings[flight.endpoint].begin(asked, now_s, planned.cached_tokens)
-        flight.note = _Attempt(run, asked, planned)
+        origin = flight.origin
+        moves = origin.note.moves if origin is not None and isinstance(origin.note, _Attempt) else 0
+        flight.note = _Attempt(run, asked, planned, moves=moves)
+        if origin is None:
+            self._pool.hedging.moves.call()
 
     def first_token(self, flight: Flight, now_s: float) -> None:
         if isinstance(flight.note, _Attempt):
             flight.note.run.first_token(now_s)
-            self._saw(flight, flight.note, now_s)
+            if flight.origin is None:
+                self._saw(flight, flight.note, now_s)
 
     def ended(self, flight: Flight, now_s: float, failure: str | None) -> None:
         note, standing = flight.note, self._standings[flight.endpoint]
@@ -116,10 +167,10 @@ class Tidegate:
             self._pool.wrote("", flight.call.output_tokens)
             return
         note.run.unanswered(now_s)
-        note.run.ended(now_s)
+        note.run.ended(now_s, note.made_tokens)
         if failure == "outrun":
             self._saw(flight, note, now_s)
-        else:
+        elif failure != "moved":
             # No dice: the jitter keeps replicas apart, which a simulation of one need not.
             standing.failed(now_s, _KINDS[failure], 0.5)
 

@@ -112,6 +112,11 @@ class Worker:
                 return uncached, max(1, job.output_tokens - round(end_tokens - self._tokens))
         return 0, 0
 
+    def running_jobs(self) -> list[tuple[Job, int]]:
+        """Those that get tokens, and how many each has got."""
+        tokens = self._tokens
+        return [(job, max(1, job.output_tokens - round(end - tokens))) for end, _, job in self._decoding]
+
     def abort(self, now_s: float, job: Job) -> tuple[int, int]:
         """Its client has left. Gives its progress; where it is not here, none."""
         self.advance(now_s)

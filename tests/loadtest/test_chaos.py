@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,12 @@ def test_a_schedule_is_long_enough_for_every_kind_and_a_seed_decides_it():
     found = schedule(1, 120, 8, 4)
     assert {mishap.kind for mishap in found} == {*KINDS}
     assert found == schedule(1, 120, 8, 4) != schedule(2, 120, 8, 4)
+
+
+@given(st.integers(0, 999))
+def test_in_two_minutes_every_kind_comes_at_least_twice_whatever_the_seed(seed: int):
+    counts = Counter(mishap.kind for mishap in schedule(seed, 120, 8, 4))
+    assert min(counts[kind] for kind in KINDS) >= 2
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from loadtest.sim import fleet, hiding
 from loadtest.sim.calls import SimCall
 from loadtest.sim.fleet import Mishap
 from loadtest.sim.outcome import outcome
-from loadtest.sim.run import Result, Scene, simulate
+from loadtest.sim.run import simulate
+from loadtest.sim.scene import Result, Scene
 from loadtest.sim.targets import HIDING, RESUMING
 from loadtest.sim.worker import Job, Worker
 from loadtest.simulate import OURS_HIDING, ours, simulated_tier
@@ -26,8 +28,10 @@ def call(at_s: float = 0.0, output_tokens: int = 100) -> SimCall:
     return SimCall(at_s, 1280, output_tokens, tuple(range(10)))
 
 
-def run(name: str, *mishaps: Mishap, calls: list[SimCall] | None = None) -> Result:
-    return simulate(scene(calls or [call()], *mishaps), ours(name, simulated_tier("default")))
+def run(name: str, *mishaps: Mishap, calls: list[SimCall] | None = None, slowness: float = 5.0) -> Result:
+    seen = scene(calls or [call()], *mishaps)
+    seen = structs.replace(seen, churn=structs.replace(seen.churn, slowness=slowness))
+    return simulate(seen, ours(name, simulated_tier("default")))
 
 
 def chosen(name: str = "tidegate") -> int:
@@ -68,6 +72,30 @@ def test_where_everything_goes_well_nothing_is_hedged_resumed_or_wasted():
     calls = [call(float(second)) for second in range(20)]
     toll = run(HIDING, calls=calls).toll
     assert (toll.hedges, toll.resumes, toll.wasted_tokens) == (0, 0, 0)
+
+
+def test_a_stream_whose_worker_slows_down_goes_on_elsewhere_from_where_it_is():
+    slow = Mishap(0.5, chosen(), "slow")
+    long = [call(output_tokens=400)]
+    stays, moves = (run(name, slow, calls=long, slowness=20.0) for name in (RESUMING, HIDING))
+    assert (stays.toll.moves, moves.toll.moves) == (0, 1)
+    [stayed], [moved] = stays.done, moves.done
+    assert moved.ttft_s == stayed.ttft_s
+    assert moved.e2e_s < 0.6 * stayed.e2e_s
+    assert moved.endpoint != chosen()
+    # What it made before counts; read again are the prompt and that, and lost is what it made until the other one answered.
+    assert moves.toll.worked_tokens == moves.toll.wasted_tokens + 1280 + 400
+    assert 1280 < moves.toll.wasted_tokens < 1280 + 400
+
+
+def test_a_stream_that_is_to_be_moved_stays_where_the_other_worker_goes_down():
+    slow = [
+        Mishap(0.5, chosen(), "slow"),
+        *(Mishap(0.0, other, "reset") for other in range(3) if other != chosen()),
+    ]
+    [done] = run(HIDING, *slow, calls=[call(output_tokens=400)], slowness=20.0).done
+    assert done.e2e_s is not None
+    assert done.endpoint == chosen()
 
 
 def worker_with(*jobs: Job) -> Worker:
@@ -115,4 +143,4 @@ def test_the_table_has_a_line_for_each_way_to_hide_churn():
         found = outcome(simulate(whole, ours(name, simulated_tier("default"))), whole, 0.0)
         line = hiding.row("20min", name, [found, found])
         assert len(line) == len(hiding.COLUMNS)
-        assert line[5:] == ["0.00%"] * 4
+        assert line[6:] == ["0.00%"] * 5

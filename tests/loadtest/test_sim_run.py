@@ -7,7 +7,8 @@ from loadtest.sim.calls import SimCall
 from loadtest.sim.fleet import Mishap
 from loadtest.sim.outcome import outcome
 from loadtest.sim.policy import Flight
-from loadtest.sim.run import Result, Scene, simulate
+from loadtest.sim.run import simulate
+from loadtest.sim.scene import Result, Scene
 
 NODES = fleet.equal()[:2]
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from loadtest import simulate
 from loadtest.cli import app
 from loadtest.sim import plots
-from loadtest.sim.run import Scene
+from loadtest.sim.scene import Scene
 
 
 def setting(**changed: object) -> simulate.Setting:
