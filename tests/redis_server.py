@@ -1,8 +1,9 @@
-"""A real Redis for tests: Debian's, on a free port of this machine's own address, with nothing on disk."""
+"""A real Redis for tests: Debian's, on a free port of this machine's own address, with nothing on disk unless told."""
 
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -14,6 +15,7 @@ from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _START_S = 60
 
@@ -23,10 +25,16 @@ def program() -> str | None:
 
 
 class Server:
-    """A server that can be stopped and started anew at the same address, having forgotten everything."""
+    """A server that can be stopped and started anew at the same address, having forgotten everything, or with its data
+    where it has a folder to keep them in.
+    """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, folder: Path | None = None) -> None:
         self._path = path
+        self._keeping = (
+            "--appendonly no" if folder is None else f"--appendonly yes --appendfsync always --dir {folder}"
+        )
+        self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -34,7 +42,7 @@ class Server:
         self.url = f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        words = f"{self._path} --port {self.port} --bind 127.0.0.1 --appendonly no --loglevel warning --save"
+        words = f"{self._path} --port {self.port} --bind 127.0.0.1 {self._keeping} --loglevel warning --save"
         self._process = subprocess.Popen([*words.split(), ""], stdout=subprocess.DEVNULL)
         ends_s = time.monotonic() + _START_S
         while not self.answers():
@@ -42,11 +50,27 @@ class Server:
             assert time.monotonic() < ends_s
             time.sleep(0.02)
 
+    def start_empty(self) -> None:
+        """Without the data that it has kept."""
+        if self._folder is not None:
+            for path in self._folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.start()
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def hang(self) -> None:
+        """Take connections and questions, and answer none."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def answers(self) -> bool:
         try:
@@ -60,8 +84,8 @@ class Server:
 
 
 @contextmanager
-def running(path: str) -> Iterator[Server]:
-    server = Server(path)
+def running(path: str, folder: Path | None = None) -> Iterator[Server]:
+    server = Server(path, folder)
     server.start()
     try:
         yield server

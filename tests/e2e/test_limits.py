@@ -73,6 +73,27 @@ async def test_the_official_client_comes_back_when_it_is_told_to(tmp_path: Path)
         assert len(await gw.rows(620)) == 620
 
 
+async def test_the_official_client_gets_through_with_the_retries_that_it_makes_by_itself(tmp_path: Path):
+    """Two, after as long as it is told to wait."""
+    async with SimWorker(INSTANT) as worker, gateway(tmp_path, worker) as gw:
+        key = await gw.new_key("acme", requests_per_min=15)
+        chat = gw.client(key).with_options(max_retries=2).chat.completions.with_raw_response
+        replies = await asyncio.gather(*(chat.create(**HELLO) for _ in range(16)))
+        # There is another one in four seconds.
+        assert max(reply.retries_taken for reply in replies) >= 1
+
+
+async def test_of_a_budget_that_is_spent_the_official_client_tells_at_once(tmp_path: Path):
+    async with SimWorker(INSTANT) as worker, gateway(tmp_path, worker) as gw:
+        key = await gw.new_key("acme", budgets={"day": 1000})
+        before = await gw.metrics()
+        with pytest.raises(openai.RateLimitError) as refused:
+            await gw.client(key).with_options(max_retries=5).chat.completions.create(**HELLO)
+        assert refused.value.code == "insufficient_quota"
+        after, name = await gw.metrics(), 'tidegate_limits_refused_total{reason="budget"}'
+        assert after[name] - before.get(name, 0) == 1
+
+
 async def test_tokens_are_held_as_estimated_and_put_right_when_the_call_ends(tmp_path: Path):
     async with SimWorker(INSTANT) as worker, gateway(tmp_path, worker) as gw:
         key = await gw.new_key("acme", tokens_per_min=10_000)

@@ -12,11 +12,15 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
+import pytest
+import redis_server
 from gateway_process import Gateway, database_url, gateway_beside
 from msgspec import convert
 from pool import LIMIT_S, endpoint
+from redis_server import Server
 from sqlalchemy import select
 
 from gateway.ledger import UsageRow
@@ -28,9 +32,8 @@ from gateway.tables import USAGE
 from loadtest.worker import SimWorker, WorkerSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
-
-    from redis_server import Server
 
 CALLS = 500
 ADMITTED = 40
@@ -51,12 +54,12 @@ class Ended(NamedTuple):
 _numbers = count()
 
 
-async def call(gateway: Gateway, key: str) -> Ended:
+async def call(gateway: Gateway | SimWorker, key: str) -> Ended:
     """A stream to its end, or to that of the connection."""
     request_id = f"call-{next(_numbers)}"
     body = json.dumps(
         {
-            "model": "llama",
+            "model": "llama" if isinstance(gateway, Gateway) else "sim",
             "messages": [{"role": "user", "content": PROMPT}],
             "max_tokens": TOKENS,
             "min_tokens": TOKENS,
@@ -66,10 +69,10 @@ async def call(gateway: Gateway, key: str) -> Ended:
     )
     reply = b""
     try:
-        reader, writer = await asyncio.open_connection(*gateway.address)
+        reader, writer = await asyncio.open_connection(*urlsplit(gateway.url).netloc.split(":"))
         writer.write(
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\nauthorization: Bearer {key}\r\nconnection: close\r\n"
-            f"x-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+            f"x-request-id: {request_id}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
         )
         while block := await reader.read(65536):
             reply += block
@@ -156,19 +159,18 @@ def spec() -> WorkerSpec:
     return WorkerSpec(model="sim", decode_s_per_token=0.01, max_num_seqs=CALLS)
 
 
-async def cost_of_one(home: Path, worker: SimWorker) -> tuple[int, int]:
-    """What such a call is charged, and what is held for it, by what a budget says that is too small for it."""
-    home.mkdir()
-    key = key_with_budget(database_url(home), 10**9)
-    async with gateway_beside(home, models(worker)) as gateway:
-        one = charge(await call(gateway, key))
+async def cost_of_one(worker: SimWorker) -> tuple[int, int]:
+    """What such a call is charged, by what the worker says, and what is held for it."""
+    ended = await call(worker, "none")
+    assert ended.code == "", ended
+    one = charge(ended)
     messages = json.dumps([{"role": "user", "content": PROMPT}])
     return one, (len(messages) + 256) * 1000 + TOKENS * 2000
 
 
 async def test_five_hundred_streams_at_once_spend_no_more_than_a_budget_for_forty(tmp_path: Path):
     async with SimWorker(spec()) as worker:
-        one, held = await cost_of_one(tmp_path / "one", worker)
+        one, held = await cost_of_one(worker)
         # The last of the forty needs what is held for it, which is more than it costs.
         budget = (ADMITTED - 1) * one + held
         home = tmp_path / "all"
@@ -192,7 +194,7 @@ async def test_four_gateways_that_share_a_redis_do_so_too_though_one_is_killed_i
     tmp_path: Path, redis: Server, either_url: str
 ):
     async with SimWorker(spec()) as worker, AsyncExitStack() as stack:
-        one, held = await cost_of_one(tmp_path / "one", worker)
+        one, held = await cost_of_one(worker)
         budget = (ADMITTED - 1) * one + held
         key = key_with_budget(either_url, budget)
         before = len(worker.requests)
@@ -262,6 +264,96 @@ def journal_in(folder: Path) -> list[UsageRow]:
     """Rows of gateways that run: those of others are only in the database."""
     lines = [line for path in folder.glob("*.journal") for line in path.read_bytes().splitlines()]
     return [msgspec.json.decode(line, type=UsageRow) for line in lines]
+
+
+MISHAPS: dict[str, tuple[Callable[[Server], None], Callable[[Server], None]]] = {
+    "stopped, and started with its data": (Server.stop, Server.start),
+    "stopped, and started empty": (Server.stop, lambda redis: redis.start_empty()),
+    "hanging": (Server.hang, Server.go_on),
+}
+
+
+@pytest.mark.parametrize(
+    ("mishap", "when_away"),
+    [*((mishap, "closed") for mishap in MISHAPS), ("stopped, and started empty", "open")],
+)
+async def test_a_redis_that_is_away_in_the_midst_costs_no_money_and_comes_back_by_itself(
+    tmp_path: Path, mishap: str, when_away: str
+):
+    program = redis_server.program()
+    if program is None:
+        pytest.skip("Redis is not installed: there is no redis-server on PATH")
+    begin, end = MISHAPS[mishap]
+    (tmp_path / "redis").mkdir()
+    async with SimWorker(spec()) as worker, AsyncExitStack() as stack:
+        redis = stack.enter_context(redis_server.running(program, tmp_path / "redis"))
+        one, held = await cost_of_one(worker)
+        budget = 150 * one + held
+        key = key_with_budget(database_url(tmp_path), budget)
+        shared = {
+            "database": database_url(tmp_path),
+            "shared_state": redis.url,
+            "limits": {"when_store_is_away": when_away},
+        }
+        gateways = []
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            running = gateway_beside(tmp_path / name, models(worker), **shared)
+            gateways.append(await stack.enter_async_context(running))
+        told: Counter[str] = Counter()
+        calling = [asyncio.create_task(until_spent(gateways[n % 2], key, told)) for n in range(24)]
+        await told_more(told, "", 20)
+        begin(redis)
+        if when_away == "closed":
+            await told_more(told, "limits_unavailable", 5)
+        else:
+            await counted(gateways, "tidegate_limits_let_go_total", 5)
+        assert sum([await metric(gateway, "tidegate_limits_store_away") for gateway in gateways]) > 0
+        end(redis)
+        ended = [each for calls in await asyncio.gather(*calling) for each in calls]
+        await settled(*gateways)
+        account = await given_back(redis)
+        away = [await metric(gateway, "tidegate_limits_store_away") for gateway in gateways]
+
+    ledger = ledger_in(database_url(tmp_path))
+    spent = sum(map(charge, ended))
+    assert int(account["spent"]) == ledger.by_hour == ledger.entered == spent
+    assert away == [0, 0]
+    assert set(told) <= {"", "insufficient_quota", "limits_unavailable", "budget_held"}
+    assert budget - held < spent
+    if when_away == "closed":
+        assert spent <= budget
+    logs = [(tmp_path / name / "gateway.log").read_text() for name in ("a", "b")]
+    assert any("limits cannot be looked up" in log for log in logs)
+    for log in logs:
+        # Once for each time that it went away.
+        assert log.count("limits cannot be looked up") == log.count("limits are held again") <= 3
+
+
+async def until_spent(gateway: Gateway, key: str, told: Counter[str]) -> list[Ended]:
+    """Call after call until the budget is spent."""
+    found = []
+    while True:
+        ended = await call(gateway, key)
+        told[ended.code] += 1
+        if ended.code == "insufficient_quota":
+            return found
+        if ended.code:
+            await asyncio.sleep(0.1)
+        else:
+            found.append(ended)
+
+
+async def told_more(told: Counter[str], code: str, times: int) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while told[code] < times:  # noqa: ASYNC110 - other tasks do it
+            await asyncio.sleep(0.01)
+
+
+async def counted(gateways: list[Gateway], name: str, least: int) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while sum([await metric(gateway, name) for gateway in gateways]) < least:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.05)
 
 
 async def under_way(worker: SimWorker, calling: list[asyncio.Task[Ended]]) -> None:
