@@ -28,6 +28,8 @@ _PACED = f'"{PACED_PROMPT}'.encode()
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _INCLUDE_USAGE = re.compile(rb'"include_usage"\s*:\s*true')
 _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens"\s*:\s*(\d+)')
+TRACES_PATH = "/v1/traces"
+"""Here it takes what is sent to a collector of traces, and forgets it."""
 _SLOTS = 20
 """Paced streams are spread over the pace's period: real workers do not all emit at the same instant."""
 
@@ -153,6 +155,7 @@ def _pages(model: str) -> dict[bytes, bytes]:
         b"/health_generate": empty,
         b"/ping": empty,
         b"/metrics": metrics,
+        TRACES_PATH.encode(): empty,
         b"/v1/models": _page({"object": "list", "data": [card]}),
         b"/version": _page({"version": "0.32.0"}),
         b"/get_model_info": _page(info),
@@ -272,7 +275,7 @@ class Connection(asyncio.Protocol):
 
     def _post(self, head: bytes, body: bytes) -> None:
         if not head.startswith(b"post /v1/chat/completions "):
-            self._transport.write(self._replies.missing)
+            self._transport.write(self._replies.pages.get(head.split(b" ", 2)[1], self._replies.missing))
         elif _STREAM.search(body) is None:
             self._transport.write(self._replies.json)
         elif _PACED in body:

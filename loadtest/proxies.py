@@ -15,10 +15,13 @@ import socket
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx2
 from msgspec import Struct
+
+from gateway.telemetry_traces import is_installed
+from loadtest.mock import TRACES_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -188,6 +191,11 @@ class Tidegate:
     def __init__(self, timeouts: dict[str, float] | None = None) -> None:
         self._timeouts = timeouts or {}
 
+    def telemetry(self, setting: Setting) -> dict[str, Any]:
+        """That section of its configuration."""
+        del setting
+        return {}
+
     def missing(self) -> str | None:
         return None
 
@@ -206,6 +214,7 @@ class Tidegate:
                     "journal": {"folder": str(setting.folder / "journal")},
                     "auth": {"mode": "keys", "master_key": MASTER_KEY},
                     "timeouts": self._timeouts,
+                    "telemetry": self.telemetry(setting),
                     "models": {setting.model: {"price": price, "endpoints": endpoints}},
                 }
             )
@@ -216,6 +225,23 @@ class Tidegate:
         if made.returncode != 0:
             raise DidNotStartError(f"keys create failed: {made.stderr.strip()[-500:]}")
         return Launch((*gateway, "serve", "--config", str(config)), json.loads(made.stdout)[0]["key"])
+
+
+class TracedTidegate(Tidegate):
+    """The same with its spans sent to a collector, and OpenTelemetry's metrics beside ours."""
+
+    name = "tidegate-traced"
+
+    def __init__(self, sample: float = 0.01) -> None:
+        super().__init__()
+        self._sample = sample
+
+    def missing(self) -> str | None:
+        return None if is_installed() else "the extra otel is not installed"
+
+    def telemetry(self, setting: Setting) -> dict[str, Any]:
+        collector = f"{setting.upstreams[0]}{TRACES_PATH}"  # the mock, on the load's core
+        return {"otlp": collector, "sample": self._sample, "gen_ai_metrics": True}
 
 
 class DidNotStartError(Exception):
@@ -237,6 +263,7 @@ class Running(Struct, frozen=True):
 def every_proxy(folders: Sequence[Path]) -> list[Proxy]:
     return [
         Tidegate(),
+        TracedTidegate(),
         Nginx(folders),
         RustRouter("sglang-router", ("launch",), folders),
         RustRouter("vllm-router", (), folders),

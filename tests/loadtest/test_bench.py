@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from loadtest import bench, procfs, wrk
 from loadtest.cli import app
 from loadtest.comparison import DIRECT, Reading, compare, markdown, middle, notes, ratio
-from loadtest.mock import BURST_CHUNKS, PACED_PROMPT, listening, reply_text
+from loadtest.mock import BURST_CHUNKS, PACED_PROMPT, TRACES_PATH, listening, reply_text
 from loadtest.proxies import DidNotStartError, Launch, Nginx, every_proxy
 from loadtest.sample import StreamTally
 from loadtest.soak import Vitals, judge
@@ -136,6 +136,12 @@ def test_a_bench_measures_what_is_installed_and_names_what_is_not(tmp_path):
     if not nginx.missing():
         assert found.medians["nginx"].streams_per_s > 0
         assert found.medians["nginx"].resident_mb > 0
+
+
+async def test_the_mock_takes_spans_for_the_bench_of_traces():
+    async with listening("m") as (port,), httpx2.AsyncClient(trust_env=False) as http:
+        taken = await http.post(f"http://127.0.0.1:{port}{TRACES_PATH}", content=b"spans")
+    assert (taken.status_code, taken.content) == (200, b"")
 
 
 @dataclass
