@@ -353,7 +353,8 @@ class Accounts:
 
     def forget(self) -> None:
         """Drop slices that nobody has used for a while."""
-        gone = [each for each in self.slices.values() if each.idle and not each.lease]
+        # What others could have of it is to be given back first; where there are none, it is all on lease and never back.
+        gone = [each for each in self.slices.values() if each.idle and not (each.lease and self.store.shared)]
         for each in gone:
             del self.slices[each.account]
             self._unread.discard(each)

@@ -78,6 +78,7 @@ class _Account:
         self.spent = 0
         """Of a rate, times MINUTE_NS: so much of it drains in a nanosecond as the limit is."""
         self.at_ns = 0
+        """When it was last asked for."""
         self.leases: dict[str, int] = {}
         self.kind = ""
 
@@ -120,6 +121,8 @@ class MemoryStore:
 
     async def forgotten(self) -> list[str]:
         oldest_ns = self._now_ns() - int(FORGOTTEN_AFTER_S * 1e9)
+        for name in [name for name, account in self._accounts.items() if account.at_ns < oldest_ns]:
+            del self._accounts[name]
         return [process for process, heard_ns in self._heard_ns.items() if heard_ns < oldest_ns]
 
     async def repair(self, accounts: Mapping[str, tuple[int, int]]) -> list[str]:
@@ -141,7 +144,6 @@ class MemoryStore:
         if ask.kind == "rate":
             drained = ask.limit * max(0, now_ns - account.at_ns) if account.at_ns else account.spent
             account.spent = max(0, max(0, account.spent - drained) + ask.spent * MINUTE_NS)
-            account.at_ns = now_ns
             spent = -(-account.spent // MINUTE_NS)
         else:
             spent = account.spent = max(account.spent, ask.spent)
@@ -154,6 +156,7 @@ class MemoryStore:
         settling_ns = settling_ns if ask.kind == "usd" else 0
         room = 0 if settling_ns else ask.limit - spent - on_lease
         lease = leased(ask, room)
+        account.at_ns = now_ns
         account.leases[process] = lease
         return Grant(lease, spent, on_lease, math.ceil(settling_ns / 1e6))
 

@@ -143,7 +143,6 @@ class _Bounds(Struct):
     """The slices of one key."""
 
     bounds: tuple[tuple[str, Any], ...]
-    generation: int
     until_s: float
     """When the first window of a budget ends."""
     requests: tuple[Slice, ...]
@@ -165,6 +164,8 @@ class Limits:
         self.calibration = Calibration()
         self._settings = settings
         self._bounds: dict[str, _Bounds] = {}
+        """By key; begun anew when slices have been dropped, so that keys which call no more are not kept."""
+        self._generation = accounts.generation
 
     async def hold(self, caller: Key, request: Request, served: Served, call_id: str) -> Hold:
         """What the call needs is taken from all accounts that it counts in. Raises ApiError where it may not be made.
@@ -187,6 +188,9 @@ class Limits:
         for each, amount in taking:
             if each.free < amount:
                 await self._get(taking, settings)
+                if self._generation != self.accounts.generation:
+                    # One of the slices may have been dropped meanwhile, and made anew for another call.
+                    return await self.hold(caller, request, served, call_id)
                 break
         for each, amount in taking:
             each.take(amount)
@@ -211,13 +215,11 @@ class Limits:
         return (*bounds.requests, *bounds.tokens, *bounds.calls, *bounds.budgets)
 
     def _bounds_of(self, caller: Key, now_s: float) -> _Bounds:
+        if self._generation != self.accounts.generation:
+            self._bounds.clear()
+            self._generation = self.accounts.generation
         found = self._bounds.get(caller.id)
-        if (
-            found is None
-            or found.bounds is not caller.bounds
-            or now_s >= found.until_s
-            or found.generation != self.accounts.generation
-        ):
+        if found is None or found.bounds is not caller.bounds or now_s >= found.until_s:
             found = self._bounds[caller.id] = self._made(caller, now_s)
         return found
 
@@ -236,7 +238,7 @@ class Limits:
                 budgets.append(slice_of(window.account, "usd", nano_usd))
                 until_s = min(until_s, window.until_s)
         return _Bounds(
-            caller.bounds, self.accounts.generation, until_s,
+            caller.bounds, until_s,
             tuple(requests), tuple(tokens), tuple(calls), tuple(budgets),
         )  # fmt: skip
 

@@ -295,6 +295,38 @@ async def test_a_store_that_is_ahead_of_the_ledger_is_put_right_at_the_start_whi
             assert client.hget(account, "spent") in (b"30000", "30000")
 
 
+async def test_keys_that_call_no_more_are_not_kept(process: Process):
+    for number in range(50):
+        own = (f"key:k{number}", Policy(requests_per_min=5, budgets={"day": 10**9}))
+        hold = await process.hold(Key(f"k{number}", "acme", bounds=(own,)))
+        hold.settle()
+    for _ in range(40):
+        await process.accounts.tick()
+    process.accounts.forget()
+    assert process.accounts.slices == {}
+    (await process.hold(key(requests_per_min=5))).settle()
+    assert list(process.limits._bounds) == ["k"]
+
+
+async def test_a_call_that_waits_while_its_slices_are_dropped_holds_what_others_see(process: Process):
+    bounded = key(concurrency=1, budgets={"total": 100_000})
+    process.limits._settings = lambda: Settings(wait_for_budget_s=30)
+    first = await process.hold(key(budgets={"total": 100_000}), 90)
+    waiting = asyncio.create_task(process.hold(bounded, 60))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    for _ in range(10):
+        await process.accounts.tick()
+    process.accounts.forget()
+    first.settle()
+    async with asyncio.timeout(20):
+        second = await waiting
+    assert sum(each.held for each in process.accounts.slices.values()) == 60_000 + 1
+    assert (await process.refused(bounded, 10)).code == "rate_limit_exceeded"
+    second.settle()
+    (await process.hold(bounded, 100)).settle()
+
+
 @asynccontextmanager
 async def two(redis: Server, settings: Settings | None = None) -> AsyncIterator[tuple[Process, Process]]:
     """Processes with one ledger and one Redis, who hear each other."""
