@@ -157,3 +157,18 @@ async def test_those_who_could_not_go_on_with_it_are_told_too(tmp_path: Path):
     *failed, last = [line.step for line in both.lines()]
     assert {step.outcome for step in failed} == {"failed"}
     assert (last.taken, last.outcome) == ("bad", "tokens")  # it is back
+
+
+async def test_a_slow_stream_that_is_not_moved_for_its_price_is_counted_once(tmp_path: Path):
+    async with SimWorker(SPEEDY) as bad, SimWorker(SPEEDY) as good:
+        both = Both(tmp_path, bad, good)
+        async with both.gateway as gw:
+            bad.order(Fault("slow", factor=25, count=1))
+            # Each is within the cap on the price of input, both together are not: the prompt would be read twice.
+            reply = await post(gw, max_tokens=12, routing={"max_price": {"input": 2.5}})
+            assert reply.headers["x-tidegate-endpoint"] == "bad"
+            page = await gw.metrics()
+            refused = {name: count for name, count in page.items() if "moves_suppressed_total" in name}
+            assert refused == {'tidegate_moves_suppressed_total{model="llama",reason="price"}': 1}
+            assert not [name for name in page if name.startswith("tidegate_resumes_total{")]
+            await gw.rows()
