@@ -41,6 +41,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
+import msgspec
+
 from routing.failure import FAILURES
 
 if TYPE_CHECKING:
@@ -107,6 +109,10 @@ class Backend(Protocol):
     async def post(self, path: str, body: bytes, timeout_s: float, limit_bytes: int) -> tuple[int, bytes]:
         """Status and body of a POST there. Raises AttemptFailed."""
         ...
+
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding strangers' bytes with msgspec raises: of text that is no UTF-8, and of what is nested too deeply, too."""
 
 
 class AttemptFailed(Exception):

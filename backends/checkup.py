@@ -19,6 +19,7 @@ import httpx2
 import msgspec
 from msgspec import Struct
 
+from backends.base import UNREADABLE
 from backends.kv_checkup import kv_findings
 from backends.probe import ANSWER_BYTES, ASKS, MODELS_BYTES, apis, models_in, named
 
@@ -206,7 +207,7 @@ class _Checkup:
             )
         try:
             cards = models_in(answer.body)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             raise _Stop(
                 "what it gives as its list of models is none",
                 "another program may listen there: correct the URL",
@@ -269,7 +270,7 @@ class _Checkup:
                 return f"{api} gives a {answer.status}"
             try:
                 return msgspec.json.decode(answer.body)
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 return f"{api} gives no JSON"
 
         return ask

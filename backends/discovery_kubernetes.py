@@ -18,6 +18,7 @@ import httpx2
 import msgspec
 from msgspec import Raw, Struct
 
+from backends.base import UNREADABLE
 from backends.discovery import Found, url_at
 
 if TYPE_CHECKING:
@@ -148,12 +149,12 @@ class EndpointSlices:
                 except _StartAgain as stale:
                     log.info("%s: listed again: %s", self.name, stale)
                     self._version = None
-                except (httpx2.HTTPError, msgspec.DecodeError, OSError, _Refused) as failure:
+                except (httpx2.HTTPError, *UNREADABLE, OSError, _Refused) as failure:
                     if said != str(failure):
                         said = str(failure)
                         log.warning("%s cannot be followed: %s", self.name, said or repr(failure))
                     self._failures += 1
-                    self._version = None if isinstance(failure, msgspec.DecodeError) else self._version
+                    self._version = None if isinstance(failure, UNREADABLE) else self._version
                 else:
                     said = ""
                 await asyncio.sleep(self._pause_s())
@@ -248,6 +249,6 @@ class EndpointSlices:
 def _said(status: int, body: bytes) -> str:
     try:
         message = msgspec.json.decode(body, type=_Status).message
-    except msgspec.DecodeError:
+    except UNREADABLE:
         message = body[:200].decode(errors="replace")
     return f"the API server answered {status}: {message}"

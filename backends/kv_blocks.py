@@ -79,8 +79,11 @@ _ARRAYS = frozenset({*range(0x90, 0xA0), 0xDC, 0xDD})
 
 def decode_batch(payload: bytes) -> Batch:
     """A message's events: maps as vLLM 0.32 writes them, or arrays as older ones do. Raises msgspec.DecodeError."""
-    wire = _decode_wire(payload)
-    return Batch(wire.ts, [_event(memoryview(raw)) for raw in wire.events])
+    try:
+        wire = _decode_wire(payload)
+        return Batch(wire.ts, [_event(memoryview(raw)) for raw in wire.events])
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None
 
 
 def _event(raw: memoryview) -> Event:

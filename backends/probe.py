@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from backends.base import AttemptFailed, CallRejected
+from backends.base import UNREADABLE, AttemptFailed, CallRejected
 from backends.worker import Outgoing
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ async def probe(member: Member, timeout_s: float, answer_s: float) -> Probed:
         return Probed("no_models", f"/v1/models answered {status}")
     try:
         cards = models_in(page)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return Probed("no_models", "/v1/models is no list of models")
     wanted = member.endpoint.served_model
     card = next((card for card in cards if card.id == wanted), None)
@@ -125,7 +125,7 @@ async def probe(member: Member, timeout_s: float, answer_s: float) -> Probed:
 
 
 def models_in(page: bytes) -> list[Card]:
-    """What a list of models says. Raises msgspec.DecodeError."""
+    """What a list of models says. Raises one of UNREADABLE."""
     return msgspec.json.decode(page, type=_Models).data
 
 
@@ -149,7 +149,7 @@ async def _ask(member: Member, api: str, answer_s: float) -> str | None:
             msgspec.json.decode(await reply.read_whole(ANSWER_BYTES), type=kind)
     except (AttemptFailed, CallRejected) as failure:
         return str(failure)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return "the answer is none"
     return None
 

@@ -134,7 +134,7 @@ class Said:
         else:
             try:
                 self.shown(_decode_text(content).encode(), ids)
-            except msgspec.DecodeError:  # half a surrogate pair, or no text at all
+            except (msgspec.DecodeError, UnicodeDecodeError):  # half a surrogate pair, or no text at all
                 self.unclear = True
         if choice.finish_reason:
             self.finish_reason = choice.finish_reason
@@ -144,7 +144,7 @@ class Said:
     def _note_offsets(self, logprobs: Raw) -> None:
         try:
             offsets = _decode_offsets(logprobs)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             self.unclear = True
             return
         if offsets.text_offset and offsets.tokens:

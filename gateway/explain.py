@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 from pydantic import BaseModel, Field
 
+from backends.base import UNREADABLE
 from gateway.auth import Key
 from gateway.catalog import charged_within
 from gateway.errors import ApiError
@@ -137,7 +138,7 @@ class Question(Struct, frozen=True):
         """
         try:
             fields = _decode_fields(given)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return cls("chat", given, {})  # whoever parses it says what is wrong with it
         if "request" not in fields or "model" in fields:
             return cls(api_of(fields), given, {})
@@ -145,6 +146,8 @@ class Question(Struct, frozen=True):
             wrapped = msgspec.json.decode(given, type=_Wrapped)
         except msgspec.ValidationError as error:
             raise invalid_field(str(error)) from None
+        except UNREADABLE as error:
+            raise ApiError("invalid_json", f"the body is no JSON: {error}") from None
         return cls(
             wrapped.api or api_of(wrapped.request),
             msgspec.json.encode(wrapped.request),
@@ -160,7 +163,7 @@ class Question(Struct, frozen=True):
         """As it is read again."""
         try:
             fields = _decode_fields(self.body)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return self.body
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()}
         return msgspec.json.encode(_Wrapped(fields, self.api, headers, self.tenant, self.key))

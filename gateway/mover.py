@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from backends.base import UNREADABLE
 from gateway.database import StoreAway
 from gateway.journal import Journal, Segment
 from gateway.ledger import UsageRow
@@ -221,11 +222,11 @@ def _read(segment: Segment, *, closed: bool) -> _Batch:
 def _decode_lines(lines: bytes, batch: _Batch) -> None:
     try:
         batch.rows += _decoder.decode_lines(lines)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         for line in lines.split(b"\n"):
             try:
                 batch.rows.append(_decoder.decode(line))
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 if line:
                     batch.corrupt.append(line)
 
@@ -234,7 +235,7 @@ def _decode_tail(tail: bytes, batch: _Batch) -> None:
     """The last line of a dead process. It may be whole but for its newline."""
     try:
         batch.rows.append(_decoder.decode(tail))
-    except msgspec.DecodeError:
+    except UNREADABLE:
         batch.torn += 1
 
 

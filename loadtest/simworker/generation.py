@@ -36,6 +36,10 @@ _ANY_OBJECT = {
 }
 
 
+MOST_LOGPROBS = 20
+"""vLLM's `--max-logprobs`."""
+
+
 class Asked(Struct):
     """A request understood: prompts, how much of an answer, and the words for it."""
 
@@ -96,6 +100,7 @@ class Generation:
         if options is not None and not body.stream:
             message = "Stream options can only be defined when `stream=True`. (parameter=stream_options)"
             raise Refused(400, message, param="stream_options")
+        _expect_logprobs(body)
         per_prompt = _choices(body)
         plans = [(ids, self._sampling(ids, asked, body, exchange.slowness)) for ids in asked.prompts]
         if self._engine.full:
@@ -167,6 +172,14 @@ class Generation:
     def _heading(self, prefix: str, body: GenerateBody, request: Request) -> Heading:
         request_id = request.header(b"x-request-id") or body.request_id or os.urandom(8).hex()
         return Heading(f"{prefix}-{request_id}", int(time.time()), self._spec.model, self._fingerprint)
+
+
+def _expect_logprobs(body: GenerateBody) -> None:
+    asked = body.top_logprobs if isinstance(body, ChatBody) else None
+    asked = body.logprobs if isinstance(body, CompletionBody) else asked
+    if asked is not None and asked > MOST_LOGPROBS:
+        message = f"Requested sample logprobs of {asked}, which is greater than max allowed: {MOST_LOGPROBS}"
+        raise bad_value("logprobs", asked, message)
 
 
 def _choices(body: GenerateBody) -> int:

@@ -114,6 +114,7 @@ async def test_one_that_only_makes_embeddings_is_asked_for_one():
     ("page", "words"),
     [
         (b"<html>", "/v1/models is no list of models"),
+        (b'{"data":[{"id":"\x8f"}]}', "/v1/models is no list of models"),
         (b'{"data":[]}', "it does not serve sim, but nothing"),
         (b'{"data":[{"id":"sim"}]}', "the answer is none"),
     ],

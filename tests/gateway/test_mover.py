@@ -202,6 +202,21 @@ def test_lines_that_are_no_rows_are_set_aside_and_hold_up_no_others(garbage: lis
         assert (aside.read_bytes() if aside.exists() else b"") == b"".join(line + b"\n" for line in garbage)
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [lines("x").replace(b'"call_id":"x"', b'"call_id":"\x8f"').strip(), b"[" * 200_000],
+    ids=["no UTF-8 within a row", "nested too deeply"],
+)
+def test_a_line_that_cannot_even_be_decoded_holds_up_no_others(folder: Path, garbage: bytes):
+    folder.mkdir()
+    (folder / "1-dead.journal").write_bytes(lines("1") + garbage + b"\n" + lines("2") + garbage)
+    collected = Collected()
+    mover = moved(folder, collected)
+    assert collected.call_ids == ["1", "2"]
+    assert (mover.corrupt_lines, mover.torn_lines) == (1, 1)
+    assert (folder / "1-dead.corrupt").read_bytes() == garbage + b"\n"
+
+
 OLD_LINE = (
     b'{"call_id":"old","time_ms":1700000000000,"request_id":"r","tenant":"acme","key_id":"key_1","model":"llama",'
     b'"endpoint":"w1","tier":"default","api":"chat","stream":true,"status":200,"outcome":"ok","attempts":1,'
