@@ -30,7 +30,7 @@ from routing.pool import Pool
 from routing.prefix import MOST_PIECES_HELD
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from typing import TypeAlias
 
     from backends.litellm_api import LiteLLMAccess
@@ -145,6 +145,10 @@ class Fleet:
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(self._pools)
+
+    @property
+    def pools(self) -> Collection[Pool]:
+        return self._pools.values()
 
     @property
     def members(self) -> tuple[Member, ...]:

@@ -49,7 +49,7 @@ class Scraped(Struct, frozen=True, kw_only=True):
     running: int = 0
     waiting: int = 0
     foreign_running: int = 0
-    """Calls running or waiting there that did not come from this gateway."""
+    """Calls running or waiting there that came neither from this gateway nor from those that it knows of."""
     kv_usage: float = 0.0
     """Share of its KV cache that calls under way hold, 0 to 1; the mean of its engines."""
     kv_tokens: int | None = None
@@ -75,7 +75,7 @@ def scraping(member: Member, interval_s: float, timeout_s: float) -> AbstractAsy
 
 async def scrape(member: Member, timeout_s: float) -> None:
     """Look at the member's /metrics and note what they say."""
-    inflight = member.inflight
+    ours = member.inflight + member.inflight_elsewhere
     try:
         status, page = await member.backend.get("/metrics", timeout_s, PAGE_BYTES)
     except AttemptFailed:
@@ -83,7 +83,7 @@ async def scrape(member: Member, timeout_s: float) -> None:
     if status != 200:
         return
     # What was sent or has ended meanwhile may be on the page or not: it is no load by others.
-    scraped = read_page(page, time.monotonic(), max(inflight, member.inflight))
+    scraped = read_page(page, time.monotonic(), max(ours, member.inflight + member.inflight_elsewhere))
     if scraped is not None:
         member.looked_at(scraped)
 

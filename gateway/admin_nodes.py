@@ -56,7 +56,7 @@ class WorkerShown(BaseModel):
             source=member.source,
             state=_state(member, now_s),
             reason=member.unavailable(now_s)[0],
-            inflight=member.inflight,
+            inflight=member.inflight + member.inflight_elsewhere,
             gpu=endpoint.gpu,
             region=endpoint.region,
             trust=endpoint.trust.name.lower(),
@@ -128,7 +128,8 @@ def _lease(nodes: Nodes, name: str) -> Lease:
         lease_s=lease_s,
         heartbeat_s=None if lease_s is None else round(lease_s / 3, 3),
         leaves_in_s=round(min(departures) - time.monotonic(), 1) if departures else None,
-        drained=bool(members) and all(member.draining and not member.inflight for member in members),
+        drained=bool(members)
+        and all(member.draining and not member.inflight + member.inflight_elsewhere for member in members),
     )
 
 

@@ -31,6 +31,7 @@ from gateway.discoveries import Discoveries
 from gateway.dispatch import Books, Dispatch
 from gateway.events import telling
 from gateway.fleet import fleet_of
+from gateway.gossip import gossiping
 from gateway.http import Edge
 from gateway.journal import Journal
 from gateway.limiting import Limiter, limiting
@@ -182,6 +183,7 @@ async def application(
         await stack.enter_async_context(moving(journal, store, held.accounts))
         fleet = await stack.enter_async_context(fleet_of(config))
         telemetry = Telemetry(gen_ai_metrics(config.telemetry, os.environ), config.log)
+        await stack.enter_async_context(gossiping(config, fleet, seat, journal.owner, telemetry.registry))
         await stack.enter_async_context(telling(config.events, store, telemetry.registry))
         decisions = stack.enter_context(_decisions(config, seat))
         planner = Planner(fleet, CacheSalts(store.key_secret()), decisions)

@@ -45,6 +45,7 @@ SEEN_BY_ALL = {
     "tidegate_ledger_lag_seconds": max,
     "tidegate_config_valid": min,
     "tidegate_config_keys_waiting": max,
+    "tidegate_gossip_peers": max,
     "tidegate_limits_drift_nano_usd": max,
     "tidegate_limits_store_away": max,
     "tidegate_events_waiting": max,

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from loadtest.report import markdown_table
-from loadtest.sim import calls, fleet, hiding, peers, plain, targets
+from loadtest.sim import calls, fleet, hiding, peers, plain, replicas, targets
 from loadtest.sim.outcome import markdown, outcome, table
 from loadtest.sim.plots import NoMatplotlibError, draw, require
 from loadtest.sim.run import simulate
@@ -83,6 +83,7 @@ class Setting(Struct, frozen=True):
     minutes: float = 15.0
     seed: int = 1
     replicas: int = 1
+    gossip_s: float | None = None
     misdeclared: float = 0.0
     scrape_s: float = 0.05
 
@@ -98,6 +99,7 @@ class Setting(Struct, frozen=True):
         workload = self.workload if self.trace is None else self.trace.stem
         parts = [f"{workload} at {self.load:.0%} of an {self.fleet} fleet", f"churn {self.churn}"]
         parts += [f"{self.replicas} replicas"] if self.replicas > 1 else []
+        parts += [f"gossip every {self.gossip_s:g} s"] if self.gossip_s is not None else []
         parts += [f"{self.misdeclared:.0%} declared wrongly"] if self.misdeclared else []
         return ", ".join([*parts, f"{self.minutes:g} min, seed {self.seed}"])
 
@@ -147,6 +149,7 @@ def scene_of(setting: Setting) -> tuple[Scene, Workload]:
         churn=churn,
         seed=setting.seed,
         replicas=setting.replicas,
+        gossip_s=setting.gossip_s,
         scrape_s=setting.scrape_s,
     )
     return scene, workload
@@ -226,6 +229,9 @@ def simulate_command(  # noqa: PLR0913 - each argument is an option of the comma
         str | None, typer.Option(help="USD an hour, with commas: Tidegate alone, once for each.")
     ] = None,
     replicas: Annotated[int, typer.Option(help="Gateways that share the load.", min=1)] = 1,
+    gossip_s: Annotated[
+        float | None, typer.Option(help="Between batches that they tell each other; none: nothing.", min=0.01)
+    ] = None,
     misdeclared: Annotated[
         float, typer.Option(help="Share of workers with a wrong GPU.", min=0, max=1)
     ] = 0.0,
@@ -238,7 +244,7 @@ def simulate_command(  # noqa: PLR0913 - each argument is an option of the comma
 ) -> None:
     """Compare routing policies over a modelled fleet, on a virtual clock."""
     setting = Setting(
-        workload, trace, load, fleet_name, churn, minutes, seed, replicas, misdeclared, scrape_s
+        workload, trace, load, fleet_name, churn, minutes, seed, replicas, gossip_s, misdeclared, scrape_s
     )
     setting.check()
     one_of("--tier", tier, TIERS)
@@ -361,8 +367,32 @@ def churn_command(
         markdown_file.write_text(markdown_table(hiding.COLUMNS, found) + "\n")
 
 
+def replicas_command(
+    *,
+    seeds: Annotated[int, typer.Option(help="How many.", min=1)] = 3,
+    minutes: Annotated[float, typer.Option(help="Of simulated time in each run.", min=0.5)] = 15.0,
+    load: Annotated[float, typer.Option(help="Share of what the fleet can do.", min=0.01)] = 0.75,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write a table here.")] = None,
+) -> None:
+    """How nearly 4 and 16 gateways route as well as one, by how often they tell each other what they do."""
+    run = Runs(minutes, None)
+    found, outcomes = [], {}
+    for count, every_s in replicas.ASKED:
+        options: tuple[tuple[str, str | float], ...] = (("load", load), ("replicas", count))
+        scenario = targets.Scenario(options if every_s is None else (*options, ("gossip_s", every_s)))
+        outcomes[count, every_s] = [run(scenario, seed, OURS) for seed in range(1, seeds + 1)]
+        found.append(replicas.row(count, every_s, outcomes[count, every_s], outcomes[1, None]))
+    drawn = Table(*replicas.COLUMNS, box=SIMPLE)
+    for row in found:
+        drawn.add_row(*row)
+    Console().print(drawn)
+    if markdown_file is not None:
+        markdown_file.write_text(markdown_table(replicas.COLUMNS, found) + "\n")
+
+
 def register(app: typer.Typer) -> None:
     """Add these subcommands to `app`."""
     app.command("simulate")(simulate_command)
     app.command("simulate-targets")(targets_command)
     app.command("simulate-churn")(churn_command)
+    app.command("simulate-replicas")(replicas_command)

@@ -45,6 +45,9 @@ LONGEST_PROBE_PAUSE_S = 10.0
 """Seconds, before jitter, between two probes of one that is on probation: a server that still loads its model is soon found
 to be ready, and a probe costs next to nothing."""
 
+BELIEVED_S = 5.0
+"""Seconds for which the word of another gateway is taken that an endpoint has failed."""
+
 NEXT_CHECK_S = 5.0
 """Seconds to the next active check, where the caller does not say."""
 
@@ -72,6 +75,7 @@ class Ejection:
     """
 
     __slots__ = (
+        "_answered_s",
         "_back_s",
         "_check_reason",
         "_cool_until_s",
@@ -89,6 +93,7 @@ class Ejection:
         "_probation",
         "_probes",
         "_successes",
+        "_told",
         "cool_downs",
         "ejections",
         "failed_checks",
@@ -107,7 +112,9 @@ class Ejection:
         """Times that it went, each soon after the one before."""
         self._flaps = False
         """Whether it is for these that it is ejected."""
-        self._last_fall_s = self._back_s = float("-inf")
+        self._told = False
+        """Whether it is for what another gateway says that it is ejected."""
+        self._answered_s = self._last_fall_s = self._back_s = float("-inf")
         self._probation: str | None = None
         self._probes = 0
         self._check_reason: str | None = None
@@ -131,6 +138,23 @@ class Ejection:
         if self._half_open or kind in AT_ONCE or self._failures >= FAILURES_IN_A_ROW:
             self._eject(now_s, kind, roll)
 
+    def ejected(self, now_s: float) -> tuple[float, FailureKind | None]:
+        """For how long it is ejected for what calls of ours met with, and for what."""
+        left_s = self._ejected_until_s - now_s
+        if left_s <= 0.0 or self._flaps or self._told:
+            return 0.0, None
+        return left_s, self._ejected_by
+
+    def warned(self, now_s: float, kind: FailureKind, seconds: float) -> bool:
+        """Another gateway has ejected it for so long. That is believed for a moment, unless a call was answered here just now;
+        whether it is believed now, and was not before. It is never told to others, or it would go round for ever.
+        """
+        if now_s < self._ejected_until_s or now_s - self._answered_s < BELIEVED_S:
+            return False
+        self._ejected_until_s = now_s + min(max(seconds, 0.0), BELIEVED_S)
+        self._ejected_by, self._flaps, self._told, self._half_open = kind, False, True, True
+        return True
+
     def succeeded(self, now_s: float) -> None:
         """A call was answered there."""
         if now_s < self._ejected_until_s:
@@ -138,6 +162,7 @@ class Ejection:
             return
         self._failures = 0
         self._half_open = False
+        self._answered_s = now_s
         self._successes += 1
         if self._successes >= SUCCESSES_TO_FORGET:
             self._doublings = 0
@@ -249,12 +274,12 @@ class Ejection:
             return
         seconds = _pause_s(self._falls - FALLS_TO_FLAP + 1)
         self._ejected_until_s = max(self._ejected_until_s, now_s + _jittered(seconds, roll))
-        self._flaps = True
+        self._flaps, self._told = True, False
 
     def _eject(self, now_s: float, kind: FailureKind, roll: float) -> None:
         self._ejected_until_s = now_s + _jittered(_pause_s(self._doublings), roll)
         self._ejected_by = kind
-        self._flaps = False
+        self._flaps = self._told = False
         self._doublings = min(self._doublings + 1, 10)
         self._half_open = True
         self.ejections += 1

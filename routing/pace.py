@@ -125,6 +125,7 @@ class Pace:
         "_slow_until_s",
         "_slower_now",
         "decoding",
+        "elsewhere",
         "others",
         "reading_prompts",
     )
@@ -140,6 +141,8 @@ class Pace:
         self._expected = self._at_s = 0.0
         self.decoding = 0
         self.others = 0
+        self.elsewhere = (0.0, 0.0)
+        """What other gateways have seen of it: see `seen`."""
         self.reading_prompts = False
 
     def reading(self, now_s: float) -> float:
@@ -177,11 +180,16 @@ class Pace:
         elif slower < FAR_SLOWER / 2.0 * usual:
             self._slow_until_s = float("-inf")
 
+    def seen(self, now_s: float) -> tuple[float, float]:
+        """How long streams took of late, and how long they were expected to."""
+        return self._seen.sums(now_s)
+
     def slower(self, now_s: float) -> float:
         """How many times as slow as guessed it is now."""
         return self._slower_now if now_s < self._slow_until_s else self._usually_slower(now_s)
 
     def _usually_slower(self, now_s: float) -> float:
         observed_s, expected_s = self._seen.sums(now_s)
+        observed_s, expected_s = observed_s + self.elsewhere[0], expected_s + self.elsewhere[1]
         guess = self._peers.decode_slower
         return max(MOST_FASTER * guess, (PRIOR_S * guess + observed_s) / (PRIOR_S + expected_s))

@@ -16,6 +16,7 @@ from routing.ejection import Ejection
 from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, prefill_work
 from routing.filters import fits
 from routing.foresight import Foresight
+from routing.gossip import News, Standings
 from routing.gpu import kv_tokens_for
 from routing.hedging import Hedging
 from routing.pace import Peers
@@ -23,6 +24,7 @@ from routing.pipeline import NO_DEPARTURES, plan
 from routing.prefix import MOST_PIECES_HELD, PIECE_TOKENS, PrefixIndex
 from routing.quick import terms_of
 from routing.ramp import Ramp
+from routing.run import Run
 from routing.speed import Speed
 from routing.types import Load
 
@@ -31,8 +33,7 @@ if TYPE_CHECKING:
 
     from routing.ejection import FailureKind
     from routing.quick import Terms
-    from routing.speed import Ticket
-    from routing.types import Call, Endpoint, Plan, Price
+    from routing.types import Call, Endpoint, Plan, Price, Turn
 
 LOAD_HOLDS_S = 0.005
 """For so long the passing of time alone changes no decision: rates are learned over seconds."""
@@ -66,6 +67,8 @@ class Standing:
         self._ramp: Ramp | None = None
         self.draining = False
         """Whether it finishes what it has and gets nothing new."""
+        self.inflight_elsewhere = 0
+        """Calls that other gateways have there, as far as they say so."""
         self._reports_cached = False
         self._shared_until_s = math.inf
 
@@ -132,6 +135,8 @@ class Standing:
     def changed(self) -> None:
         """Something has happened there: what was seen of it does not hold any more."""
         self._pool.changed.add(self)
+        if self._pool.news.wanted:
+            self._pool.news.changed.add(self)
 
     def begin(self, call: Call, now_s: float, cached_tokens: int = 0, *, watched: bool = True) -> Run:
         """`call` is sent there now, where so many tokens of its prompt are expected in the cache.
@@ -142,9 +147,10 @@ class Standing:
         self.changed()
         ticket = self.speed.start(now_s, prefill_work(call.prompt_tokens, cached_tokens), watched=watched)
         if call.pieces:
-            self._pool.prefixes.place(
-                self.place, call.pieces, call.turn, self._pool.output_tokens(call.tenant)
-            )
+            output_tokens = self._pool.output_tokens(call.tenant)
+            self._pool.prefixes.place(self.place, call.pieces, call.turn, output_tokens)
+            if self._pool.news.wanted:
+                self._pool.news.placed.append((self, call.pieces, call.turn, output_tokens))
         return Run(self, ticket, cached_tokens, call.pieces)
 
     def succeeded(self, now_s: float) -> None:
@@ -176,6 +182,33 @@ class Standing:
         self._shared_until_s = until_s
         self.changed()
 
+    # What gateways that share it tell each other; see `routing.gossip`
+
+    def unsaid(self) -> None:
+        """It is to be spoken of."""
+        self._pool.news.changed.add(self)
+
+    def said(self, name: int, now_s: float) -> Standings:
+        """How we stand with it."""
+        out_s, failure = self.ejection.ejected(now_s)
+        return Standings(name, self.inflight, *self.speed.said(now_s), out_s, failure)
+
+    def heard_of(self, said: Sequence[Standings], done_work: float, now_s: float) -> None:
+        """How all the others stand with it, and what work has been done there for one of them since it last said so."""
+        self.inflight_elsewhere = sum(each.inflight for each in said)
+        self.speed.heard_of(said, done_work, now_s)
+        self._pool.changed.add(self)
+
+    def warned(self, now_s: float, kind: FailureKind, seconds: float) -> None:
+        """Another gateway leaves it alone for so long."""
+        if self.ejection.warned(now_s, kind, seconds) and kind in ("connect", "engine_dead"):
+            self.restarted()
+        self._pool.changed.add(self)
+
+    def placed_elsewhere(self, pieces: Sequence[int], turn: Turn | None, output_tokens: float) -> None:
+        """Another gateway has sent it a prompt."""
+        self._pool.prefixes.place(self.place, pieces, turn, output_tokens)
+
     def restarted(self) -> None:
         """Nobody is there, or somebody new: its cache is empty."""
         self._pool.prefixes.forget(self.place)
@@ -205,55 +238,6 @@ class Standing:
             self._pool.prefixes.correct(self.place, expected_tokens, reported_tokens)
 
 
-class Run:
-    """One call at one endpoint. It has to be ended, whatever happens."""
-
-    __slots__ = ("_cached_tokens", "_pieces", "_standing", "_ticket")
-
-    def __init__(
-        self, standing: Standing, ticket: Ticket, cached_tokens: int, pieces: Sequence[int] = ()
-    ) -> None:
-        self._standing = standing
-        self._ticket = ticket
-        self._cached_tokens = cached_tokens
-        self._pieces = pieces
-
-    def first_token(self, now_s: float) -> None:
-        self._standing.speed.first_token(self._ticket, now_s)
-        self._standing.changed()
-
-    @property
-    def started_s(self) -> float:
-        return self._ticket.start_s
-
-    @property
-    def first_s(self) -> float | None:
-        """When its first token came."""
-        return self._ticket.first_s
-
-    def progress(self, now_s: float, completion_tokens: int) -> None:
-        """It goes on, with so many tokens so far."""
-        self._standing.speed.progress(self._ticket, now_s, completion_tokens)
-
-    def unanswered(self, now_s: float, *, refused: bool = False) -> None:
-        """It ends without a whole answer: of its prompt the endpoint has in its cache what it had before and what it has
-        read since, which is nothing where it `refused` the call. To be said before `ended`.
-        """
-        if self._pieces and self._ticket.first_s is None:
-            share = 0.0 if refused else self._standing.speed.share_read(self._ticket, now_s)
-            self._standing.take_back(self._pieces, share)
-
-    def ended(self, now_s: float, completion_tokens: int = 0, cached_tokens: int | None = None) -> None:
-        """It is over, with so many tokens received; `cached_tokens` as the endpoint reported them, or None."""
-        standing = self._standing
-        standing.inflight -= 1
-        standing.changed()
-        standing.speed.finish(self._ticket, now_s, completion_tokens)
-        # Of one that had to wait, the prefix may have been evicted meanwhile, or not even computed: it proves nothing.
-        if cached_tokens is not None and not self._ticket.queued:
-            standing.found_cached(self._cached_tokens, cached_tokens)
-
-
 class Pool:
     """The endpoints of one model."""
 
@@ -266,6 +250,7 @@ class Pool:
         self.prefixes = PrefixIndex(most_pieces)
         self.changed: set[Standing] = set()
         """Those at which something has happened since they were last seen."""
+        self.news = News()
         self.leaving: dict[str, float] = {}
         """When those leave that have said so, by the name of the endpoint."""
         self._seen: dict[str, tuple[Endpoint, Load]] = {}
@@ -297,6 +282,7 @@ class Pool:
         self._survey()
         self._terms[endpoint.name] = terms_of(endpoint, Load(), self._prices[endpoint.cost])
         self.changed.add(standing)
+        self.news.members += 1
         self.prefixes.add(place, kv_tokens_for(endpoint.gpu))
         return place
 
@@ -304,6 +290,8 @@ class Pool:
         """Forget an endpoint. Calls still under way there go on in a pool of its own, which nobody looks at."""
         standing = self.standings.pop(name)
         self.changed.discard(standing)
+        self.news.changed.discard(standing)
+        self.news.members += 1
         self.leaving.pop(name, None)
         del self._seen[name], self._terms[name]
         self._unavailable.discard(name)

@@ -15,12 +15,18 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
-from msgspec import Struct
-
+from routing.elsewhere import NOTHING_ELSEWHERE, together
 from routing.gpu import prior_for
 from routing.pace import LEAST_SAMPLE_S, LONGEST_SAMPLE_S, PRIOR_S, Pace, Peers, Sums
+from routing.ticket import Ticket
 from routing.types import Load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from routing.gossip import Standings
 
 ARRIVALS_HALF_LIFE_S = 20.0
 """After this long a call sent counts half in how much is being sent; from simulation."""
@@ -49,26 +55,6 @@ BASE_RISE_S = 0.0005
 gateway did not cause can make a sample too long, nothing can make it too short."""
 
 
-class Ticket(Struct, eq=False):
-    """One attempt on one endpoint, from dispatch to its end. Compared by identity."""
-
-    work: float
-    """Token-equivalents of prefill."""
-    start_s: float
-    queued: bool
-    """Whether others waited there when it was sent, so that its wait was not its own."""
-    first_s: float | None = None
-    """When its first token came."""
-    watched: bool = True
-    """Whether its first token can be seen: that of a reply which comes as one piece cannot."""
-    mark: float = 0.0
-    """What `Speed` expected a stream to have produced by then; see `Pace`."""
-    seen_s: float = 0.0
-    """Up to when it has been learned from, in the stream and `mark`."""
-    seen_tokens: int = 1
-    ended: bool = False
-
-
 class Speed:
     """The work under way at one endpoint and the speed learned from it.
 
@@ -84,6 +70,10 @@ class Speed:
 
     __slots__ = (
         "_base_s",
+        "_done_work",
+        "_elsewhere",
+        "_foreign_running",
+        "_foreign_waiting",
         "_hidden",
         "_hidden_at_s",
         "_hidden_work",
@@ -92,6 +82,8 @@ class Speed:
         "_known_slower",
         "_known_until_s",
         "_now_s",
+        "_others_done",
+        "_others_served",
         "_others_waiting",
         "_pace",
         "_parallel",
@@ -122,7 +114,12 @@ class Speed:
         """Tickets under way that are not watched."""
         self._hidden_work = self._hidden_at_s = 0.0
         """What is expected to be left of their prefill, and when that was reckoned."""
-        self._others_waiting = 0
+        self._others_waiting = self._foreign_running = self._foreign_waiting = 0
+        self._elsewhere = NOTHING_ELSEWHERE
+        self._done_work = 0.0
+        """Token-equivalents of prefill whose first token has come, ever."""
+        self._others_done = self._others_served = 0.0
+        """The same of other gateways' that has been seen done; and what that was at `_served_until_s`."""
         self._served_until_s = float("-inf")
         """Up to when the endpoint's time is accounted for: work that comes out next has been done since."""
         self._now_s = float("-inf")
@@ -137,6 +134,7 @@ class Speed:
         hidden_work = self._hidden_left(now_s, self._work_per_s(now_s)) if self._hidden else 0.0
         queued = bool(self._pending) or hidden_work > 0.0
         ticket = Ticket(max(0.0, work), now_s, queued and not self._parallel, watched=watched)
+        ticket.others_ahead, ticket.others_done = self._elsewhere.pending_work, self._others_done
         self._sent.add(now_s, ticket.work, 1.0)
         if not watched:
             self._hidden += 1
@@ -157,7 +155,8 @@ class Speed:
             return
         now_s = self._forward(now_s)
         self._learn_base(ticket, now_s)
-        self._learn_rate(now_s, ticket.work, self._serving_s(ticket, now_s))
+        self._learn_rate(now_s, ticket.work + self._others_since(ticket), self._serving_s(ticket, now_s))
+        self._done_work += ticket.work
         self._drop_pending(ticket)
         ticket.first_s = ticket.seen_s = now_s
         ticket.mark = self._pace.reading(now_s)
@@ -194,7 +193,7 @@ class Speed:
                 self._learn_rate(now_s, ticket.work, waited_s)
             elif ticket is next(iter(self._pending)):
                 # The time since was spent on it; what comes next must not be charged with that.
-                self._served_until_s = now_s
+                self._served_until_s, self._others_served = now_s, self._others_done
             self._drop_pending(ticket)
             return
         expected_tokens = self._pace.reading(now_s) - ticket.mark
@@ -203,10 +202,46 @@ class Speed:
         self._pace.learn(now_s, now_s - ticket.seen_s, expected_tokens, new)
 
     def shared_with(self, running: int, waiting: int, now_s: float) -> None:
-        """So many calls that others have sent run and wait there from now on."""
+        """So many calls that others have sent, who tell us nothing, run and wait there from now on."""
+        self._foreign_running, self._foreign_waiting = running, waiting
+        self._count_others(now_s)
+
+    def _count_others(self, now_s: float) -> None:
+        elsewhere = self._elsewhere
         self._pace.reading(self._forward(now_s))
-        self._pace.others = min(running, MOST_OTHERS)
-        self._others_waiting = min(waiting, MOST_OTHERS)
+        self._pace.others = min(self._foreign_running + elsewhere.decoding, MOST_OTHERS)
+        self._others_waiting = min(self._foreign_waiting + elsewhere.waiting, MOST_OTHERS)
+        self._pace.reading_prompts = not self._parallel and bool(self._pending or elsewhere.waiting)
+
+    def said(self, now_s: float) -> tuple[int, int, float, float, float, float, float, float, float, float]:
+        """What other gateways are told of calls here: see `gossip.Standings`, from `waiting` on."""
+        now_s = max(now_s, self._now_s)
+        _, pending = self._own_queue(now_s)
+        sent_work, sent = self._sent.sums(now_s)
+        return (
+            len(self._pending),
+            self._pace.decoding,
+            pending,
+            self._done_work,
+            sent_work * _PER_S_OF_SUM,
+            sent * _PER_S_OF_SUM,
+            *self._rate.sums(now_s),
+            *self._pace.seen(now_s),
+        )
+
+    def heard_of(self, said: Sequence[Standings], done_work: float, now_s: float) -> None:
+        """What they have told, all of them together; and so much work has been done since for one of them."""
+        self._elsewhere = elsewhere = together(said)
+        self._others_done += done_work
+        self._pace.elsewhere = elsewhere.slower_s, elsewhere.guessed_s
+        self._count_others(now_s)
+        self._known_until_s = float("-inf")
+
+    def _others_since(self, ticket: Ticket) -> float:
+        """Work done for other gateways in the time that is counted as spent on this ticket."""
+        if self._served_until_s > ticket.start_s + self._base_s:
+            return self._others_done - self._others_served
+        return self._others_done - ticket.others_done
 
     def share_read(self, ticket: Ticket, now_s: float) -> float:
         """Share of its prompt, 0 to 1, that should have been read by now where its first token has not come: those before
@@ -240,8 +275,9 @@ class Speed:
         """
         if now_s < self._now_s:
             now_s = self._now_s
-        rate, pending = self._queue(now_s)
-        prior, pace = self._prior, self._pace
+        rate, pending = self._own_queue(now_s)
+        prior, pace, elsewhere = self._prior, self._pace, self._elsewhere
+        pending += elsewhere.pending_work
         if self._parallel:
             itl_s = (prior.step_s + prior.sequence_s) * self._known_slower
             return Load(
@@ -251,7 +287,7 @@ class Speed:
         inflight += others
         step_s = prior.step_s + prior.sequence_s * (inflight + 1)
         sent_work, sent = self._sent.sums(now_s)
-        busy = sent_work * _PER_S_OF_SUM / rate
+        busy = (sent_work * _PER_S_OF_SUM + elsewhere.sent_work_per_s) / rate
         if busy > MOST_BUSY:
             busy = MOST_BUSY
         return Load(
@@ -262,18 +298,20 @@ class Speed:
             step_s * self._known_slower,
             pace.decoding + others,
             prior.sequence_s / step_s,
-            sent * _PER_S_OF_SUM,
+            sent * _PER_S_OF_SUM + elsewhere.sent_per_s,
             busy,
             unavailable,
             retry_after_s,
         )
 
-    def _queue(self, now_s: float) -> tuple[float, float]:
-        """The rate of prefill, and the work that waits for it."""
+    def _own_queue(self, now_s: float) -> tuple[float, float]:
+        """The rate of prefill, and the work of ours that waits for it."""
         rate, pending = self._work_per_s(now_s), self._pending_work
         if self._pending:
             head = next(iter(self._pending))
             waited_s = self._serving_s(head, now_s)
+            if others := max(self._others_since(head), self._others_left(head)):
+                waited_s = max(0.0, waited_s - others / rate)
             if waited_s * rate > head.work:
                 # It is late, so what was seen before may hold no more, and counts as a guess does; but of a provider's many
                 # servers one that is late says little of the others.
@@ -289,6 +327,12 @@ class Speed:
             if hidden_work > 0.0:
                 pending += hidden_work
         return rate, pending
+
+    def _others_left(self, ticket: Ticket) -> float:
+        """Work of other gateways that stood before this ticket, as far as it has been done since what is counted as its time."""
+        if self._served_until_s > ticket.start_s + self._base_s:
+            return max(0.0, ticket.others_ahead - (self._others_served - ticket.others_done))
+        return ticket.others_ahead
 
     def _forward(self, now_s: float) -> float:
         if now_s > self._now_s:
@@ -310,6 +354,7 @@ class Speed:
         """The rate of prefill, as learned; with it the rest of what is known is brought up to date."""
         if now_s >= self._known_until_s or self._peers_learned != self._peers.learned:
             work, seconds = self._rate.sums(now_s)
+            work, seconds = work + self._elsewhere.rate_work, seconds + self._elsewhere.rate_s
             guess = self._prior.work_per_s * self._peers.prefill_faster
             self._known_for_s = seconds + PRIOR_S
             self._known_rate = (work + PRIOR_S * guess) / self._known_for_s
@@ -322,7 +367,7 @@ class Speed:
         share = min(1.0, LONGEST_SAMPLE_S / seconds)
         self._rate.add(now_s, work * share, seconds * share)
         self._peers.prefilled(now_s, work * share / self._prior.work_per_s, seconds * share)
-        self._served_until_s = now_s
+        self._served_until_s, self._others_served = now_s, self._others_done
 
     def _learn_base(self, ticket: Ticket, now_s: float) -> None:
         if ticket.queued or ticket.work > BASE_WORK:
@@ -334,6 +379,6 @@ class Speed:
         del self._pending[ticket]
         if not self._pending:
             self._pace.reading(self._now_s)
-            self._pace.reading_prompts = False
+            self._pace.reading_prompts = not self._parallel and bool(self._elsewhere.waiting)
         # Sums of floats drift; an empty queue is exactly empty.
         self._pending_work = max(0.0, self._pending_work - ticket.work) if self._pending else 0.0

@@ -16,6 +16,7 @@ from msgspec import structs
 from gateway.lookout import TICK_S
 from gateway.race import LOOKS_AGAIN
 from loadtest.sim.box import Box
+from loadtest.sim.gossip import gossip
 from loadtest.sim.policy import Flight, Hides, Place, Scraped, Story
 from loadtest.sim.scene import Done, Result, Sample, Toll, done_of
 from loadtest.sim.worker import Job
@@ -66,8 +67,8 @@ class Run:
         self._at(0.0, self._sample)
         if any(isinstance(policy, Hides) and policy.moves for policy in self._policies):
             self._at(TICK_S, self._look)
-        end_s = calls[-1].at_s + PATIENCE_S
-        heap, events = self._heap, 0
+        heap, events, end_s = self._heap, 0, calls[-1].at_s + PATIENCE_S
+        gossip(self._policies, self.scene.gossip_s, end_s, self._at)
         while heap and heap[0][0] <= end_s:
             self._now_s, _, action, arguments = heappop(heap)
             action(*arguments)

@@ -25,6 +25,8 @@ class Scene(Struct, frozen=True):
     churn: Churn
     seed: int
     replicas: int = 1
+    gossip_s: float | None = None
+    """Between two batches that a replica tells the others; None: they tell each other nothing."""
     scrape_s: float = 0.05
     """Between two scrapes of the workers' metrics, for policies that use them (llm-d's default)."""
 

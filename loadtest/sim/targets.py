@@ -62,6 +62,7 @@ SLOW_SCRAPE = Scenario((("scrape_s", 1.0),))
 STEADY = Scenario((("fleet", "equal"), ("churn", "none")))
 LITTLE = Scenario((("workload", "little"), ("fleet", "equal"), ("churn", "none")))
 MISDECLARED = Scenario((("misdeclared", 0.4),))
+GOSSIP = Scenario((("replicas", 4), ("gossip_s", 0.5)))
 FULL = Scenario((("load", 0.95),))
 SPILL = Scenario((("fleet", "mixed"), ("load", 0.95), ("max_ttft", 2.0), ("value_of_waiting", 0.0)))
 TRACE = Scenario((("workload", "trace"), ("minutes", 60.0)))
@@ -83,6 +84,7 @@ TARGETS = (
     Target("trace, unequal, 75 %: p99 to the best peer's", TRACE, "ttft_p99_s", most=0.5, against=_PEERS),
     Target("the same, mean", TRACE, "ttft_mean_s", most=0.65, against=_PEERS),
     Target("chat, 40 % declared wrongly: p99 to right ones", MISDECLARED, "ttft_p99_s", 1.2, reference=CHAT),
+    Target("chat, 4 gateways, gossip every 0.5 s: p99 to one", GOSSIP, "ttft_p99_s", 1.2, reference=CHAT),
     Target("chat, 75 %, churn hidden: calls lost", CHAT, "lost", most=0.0, ours=HIDING),
     Target("the same: tokens wasted", CHAT, "wasted", most=0.03, ours=HIDING),
     Target("the same: calls hedged", CHAT, "hedged", most=0.02, ours=HIDING),

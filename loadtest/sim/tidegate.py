@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, structs
 
+from routing.gossip import Batch, Gossip
 from routing.hedging import SLOW_AFTER_S, Going, is_slow, left_tokens
-from routing.pool import Pool, Run
+from routing.pool import Pool
 from routing.prefix import PIECE_TOKENS
 from routing.types import Call, Candidate, Endpoint, Price, Tier
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from loadtest.sim.fleet import Hosted, Node
     from loadtest.sim.policy import Flight, Place
     from routing.ejection import FailureKind
+    from routing.run import Run
 
 MODEL = "simulated"
 
@@ -63,6 +65,7 @@ class Tidegate:
             standing.resize(node.spec.kv_tokens)
         self._places = {endpoint.name: index for index, endpoint in enumerate(endpoints)}
         self._planned: tuple[Call, Candidate] | None = None
+        self._gossip = Gossip(f"replica {id(self)}", lambda: [self._pool])
 
     def choose(self, call: SimCall, open_to: Sequence[int], now_s: float, roll: float) -> int | None:
         asked = Call(
@@ -173,6 +176,14 @@ class Tidegate:
         elif failure != "moved":
             # No dice: the jitter keeps replicas apart, which a simulation of one need not.
             standing.failed(now_s, _KINDS[failure], 0.5)
+
+    def say(self, now_s: float) -> object | None:
+        self._gossip.forget(now_s)
+        return self._gossip.batch(now_s)
+
+    def hear(self, said: object, now_s: float) -> None:
+        assert isinstance(said, Batch)  # noqa: S101 - nobody else gossips
+        self._gossip.take(said, now_s)
 
     def _saw(self, flight: Flight, note: _Attempt, now_s: float) -> None:
         self._pool.hedging.lateness.saw(now_s - flight.sent_s, note.planned.estimate.ttft_s)

@@ -358,3 +358,41 @@ def registered_and_gone(gateway: Gateway, said: dict[str, Any]) -> None:
 
 def serves(node: Any) -> bool:
     return [worker["state"] in ("serving", "ramping") for worker in node["workers"]] == [True]
+
+
+async def test_a_node_is_drained_only_when_no_process_has_a_call_there(tmp_path: Path):
+    async with worker_process(model="llama", decode_s_per_token=0.05, max_num_seqs=64) as worker:
+        models = {"llama": {"price": PRICE, "endpoints": [{"worker": worker.url, "name": "gpu"}]}}
+        async with (
+            gateway_beside(
+                tmp_path, models, auth={"mode": "none", "master_key": MASTER}, server={"workers": 2}
+            ) as gateway,
+            AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="x", max_retries=0, timeout=LIMIT_S) as client,
+        ):
+            begun = await asyncio.gather(
+                *(client.chat.completions.create(**CALL, stream=True, max_tokens=200) for _ in range(STREAMS))
+            )
+            for each in begun:
+                await anext(each)
+
+            def all_shown(inflight: int) -> None:
+                path = "/admin/nodes/gpu"
+                everywhere(gateway, path, lambda _, node: node["workers"][0]["inflight"] == inflight)
+
+            await asyncio.to_thread(all_shown, STREAMS)
+            for each in begun[1:]:
+                await each.close()
+            await asyncio.to_thread(all_shown, 1)
+            for _ in range(6):  # whichever process is asked
+                lease = (
+                    await asyncio.to_thread(
+                        asked, gateway, "POST", "/admin/nodes/gpu/drain", {"within_s": 60}
+                    )
+                )[1]
+                assert lease["drained"] is False
+            await begun[0].close()
+            await asyncio.to_thread(all_shown, 0)
+            lease = (
+                await asyncio.to_thread(asked, gateway, "POST", "/admin/nodes/gpu/drain", {"within_s": 60})
+            )[1]
+            assert lease["drained"] is True
