@@ -98,6 +98,13 @@ class Telemetry(Collector):
         yield counter(
             "tidegate_calls_total", "Calls ended, by outcome.", ["model", "tier", "outcome"], self._calls
         )
+        # Always there, from 0 on: what has just appeared has no increase, and one defect is to be seen.
+        defects = sum(count for (_, _, outcome), count in self._calls.items() if outcome == "internal_error")
+        yield CounterMetricFamily(
+            "tidegate_defects_total",
+            "Calls that have met a defect of the gateway; the log has its trace.",
+            value=defects,
+        )
         yield counter(
             "tidegate_requests_refused_total",
             "Requests that ended before they were a call, by error code.",

@@ -182,6 +182,13 @@ def test_overhead_has_its_histogram_from_the_start(values: list[float]):
     assert found["tidegate_overhead_seconds_sum"] == {frozenset(): pytest.approx(sum(values))}
 
 
+def test_defects_are_counted_from_nought():
+    telemetry = filled([a_row("c")])
+    assert read(telemetry.page())["tidegate_defects_total"] == {frozenset(): 0}
+    telemetry.ended(a_row("d", outcome="internal_error"))
+    assert read(telemetry.page())["tidegate_defects_total"] == {frozenset(): 1}
+
+
 def test_refusals_are_counted_by_code():
     telemetry = Telemetry()
     telemetry.refused["invalid_json"] += 3
