@@ -86,7 +86,7 @@ def conditions(plan: Plan) -> str:
         else f"our own client, {CONNECTIONS} connections (wrk is absent or not wanted)"
     )
     place = (
-        "not pinned, fewer than two cores"
+        "not pinned: server, load and mock share all cores"
         if plan.server_core is None
         else "server alone on one core, load and mock on another"
     )

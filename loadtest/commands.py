@@ -149,6 +149,9 @@ def bench(  # noqa: PLR0913 - each argument is an option of the command line
         typer.Option(help="Folder with the peers' executables; may be given more than once."),
     ] = None,
     with_wrk: Annotated[bool, typer.Option("--wrk/--no-wrk", help="Use wrk where it is on PATH.")] = True,
+    pinned: Annotated[
+        bool, typer.Option("--pinned/--unpinned", help="Whether server and load have a core each.")
+    ] = True,
     hold: Annotated[
         bool, typer.Option("--hold", help="Measure nothing; keep it all running for a profiler.")
     ] = False,
@@ -159,15 +162,16 @@ def bench(  # noqa: PLR0913 - each argument is an option of the command line
 ) -> None:
     """Measure what a gateway costs, beside a bare proxy and its peers."""
     signal.signal(signal.SIGTERM, _interrupt)
-    plan = benching.cores(
-        benching.Plan(
-            duration_s=2.0 if quick else duration,
-            rounds=1 if quick else rounds,
-            endpoints=endpoints,
-            served_model=served_model,
-            with_wrk=with_wrk,
-        )
+    plan = benching.Plan(
+        duration_s=2.0 if quick else duration,
+        rounds=1 if quick else rounds,
+        endpoints=endpoints,
+        served_model=served_model,
+        with_wrk=with_wrk,
+        server_core=None,
+        load_core=None,
     )
+    plan = benching.cores(plan) if pinned else plan
     console = Console()
     known = {proxy.name: proxy for proxy in every_proxy(peers_path or [])}
     names = [name.strip() for name in targets.split(",")]

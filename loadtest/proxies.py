@@ -191,6 +191,9 @@ class Tidegate:
     def __init__(self, timeouts: dict[str, float] | None = None) -> None:
         self._timeouts = timeouts or {}
 
+    workers = 1
+    """Processes."""
+
     def telemetry(self, setting: Setting) -> dict[str, Any]:
         """That section of its configuration."""
         del setting
@@ -214,6 +217,7 @@ class Tidegate:
                     "journal": {"folder": str(setting.folder / "journal")},
                     "auth": {"mode": "keys", "master_key": MASTER_KEY},
                     "timeouts": self._timeouts,
+                    "server": {"workers": self.workers},
                     "telemetry": self.telemetry(setting),
                     "models": {setting.model: {"price": price, "endpoints": endpoints}},
                 }
@@ -225,6 +229,13 @@ class Tidegate:
         if made.returncode != 0:
             raise DidNotStartError(f"keys create failed: {made.stderr.strip()[-500:]}")
         return Launch((*gateway, "serve", "--config", str(config)), json.loads(made.stdout)[0]["key"])
+
+
+class TidegateOfTwo(Tidegate):
+    """The same by two processes, for which it must not be held to one core: `bench --unpinned`."""
+
+    name = "tidegate-2"
+    workers = 2
 
 
 class TracedTidegate(Tidegate):
@@ -263,6 +274,7 @@ class Running(Struct, frozen=True):
 def every_proxy(folders: Sequence[Path]) -> list[Proxy]:
     return [
         Tidegate(),
+        TidegateOfTwo(),
         TracedTidegate(),
         Nginx(folders),
         RustRouter("sglang-router", ("launch",), folders),
