@@ -20,6 +20,8 @@ from gateway.subjects import NotFound, next_revision
 from gateway.tables import ADMIN_KEYS, META
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from sqlalchemy import Row
 
     from gateway.store import Store
@@ -117,9 +119,19 @@ class AdminKeyring:
         self._revision: int | None = None
         self._by_digest: dict[bytes, AdminKey] = {}
 
+    @classmethod
+    def read(cls, store: Store) -> Self:
+        """Those of a database as it is now."""
+        keyring = cls(store.key_secret())
+        keyring.refresh(store)
+        return keyring
+
     def find(self, secret: bytes) -> AdminKey | None:
         """Whose key this is, or None; in a time that says nothing of how much of it is right."""
-        digest = digest_of(secret, self._key_secret)
+        return self.of_digest(digest_of(secret, self._key_secret))
+
+    def of_digest(self, digest: bytes) -> AdminKey | None:
+        """The same by the digest of the secret."""
         for known, record in self._by_digest.items():
             if compare_digest(known, digest):
                 ends_ms = math.inf if record.expires_ms is None else record.expires_ms

@@ -54,7 +54,7 @@ class WorkerShown(BaseModel):
             served_model=endpoint.served_model,
             url=endpoint.url,
             source=member.source,
-            state=_state(member, now_s),
+            state=state_of(member, now_s),
             reason=member.unavailable(now_s)[0],
             inflight=member.inflight + member.inflight_elsewhere,
             gpu=endpoint.gpu,
@@ -85,7 +85,7 @@ class Lease(BaseModel):
     drained: bool = Field(description="It drains, and nothing runs there any more: it can be stopped.")
 
 
-def _state(member: Member, now_s: float) -> State:
+def state_of(member: Member, now_s: float) -> State:
     if member.draining:
         return "draining"
     if member.ejection.on_probation:

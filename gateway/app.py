@@ -17,12 +17,15 @@ import uvloop
 
 from backends.rounds import rounds
 from gateway.admin import Administration, Administrators, admin_routes
+from gateway.admin_fleet import FleetBoard
 from gateway.admin_keys import AdminKeyring
 from gateway.admission import Admission
 from gateway.auth import ANYONE, Key, Keyring, Ring, follow, refresh
 from gateway.cache_salt import CacheSalts
 from gateway.callers import Callers
 from gateway.catalog import Catalog
+from gateway.console.routes import ConsoleParts, console_routes
+from gateway.console.session import Sessions
 from gateway.control import control_app
 from gateway.cors import Origins
 from gateway.decision_log import DecisionLog, RotatingFile
@@ -57,10 +60,13 @@ from gateway.telemetry import AdmissionCollector, FleetCollector, Telemetry
 from gateway.telemetry_limits import LimitsCollector
 from gateway.telemetry_traces import gen_ai_metrics, traces
 from gateway.tls import Certificate
+from gateway.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
     from contextlib import AbstractContextManager
+
+    from fastapi import APIRouter
 
     from backends.fleet import Fleet
     from gateway.config import Config
@@ -174,9 +180,8 @@ async def application(
         store = stack.enter_context(Store.open(config.database.get_secret_value()))
         catalog = Catalog(config, int(time.time()))
         policies = policies_of(config, catalog)
-        keys, admin_keys = _keys(config, policies, store, seat), AdminKeyring(store.key_secret())
+        keys, admin_keys = _keys(config, policies, store, seat), AdminKeyring.read(store)
         rings: list[Ring] = [admin_keys, keys] if isinstance(keys, Keyring) else [admin_keys]
-        admin_keys.refresh(store)
         await stack.enter_async_context(_background(follow(store, *rings), "keys"))
         journal = Journal.open(config.journal.folder)
         held = await stack.enter_async_context(limiting(config, catalog, journal, store, alone=seat is None))
@@ -185,27 +190,22 @@ async def application(
         telemetry = Telemetry(gen_ai_metrics(config.telemetry, os.environ), config.log)
         await stack.enter_async_context(gossiping(config, fleet, seat, journal.owner, telemetry.registry))
         await stack.enter_async_context(telling(config.events, store, telemetry.registry))
-        decisions = stack.enter_context(_decisions(config, seat))
-        planner = Planner(fleet, CacheSalts(store.key_secret()), decisions)
+        decisions, watch = stack.enter_context(_decisions(config, seat)), Watch()
+        planner = Planner(fleet, CacheSalts(store.key_secret()), decisions, watch)
         admission = _admission(config, fleet)
         races = Races(planner, fleet, admission, telemetry, hedge=config.hedge)
         dispatch = Dispatch(
-            catalog, planner, admission, fleet, Books(journal, held.open_calls), telemetry, races
+            catalog, planner, admission, fleet, Books(journal, held.open_calls, watch), telemetry, races
         )
         origins, sources = Origins(config.cors.origins), Sources(config.listen.trusted_proxies)
-        administrators = Administrators(config, keys, admin_keys, sources)
-        limiter = Limiter(held.limits, fleet)
-        callers = Callers(keys, sources)
+        sessions = Sessions(store.key_secret())
+        administrators = Administrators(config, keys, admin_keys, sources, sessions)
+        callers, limiter = Callers(keys, sources, sessions), Limiter(held.limits, fleet)
         edge = Edge(dispatch, catalog, callers, origins, telemetry, limiter, administrators.admit_to_plans)
         edge.tracing = stack.enter_context(traces(config.telemetry, os.environ, telemetry.registry))
         nodes = Nodes(fleet, config, NodeStore(store), several=seat is not None)
         await stack.enter_async_context(nodes.watched())
         discoveries = await stack.enter_async_context(Discoveries(fleet, config))
-        desk = _desk(store, catalog, policies, held, rings)
-        routes = admin_routes(Administration(administrators, catalog, planner, nodes, desk))
-        own = own_usage_routes(store, callers.asking, OwnLimiter(held.limits, store, policies))
-        control = control_app(catalog, fleet, telemetry, callers.asking, routes, own)
-        edge.control = origins.around(control) if origins else control
         await stack.enter_async_context(_background(edge.cancel_overdue(), "overdue calls"))
         prices = await stack.enter_async_context(keeping_prices(store, catalog, fleet))
         parts = Parts(fleet, nodes, discoveries, catalog, policies, admission, keys, store, callers, prices)
@@ -214,8 +214,18 @@ async def application(
         for collector in (AdmissionCollector(admission), LimitsCollector(held.limits), found, reload):
             telemetry.registry.register(collector)
         await stack.enter_async_context(shared(telemetry, seat))
+        desk, limits = _desk(store, catalog, policies, held, rings), OwnLimiter(held.limits, store, policies)
+        board = FleetBoard(nodes, store, lambda: edge.running)
+        about = Administration(administrators, catalog, planner, nodes, desk, limits, board, reload)
+        routes = _routes(about, ConsoleParts(about, sessions, sources, watch, callers))
+        edge.control = origins.around(control_app(catalog, fleet, telemetry, callers.asking, *routes))
         await stack.enter_async_context(reload.running())
         yield edge
+
+
+def _routes(about: Administration, console: ConsoleParts) -> tuple[APIRouter, ...]:
+    own = own_usage_routes(about.desk.store, console.callers.asking, about.limiter)
+    return admin_routes(about), own, console_routes(console)
 
 
 def _keys(config: Config, policies: Policies, store: Store, seat: Seat | None) -> Keyring | Key:

@@ -108,6 +108,16 @@ class Keyring:
             return None
         return found[1]
 
+    def digest(self, secret: bytes) -> bytes:
+        return digest_of(secret, self._key_secret)
+
+    def admit_digest(self, digest: bytes) -> Key:
+        """Whose key it is whose secret has this digest. Raises ApiError."""
+        found = self._by_digest.get(digest[:_INDEXED_BYTES])
+        if found is None or not compare_digest(found[0], digest):
+            raise unknown_key()
+        return _in_force(found[1])
+
     def identified(self, id_or_start: str) -> Key:
         """The key with this id, or whose id alone starts so. Raises ApiError."""
         # A key that has been rotated is there with each of its secrets.
@@ -127,9 +137,7 @@ class Keyring:
         key = self.find(bearer(headers))
         if key is None:
             raise unknown_key()
-        if key.ends_s <= time.time():
-            raise _ended(key)
-        return key
+        return _in_force(key)
 
     def refresh(self, store: Store) -> bool:
         """Take over what has changed in the database, and say whether anything had. Blocks."""
@@ -203,6 +211,12 @@ class Keyring:
     def _hold(self, keys: tuple[tuple[bytes, Key], ...]) -> None:
         # One assignment of a whole new dict: a lookup in another thread sees the old keys or the new, never a mixture.
         self._by_digest = {digest[:_INDEXED_BYTES]: (digest, key) for digest, key in keys}
+
+
+def _in_force(key: Key) -> Key:
+    if key.ends_s <= time.time():
+        raise _ended(key)
+    return key
 
 
 def _ended(key: Key) -> ApiError:

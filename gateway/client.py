@@ -152,8 +152,10 @@ class Client:
         self._send(block)
 
     def finish(self, block: bytes) -> None:
-        """The last part, which is not empty."""
-        if self.chunked:
+        """The last part."""
+        if self.chunked and not block:
+            block = b"0\r\n\r\n"
+        elif self.chunked:
             block = b"%x\r\n%b\r\n0\r\n\r\n" % (len(block), block)
         self._send(self._unsent + block)
         self._over()

@@ -62,7 +62,7 @@ def control_app(
     telemetry: Telemetry,
     caller: Callable[[Request], Key],
     administration: APIRouter,
-    own: APIRouter,
+    *others: APIRouter,
 ) -> FastAPI:
     """`caller` says who asks, with a key for calls, or raises ApiError."""
     app = FastAPI(
@@ -77,7 +77,8 @@ def control_app(
     app.include_router(administration)
     # What is described as OpenAPI is administration; the rest is OpenAI's and Prometheus'.
     app.include_router(_models(catalog, caller), include_in_schema=False)
-    app.include_router(own, include_in_schema=False)
+    for each in others:
+        app.include_router(each, include_in_schema=False)
     read = partial(app.api_route, methods=_READ, include_in_schema=False)
 
     @read("/admin/docs")

@@ -56,7 +56,9 @@ class Origins:
         return b""
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """`app` with such headers on its replies, and with answers to preflights for every path."""
+        """`app` with such headers on its replies, and with answers to preflights for every path, where there are any."""
+        if not self._allowed:
+            return app
         return _Preflights(
             app,
             allow_origins=self._allowed,

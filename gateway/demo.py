@@ -217,6 +217,7 @@ def _announce(path: Path, port: int, keys: Keys, workers: Sequence[Worker]) -> N
     _say(console, "")
     _say(console, f"Base URL: {base_url}", "bold green")
     _say(console, f"API key:  {key}", "bold green")
+    _say(console, f"Console:  http://{HOST}:{port}/console, with the key {keys.master}", "bold green")
     _say(console, "\nWith curl:\n")
     _say(console, _curl_line(base_url, key), "cyan")
     _say(console, "\nWith Python (pip install openai):\n")

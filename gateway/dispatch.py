@@ -23,7 +23,6 @@ from gateway.crashes import Crashes
 from gateway.errors import ApiError, from_failure, from_rejection, shutting_down, unserved
 from gateway.explain import plan_line
 from gateway.lookout import Lookout
-from gateway.meter import Meter
 from gateway.relay import Relay
 from gateway.resuming import Resuming
 from gateway.serving import Serving
@@ -43,11 +42,13 @@ if TYPE_CHECKING:
     from gateway.client import Client
     from gateway.journal import Journal
     from gateway.ledger import UsageRow
+    from gateway.meter import Meter
     from gateway.open_calls import OpenCalls
     from gateway.openai import Request
     from gateway.planning import Planner
     from gateway.race import Races
     from gateway.telemetry import Telemetry
+    from gateway.watch import Watch
     from routing.types import Call, Candidate, Endpoint, Plan
 
 _API_PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
@@ -62,10 +63,11 @@ class _Unanswered(NamedTuple):
 
 
 class Books(NamedTuple):
-    """Where calls are written down: when they have ended, and while they run."""
+    """Where calls are written down: when they have ended, while they run, and for those who look."""
 
     journal: Journal
     open_calls: OpenCalls
+    watch: Watch
 
 
 class Dispatch:
@@ -83,7 +85,7 @@ class Dispatch:
         self._planner = planner
         self._admission = admission
         self._fleet = fleet
-        self._journal, self._open_calls = books
+        self._journal, self._open_calls, self._watch = books
         self._telemetry = telemetry
         self._races = races
         self._crashes = Crashes(fleet)
@@ -93,7 +95,7 @@ class Dispatch:
     async def serve(self, request: Request, offer: Offer, arrival: Arrival, client: Client) -> None:
         """Answer one call. Raises ApiError as long as the client has got nothing."""
         record = self._record if arrival.traced is None else arrival.traced.noting(self._record)
-        with Meter(arrival, request, offer.models[0], record) as meter:
+        with self._watch.meter(arrival, request, offer.models[0], record) as meter:
             try:
                 self._crashes.refuse(request, arrival)
                 await self._served(Serving(request, offer, arrival, client, meter))

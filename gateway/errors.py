@@ -60,6 +60,9 @@ ERRORS: dict[str, ErrorKind] = {
         "The key is good for calls only; administration takes an admin key or `auth.master_key`.",
     ),
     "admin_role_required": ErrorKind(403, "permission_error", "The admin key may look, and change nothing."),
+    "cross_site": ErrorKind(
+        403, "permission_error", "With the console's cookie, but not from the console's own pages."
+    ),
     "model_not_allowed": ErrorKind(
         403, "permission_error", "The key's policy, or its tenant's, does not allow the model."
     ),
@@ -112,6 +115,11 @@ ERRORS: dict[str, ErrorKind] = {
     ),
     "budget_held": ErrorKind(
         429, "rate_limit_error", "Calls under way may need what is left of a budget; see `retry-after`."
+    ),
+    "too_many_logins": ErrorKind(
+        429,
+        "rate_limit_error",
+        "Too many logins at the console from that address have failed; see `retry-after`.",
     ),
     "queue_full_for_tenant": ErrorKind(
         429, "rate_limit_error", "The tenant has `queue.calls_per_tenant` calls waiting already."

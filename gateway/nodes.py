@@ -181,6 +181,10 @@ class Nodes:
     def leaving(self, name: str) -> Leaving | None:
         return self._leaving.get(name)
 
+    def everywhere(self) -> tuple[Member, ...]:
+        """All of the fleet, hosted endpoints too."""
+        return self._fleet.members
+
     def members(self, name: str | None = None) -> list[Member]:
         """The workers of the fleet, or those of one node, whether it has registered, is configured or is only known to leave."""
         workers = [member for member in self._fleet.members if member.endpoint.kind == "worker"]

@@ -6,6 +6,7 @@ import random
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.watch import Watch
 from routing.prefix import pieces_of, turn_of
 from routing.types import Call, Plan
 
@@ -32,10 +33,13 @@ class Decided(NamedTuple):
 class Planner:
     """Plans over the fleet as it is now. Nothing is sent anywhere."""
 
-    def __init__(self, fleet: Fleet, salts: CacheSalts, log: DecisionLog | None = None) -> None:
+    def __init__(
+        self, fleet: Fleet, salts: CacheSalts, log: DecisionLog | None = None, watch: Watch | None = None
+    ) -> None:
         self._fleet = fleet
         self._salts = salts
         self._log = log
+        self._watch = watch or Watch()
 
     def call(self, request: Request, model: Model, tier: Tier, tenant: str) -> Call:
         """The call as routing sees it. From here on `request` carries the salt of a tenant that must have one."""
@@ -67,6 +71,8 @@ class Planner:
             log.planned(arrival.call_id, asked_model, decision, made)
         if arrival.traced is not None:
             arrival.traced.planned(made)
+        if self._watch.on:
+            self._watch.planned(arrival.call_id, call.model, call.prompt_tokens, made)
         return made
 
     def again(self, call: Call) -> Decided:

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from backends.member import CONFIG
 from backends.rounds import rounds
+from gateway.admin_config import ConfigShown, shown
 from gateway.auth import ANYONE, Keyring
 from gateway.config import load
 from gateway.config_file import ConfigError, Stamp, stamp_of
@@ -190,6 +191,12 @@ class Reload(Collector):
         self._outcomes: Counter[Outcome] = Counter()
         self._valid = True
         self._waiting: tuple[str, ...] = ()
+
+    def shown(self) -> ConfigShown:
+        """What is in force, for administrators to see."""
+        config = shown(self._in_force or self._started_with)
+        path = None if self._file is None else str(self._file.path)
+        return ConfigShown(file=path, valid=self._valid, waiting=list(self._waiting), config=config)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -13,6 +13,7 @@ from site_served import reply, serving
 from gateway.auth import Key
 from gateway.callers import Callers
 from gateway.catalog import Catalog
+from gateway.console.session import Sessions
 from gateway.cors import Origins
 from gateway.http import Edge
 from gateway.source import Sources
@@ -43,7 +44,7 @@ async def test_a_defect_is_told_by_the_name_under_which_the_log_has_it(
 ):
     catalog = Catalog(read(MINIMAL), 0)
     key = Key(id="", tenant="t")
-    callers = Callers(key, Sources())
+    callers = Callers(key, Sources(), Sessions(b"made up"))
     edge = Edge(Defective(begins=begins), catalog, callers, Origins(()), Telemetry(), None, lambda _: None)
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\nx-request-id: of-the-client\r\n"
     with caplog.at_level(logging.ERROR, "gateway.http"):
