@@ -37,7 +37,6 @@ app = typer.Typer(
     name="tidegate",
     help="An OpenAI-compatible gateway over hosted providers and a pool of vLLM workers.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # they print local variables, and those hold secrets
 )
 

@@ -218,3 +218,40 @@ def test_loadtest_passes_its_arguments_on_as_they_are():
     )
     assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
     assert tidegate("loadtest", "--help").stdout.lstrip().startswith("Usage: python -m loadtest")
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        (0, ["--version"]),
+        (0, ["check", "valid.yaml"]),
+        (1, ["keys", "revoke", "nobody", "--config", "valid.yaml"]),
+        (1, ["keys", "list", "--url", "http://127.0.0.1:9"]),
+        (1, ["doctor", "--config", "valid.yaml"]),
+        (2, ["check", "missing.yaml"]),
+        (2, ["doctor", "--config", "missing.yaml"]),
+        (2, ["serve", "--port", "seven"]),
+        (2, ["no-such-command"]),
+    ],
+)
+def test_exit_codes_are_those_of_the_readme(tmp_path: Path, code: int, arguments: list[str]):
+    endpoint = "{worker: 'http://127.0.0.1:9'}"
+    text = f"listen: {{port: 0}}\nmodels: {{llama: {{price: {{input: 1, output: 1}}, endpoints: [{endpoint}]}}}}\n"
+    (tmp_path / "valid.yaml").write_text(text)
+    shown = tidegate(*arguments, cwd=tmp_path, PYTHONPATH=str(Path(__file__).parents[2]))
+    assert shown.returncode == code, shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert f"| {code} | " in (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_a_shell_can_complete_commands_and_options():
+    def asked(**environ: str) -> str:
+        command = Path(sys.executable).with_name("tidegate")
+        done = subprocess.run(
+            [command], env=os.environ | environ, capture_output=True, text=True, check=False
+        )
+        return done.stdout
+
+    assert "_tidegate_completion" in asked(_TIDEGATE_COMPLETE="source_bash")
+    words = {"COMP_WORDS": "tidegate doc", "COMP_CWORD": "1"}
+    assert asked(_TIDEGATE_COMPLETE="complete_bash", **words).split() == ["doctor"]
