@@ -146,7 +146,7 @@ def _cell(figure: str, value: float | None) -> str:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    table = Table(title="One core each; medians", title_justify="left")
+    table = Table(title="Medians", title_justify="left")
     table.add_column("in front of the mock")
     for name in FIGURES.values():
         table.add_column(name, justify="right")
