@@ -224,7 +224,9 @@ def _add_audit(routes: APIRouter, desk: Desk) -> None:
     async def audit(
         tenant: str | None = None,
         subject: Annotated[str | None, Query(description="Such as `key:key_0123`, `tenant:acme`.")] = None,
-        before: Annotated[int | None, Query(description="Only entries with a lower id.")] = None,
+        before: Annotated[
+            int | None, Query(ge=1, lt=2**63, description="Only entries with a lower id.")
+        ] = None,
         most: Most = 100,
     ) -> Audit:
         """Who has changed what, the newest first. Entries are never changed nor deleted."""

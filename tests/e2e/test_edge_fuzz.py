@@ -176,6 +176,15 @@ async def test_whatever_is_sent_breaks_nothing_and_leaves_nothing_behind(gw: Gat
     await gw.client().chat.completions.create(**HELLO)
 
 
+async def test_a_number_that_no_database_holds_is_refused(gw: Gateway):
+    headers = {"authorization": "Bearer master"}
+    reply = await gw.http.get("/admin/audit", params={"before": 2**63}, headers=headers)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "before")
+    assert (
+        await gw.http.get("/admin/audit", params={"before": 2**63 - 1}, headers=headers)
+    ).status_code == 200
+
+
 async def talk(gw: Gateway, sent: bytes, cut: float) -> bytes:
     """What is said to these bytes. With `cut` below 1 the client leaves after that share of them, without a word."""
     reader, writer = await asyncio.open_connection(*gw.address)
