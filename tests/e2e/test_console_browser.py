@@ -195,6 +195,19 @@ async def test_a_tenant_has_its_own_pages(gw: Gateway, chromium: Browser):
     await page.context.close()
 
 
+async def test_a_draft_of_this_months_invoice_is_there_to_read_and_not_to_issue(
+    gw: Gateway, chromium: Browser
+):
+    page, said = await log_in(gw, chromium)
+    await page.goto("/console/invoices")
+    row = page.get_by_role("row").filter(has_text="harbour")
+    href = await row.get_by_role("link", name="as PDF").get_attribute("href")
+    assert (await page.request.get(href)).headers["content-type"] == "application/pdf"
+    await expect(row.get_by_role("button", name="Issue")).to_have_count(0)
+    assert said == []
+    await page.context.close()
+
+
 async def test_a_theme_is_chosen_and_stays(gw: Gateway, chromium: Browser):
     page, _ = await log_in(gw, chromium, color_scheme="light")
     light = await page.evaluate("getComputedStyle(document.body).backgroundColor")

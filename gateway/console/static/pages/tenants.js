@@ -37,8 +37,8 @@ export function Tenants({ may, go }) {
   const columns = [
     { key: "name", label: "Tenant", cell: (each) => html`<b>${each.name}</b>`, sort: (each) => each.name },
     { key: "state", label: "State", cell: (each) => html`<${Suspended} of=${each} />`, sort: (each) => each.suspended || "" },
-    { key: "bounds", label: "Bounds of its own", wide: true, cell: (each) => html`<${Bounds} policy=${each.policy} />` },
-    { key: "created", label: "Since", cell: (each) => html`<${When} at=${each.created} as="day" />`, sort: (each) => each.created },
+    { key: "bounds", label: "Bounds of its own", wide: true, cell: (each) => html`<${Bounds} policy=${each.policy} />${each.config_policy && html`<span class="sub">by the configuration: <${Bounds} policy=${each.config_policy} /></span>`}` },
+    { key: "created", label: "Since", cell: (each) => (each.created ? html`<${When} at=${each.created} as="day" />` : html`<span class="soft">configured</span>`), sort: (each) => each.created },
   ];
   return html`
     <${Page} title="Tenants" about="Whose calls are served, and billed." actions=${may && html`<button class="primary" onClick=${() => setMaking(true)}>New tenant</button>`}>
@@ -66,15 +66,16 @@ export function Tenant({ name, may }) {
     return html`<${UsageOf} path=${`/admin/usage`} only=${{ tenant: name }} title=${name} about="What it has used." actions=${views}
       groups=${[["model", "Model"], ["key", "Key"], ["project", "Project"], ["customer", "Customer"], ["tier", "Tier"], ["endpoint", "Endpoint"]]} measures=${["charge_nano_usd", "cost_nano_usd", "tokens", "calls", "errors"]} />`;
   return html`
-    <${Page} title=${name} about=${html`<a href="/console/tenants">Tenants</a>${found && html` · <${Suspended} of=${found} /> · since <${When} at=${found.created} as="day" />`}`} actions=${views}>
+    <${Page} title=${name} about=${html`<a href="/console/tenants">Tenants</a>${found && html` · <${Suspended} of=${found} />${found.created ? html` · since <${When} at=${found.created} as="day" />` : " · only in the configuration"}`}`} actions=${views}>
       ${view === "keys" && html`<${KeyList} tenant=${name} may=${may} />`}
       ${view === "projects" && html`<${Projects} tenant=${name} may=${may} />`}
       ${view === "overview" && html`<${Loaded} of=${tenant}>${(each) => html`
         <div class="columns">
-          <${Card} title="Bounds of its own" id="bounds" actions=${may && html`<button class="small" onClick=${() => setDoing("policy")}>Change</button>`}>
+          <${Card} title="Bounds of its own" id="bounds" actions=${may && each.created && html`<button class="small" onClick=${() => setDoing("policy")}>Change</button>`}>
             <p><${Bounds} policy=${each.policy} /></p>
+            ${each.config_policy && html`<h3>By the configuration as well</h3><p><${Bounds} policy=${each.config_policy} /></p>`}
             ${each.metadata && html`<h3>Your words for it</h3><dl class="pairs">${Object.entries(each.metadata).map(([key, value]) => html`<dt key=${key}>${key}</dt><dd>${value}</dd>`)}</dl>`}
-            ${may && html`<h3>${each.suspended ? "It is suspended" : "Suspend"}</h3><p class="soft">While it is, no call is admitted; those under way end.</p>
+            ${may && each.created && html`<h3>${each.suspended ? "It is suspended" : "Suspend"}</h3><p class="soft">While it is, no call is admitted; those under way end.</p>
               <button class=${each.suspended ? "small" : "small danger"} onClick=${() => setDoing("suspend")}>${each.suspended ? "Let it call again" : "Suspend it"}</button>`}
           <//>
           <${Limits} tenant=${name} />
