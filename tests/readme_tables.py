@@ -1,4 +1,4 @@
-"""The tables of the README that the code already holds: configuration, errors, metrics.
+"""The tables of the READMEs that the code already holds: configuration, errors, metrics.
 
 python tests/readme_tables.py           prints what would change, and exits with 1 where anything would
 python tests/readme_tables.py --write   writes it
@@ -23,7 +23,8 @@ from gateway.ledger import PAID_BY_GATEWAY, WASTE
 from routing.failure import FAILURES
 from routing.resume import RULES, Way
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = tuple(ROOT / folder / "README.md" for folder in ("", "gateway", "routing", "backends", "loadtest"))
 CONFIG = """
 database: sqlite:///{folder}/tidegate.db
 journal: {{folder: "{folder}/journal"}}
@@ -119,27 +120,32 @@ TABLES = {
 }
 
 
-def with_tables(readme: str) -> str:
-    """The README with every table as it should be. Raises ValueError where a marker is missing."""
+def with_tables(pages: dict[Path, str]) -> dict[Path, str]:
+    """The pages with every table as it should be. Raises ValueError where a marker is missing."""
     for name, table in TABLES.items():
-        marked = re.compile(f"<!-- {name} -->\n.*?<!-- /{name} -->\n", re.DOTALL)
-        places = marked.findall(readme)
-        if len(places) != 1:
-            raise ValueError(f"the README has {len(places)} places for the table {name}, not one")
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
-        readme = readme.replace(places[0], f"{start}\n{table()}\n{end}")
-    return readme
+        marked = re.compile(f"{start}.*?{end}", re.DOTALL)
+        places = [(path, place) for path, page in pages.items() for place in marked.findall(page)]
+        if len(places) != 1:
+            raise ValueError(f"there are {len(places)} places for the table {name}, not one")
+        [(path, place)] = places
+        pages = pages | {path: pages[path].replace(place, f"{start}\n{table()}\n{end}")}
+    return pages
 
 
 def main() -> int:
-    is_ = README.read_text()
-    should_be = with_tables(is_)
+    are = {path: path.read_text() for path in PAGES}
+    should_be = with_tables(are)
     if "--write" in sys.argv[1:]:
-        README.write_text(should_be)
+        for path, page in should_be.items():
+            path.write_text(page)
         return 0
-    difference = list(difflib.unified_diff(is_.splitlines(), should_be.splitlines(), lineterm="", n=0))
-    sys.stdout.write("".join(f"{line}\n" for line in difference))
-    return bool(difference)
+    for path, page in are.items():
+        lines = page.splitlines(), should_be[path].splitlines()
+        sys.stdout.writelines(
+            f"{line}\n" for line in difflib.unified_diff(*lines, str(path), lineterm="", n=0)
+        )
+    return are != should_be
 
 
 if __name__ == "__main__":

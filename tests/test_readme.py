@@ -1,13 +1,13 @@
-"""The README says what the program does: whatever a user can set, meet or read is in it."""
+"""The READMEs say what the program does: whatever a user can set, meet or read is in one of them."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import typer
-from readme_tables import README, with_tables
+from readme_tables import PAGES, ROOT, with_tables
 
 from gateway.cli import app
 from gateway.config import load
@@ -15,13 +15,17 @@ from gateway.config_reference import config_reference
 from gateway.errors import ERRORS
 from gateway.openai import PATHS, Routing
 
-ROOT = Path(__file__).parents[1]
-TEXT = README.read_text()
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEXTS = {path: path.read_text() for path in PAGES}
+FRONT = TEXTS[ROOT / "README.md"]
+TEXT = "\n".join(TEXTS.values())
 GATEWAY = "".join(path.read_text() for path in (ROOT / "gateway").rglob("*.py"))
 
 
 def test_the_tables_are_up_to_date():
-    assert with_tables(TEXT) == TEXT, "python tests/readme_tables.py --write"
+    assert with_tables(TEXTS) == TEXTS, "python tests/readme_tables.py --write"
 
 
 @pytest.mark.parametrize("key", re.findall(r"^\| `([^`]+)`", config_reference(), re.MULTILINE))
@@ -56,13 +60,13 @@ def test_every_path_is_there(path: str):
 
 def test_the_example_of_a_configuration_is_valid(tmp_path: Path):
     example = tmp_path / "tidegate.yaml"
-    example.write_text(re.search(r"```yaml\n(.+?)```", TEXT, re.DOTALL)[1])
+    example.write_text(re.search(r"```yaml\n(.+?)```", FRONT, re.DOTALL)[1])
     config = load(example, {"EXAMPLE_API_KEY": "made-up"})
     assert len(config.endpoints_of("llama-3.1-8b")) == 2
 
 
 def test_the_example_in_python_is_valid():
-    compile(re.search(r"```python\n(.+?)```", TEXT, re.DOTALL)[1], "README.md", "exec")
+    compile(re.search(r"```python\n(.+?)```", FRONT, re.DOTALL)[1], "README.md", "exec")
 
 
 def commands(group: typer.core.TyperGroup, prefix: str):
@@ -76,13 +80,26 @@ def test_every_command_is_there(command: str):
     assert f"| `{command}" in TEXT
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", TEXT))))
-def test_every_link_leads_somewhere(target: str):
-    if target.startswith("#"):
-        titles = re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE)
-        assert target[1:] in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
-    elif not target.startswith("https://"):
-        assert (ROOT / target).is_file()
+LINKS = [
+    pytest.param(path, target, id=f"{path.parent.name}-{target}")
+    for path, text in TEXTS.items()
+    for target in sorted(set(re.findall(r"\]\(([^)\s]+)\)", text)))
+    if not target.startswith("https://")
+]
+
+
+@pytest.mark.parametrize(("page", "target"), LINKS)
+def test_every_link_leads_somewhere(page: Path, target: str):
+    name, _, anchor = target.partition("#")
+    path = (page.parent / name).resolve() if name else page
+    assert path.is_file()
+    if anchor:
+        titles = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_the_front_page_leads_to_all_others():
+    assert all(f"({path.parent.name}/README.md" in FRONT for path in PAGES[1:])
 
 
 def test_the_picture_is_one_and_is_drawn_for_dark_pages_too():
@@ -93,6 +110,6 @@ def test_the_picture_is_one_and_is_drawn_for_dark_pages_too():
 
 @pytest.mark.parametrize("name", ["demo", "tests"])
 def test_each_of_the_two_commands_is_one_line(name: str):
-    block = re.search(rf"<!-- {name} -->\n```sh\n(.+)\n```\n<!-- /{name} -->", TEXT)
+    block = re.search(rf"<!-- {name} -->\n```sh\n(.+)\n```\n<!-- /{name} -->", FRONT)
     assert block
     assert "pip install -q -r requirements.lock" in block[1]

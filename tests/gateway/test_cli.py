@@ -241,7 +241,7 @@ def test_exit_codes_are_those_of_the_readme(tmp_path: Path, code: int, arguments
     shown = tidegate(*arguments, cwd=tmp_path, PYTHONPATH=str(Path(__file__).parents[2]))
     assert shown.returncode == code, shown.stderr
     assert "Traceback" not in shown.stderr
-    assert f"| {code} | " in (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"| {code} | " in (Path(__file__).parents[2] / "gateway" / "README.md").read_text()
 
 
 def test_a_shell_can_complete_commands_and_options():
