@@ -41,6 +41,7 @@ from gateway.config_section import (
     given_in,
     millionths,
     no_boolean,
+    processes,
 )
 from gateway.config_telemetry import LogSection, TelemetrySection
 from gateway.config_tls import TlsSection  # noqa: TC001 - pydantic reads annotations at run time
@@ -63,7 +64,7 @@ class Listen(Section):
 
 
 class Server(Section):
-    workers: Annotated[int, BeforeValidator(no_boolean), Field(ge=1, le=256)] | Literal["auto"] = Field(
+    workers: Annotated[int | Literal["auto"], BeforeValidator(processes)] = Field(
         1,
         description="Processes that serve, on one address; `auto`: one for each core. With limits, more than one takes Redis.",
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from ipaddress import ip_network
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Location = tuple[str | int, ...]
+
+MOST_PROCESSES = 256
 
 PLAIN_WORDS = {
     "missing": "is required",
@@ -117,6 +119,16 @@ def no_boolean(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("should be a number")  # noqa: TRY004 - pydantic collects ValueErrors only
     return value
+
+
+def processes(value: Any) -> int | Literal["auto"]:
+    """How many; checked here, since of a union pydantic says what is wrong with each of its branches."""
+    if value == "auto":
+        return "auto"
+    digits = str(value)
+    if isinstance(value, bool) or not digits.isdecimal() or not 1 <= int(digits[:4]) <= MOST_PROCESSES:
+        raise ValueError(f"should be a number from 1 to {MOST_PROCESSES}, or auto")
+    return int(digits)
 
 
 def pico_usd_per_token(usd_per_million: Decimal) -> int:
