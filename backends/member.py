@@ -247,10 +247,9 @@ class Attempt:
         first_s = self._run.first_s
         return None if first_s is None else first_s - self._run.started_s
 
-    def ran_s(self, now_s: float) -> float:
-        """Since its first token."""
-        first_s = self._run.first_s
-        return 0.0 if first_s is None else now_s - first_s
+    def wrote_s(self, now_s: float) -> float:
+        """Since its first token, less what prompts read beside it should have taken."""
+        return self._run.wrote_s(now_s)
 
     def progress(self, now_s: float, completion_tokens: int) -> None:
         """It goes on, with so many tokens so far."""

@@ -191,7 +191,7 @@ class Resume:
     def elsewhere(self, attempt: Attempt, stream: CompletionStream, now_s: float) -> Move | None:
         """Who should go on with a stream that runs far below its speed; None where it does not, or nobody should."""
         resuming, call, said, begun = self._resuming, attempt.call, stream.said, attempt.candidate
-        itl_s, ran_s, tokens = begun.estimate.itl_s, attempt.ran_s(now_s), max(0, stream.tokens - 1)
+        itl_s, ran_s, tokens = begun.estimate.itl_s, attempt.wrote_s(now_s), max(0, stream.tokens - 1)
         if ran_s < SLOW_AFTER_S or said is None:
             return None
         pool = resuming.fleet.pool(call.model)

@@ -224,7 +224,7 @@ class Going(Struct, frozen=True):
     """How a stream goes that has begun."""
 
     ran_s: float
-    """Since its first token."""
+    """Since its first token, less what prompts read beside it should have taken."""
     tokens: int
     """After that."""
     itl_s: float

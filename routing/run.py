@@ -37,6 +37,10 @@ class Run:
         """When its first token came."""
         return self._ticket.first_s
 
+    def wrote_s(self, now_s: float) -> float:
+        """Seconds since its first token, less those that prompts read there since should have taken."""
+        return self._standing.speed.wrote_s(self._ticket, now_s)
+
     def progress(self, now_s: float, completion_tokens: int) -> None:
         """It goes on, with so many tokens so far."""
         self._standing.speed.progress(self._ticket, now_s, completion_tokens)

@@ -159,6 +159,7 @@ class Speed:
         self._done_work += ticket.work
         self._drop_pending(ticket)
         ticket.first_s = ticket.seen_s = now_s
+        ticket.read_before, ticket.read_per_s = self._done_work, self._work_per_s(now_s)
         ticket.mark = self._pace.reading(now_s)
         self._pace.decoding += 1
 
@@ -200,6 +201,21 @@ class Speed:
         self._pace.decoding -= 1
         new = completion_tokens - ticket.seen_tokens
         self._pace.learn(now_s, now_s - ticket.seen_s, expected_tokens, new)
+
+    def wrote_s(self, ticket: Ticket, now_s: float) -> float:
+        """Seconds since its first token, less those that prompts read there since should have taken: a stream stands nearly
+        still beside one, however well its endpoint is.
+        """
+        if ticket.first_s is None:
+            return 0.0
+        ran_s = max(now_s, self._now_s) - ticket.first_s
+        if self._parallel:
+            return ran_s
+        read = self._done_work - ticket.read_before
+        if self._pending:
+            head = next(iter(self._pending))
+            read += min(head.work, ticket.read_per_s * self._serving_s(head, now_s))
+        return max(0.0, ran_s - read / ticket.read_per_s)
 
     def shared_with(self, running: int, waiting: int, now_s: float) -> None:
         """So many calls that others have sent, who tell us nothing, run and wait there from now on."""

@@ -23,6 +23,10 @@ class Ticket(Struct, eq=False):
     """Up to when it has been learned from, in the stream and `mark`."""
     seen_tokens: int = 1
     ended: bool = False
+    read_before: float = 0.0
+    """Work of prompts that had been read there by its first token."""
+    read_per_s: float = 0.0
+    """How much of it was read in a second then, as learned."""
     others_ahead: float = 0.0
     """Work of other gateways that was waiting there when it was sent."""
     others_done: float = 0.0

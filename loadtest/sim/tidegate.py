@@ -96,7 +96,7 @@ class Tidegate:
         assert flight.first_s is not None  # noqa: S101 - only those are looked at
         note.run.progress(now_s, made_tokens)
         note.made_tokens = made_tokens
-        ran_s, itl_s, pace = now_s - flight.first_s, note.planned.estimate.itl_s, self._pool.hedging.pace
+        ran_s, itl_s, pace = note.run.wrote_s(now_s), note.planned.estimate.itl_s, self._pool.hedging.pace
         if ran_s < SLOW_AFTER_S:
             return False
         if not note.is_paced:
@@ -115,7 +115,7 @@ class Tidegate:
         asked = structs.replace(note.asked, prompt_tokens=call.prompt_tokens + written)
         left = left_tokens(written, self._pool.output_tokens(""), None)
         going = Going(
-            now_s - flight.first_s,
+            note.run.wrote_s(now_s),
             note.made_tokens - 1,
             note.planned.estimate.itl_s,
             left,

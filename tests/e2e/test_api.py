@@ -246,6 +246,8 @@ async def test_every_field_reaches_the_worker_as_it_was_written(gw: Gateway, wor
     fields = FIELDS[path]
     given = ",\n ".join(f'"{name}" : {text}' for name, text in fields.items())
     await post(gw, f'{{ "routing": {{"only": ["worker-1"]}}, {given}, "model": "llama" }}', path)
+    if path == "chat/completions":  # the one that counts; a worker may know the other only
+        fields = fields | {"max_tokens": fields["max_completion_tokens"]}
     arrived = ",".join(f'"{name}":{text}' for name, text in fields.items())
     assert worker.requests[-1].body.decode() == f'{{{arrived},"model":"sim"}}'
     assert worker.requests[-1].target == f"/v1/{path}"

@@ -168,7 +168,7 @@ async def test_an_answer_that_goes_on_waits_like_a_call_that_comes_now(hall: Hal
     going = hall.place("going")
     arrival = Arrival("a", "r", Key("k", "going"), time.monotonic() - 2 * PATIENCE_S)
     catalog = SimpleNamespace(limits=SimpleNamespace(attempts=1))
-    resuming = SimpleNamespace(catalog=catalog, admission=hall.admission)
+    resuming = SimpleNamespace(catalog=catalog, admission=hall.admission, fleet=hall.fleet)
     request = Request(api="chat", model="m", fields={"messages": Raw(b"[]")})
     serving = SimpleNamespace(arrival=arrival, meter=going._meter, client=Waiter())
     resume = Resume(resuming, serving, request)

@@ -357,3 +357,17 @@ def test_a_parallel_endpoints_rate_is_that_of_each_call_by_itself():
             hosted.first_token(ticket, second + 0.52)
             hosted.finish(ticket, second + 0.52, 1)
     assert hosted.load(30.0, 0).work_per_s == pytest.approx(10_000, rel=0.05)
+
+
+def test_what_prompts_read_beside_a_stream_should_take_does_not_count_as_time_that_it_ran():
+    speed, rate = Speed("rtx-4090"), prior_for("rtx-4090").work_per_s
+    now_s = serve(speed, rate=rate)
+    stream = speed.start(now_s, 100.0)
+    first_s = now_s + 0.12
+    speed.first_token(stream, first_s)
+    assert speed.wrote_s(stream, first_s + 2.0) == pytest.approx(2.0)
+    beside = speed.start(first_s + 2.0, 4.0 * rate)  # four seconds, and the time to get there
+    assert speed.wrote_s(stream, first_s + 5.0) == pytest.approx(2.0, abs=0.3)
+    assert speed.wrote_s(stream, first_s + 16.0) == pytest.approx(12.0, abs=0.5), "late, which is no excuse"
+    speed.first_token(beside, first_s + 16.0)
+    assert speed.wrote_s(stream, first_s + 17.0) == pytest.approx(13.0, abs=0.5)
