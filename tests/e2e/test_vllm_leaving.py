@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -29,22 +30,24 @@ async def test_a_client_that_leaves_frees_the_worker(
     def total(metric: str) -> float:
         return sum(worker.metric(metric) for worker in workers)
 
-    made_before = total("vllm:generation_tokens_total")
+    made_before, calls = total("vllm:generation_tokens_total"), 0
     async with async_client(gateway, key) as client:
-        call = asyncio.create_task(
-            client.chat.completions.create(
-                **GREEDY, max_tokens=1900, stream=stream, extra_body={"ignore_eos": True}
-            )
-        )
-        await comes_true(lambda: total("vllm:num_requests_running") == 1)
-        if stream:
-            await (await call).close()
-        else:
+        begin = partial(client.chat.completions.create, **GREEDY, max_tokens=1900, stream=stream)
+        ended = True
+        while (
+            ended
+        ):  # before it was seen to run: a server that writes as fast as it can is slow to show its metrics
+            calls += 1
+            call = asyncio.create_task(begin(extra_body={"ignore_eos": True}))
+            if stream:
+                await (await call).close()
+                break
+            await comes_true(lambda call=call: call.done() or total("vllm:num_requests_running") == 1)
+            ended = call.done()
             call.cancel()
         await comes_true(lambda: total("vllm:num_requests_running") == 0)
-    assert (
-        total("vllm:generation_tokens_total") - made_before < 1900
-    )  # it was stopped, it did not run to its end
+    # It was stopped, it did not run to its end.
+    assert total("vllm:generation_tokens_total") - made_before < 1900 * calls
 
 
 async def read_to_the_end(stream: Any) -> str | openai.APIError:
@@ -93,11 +96,16 @@ async def test_of_a_killed_server_no_call_is_lost_that_had_not_begun_and_no_stre
         assert was_there or reply.headers["x-tidegate-endpoint"] == other.name
     lost = running[0] - 3
     assert lost > 0
-    steps = [reply.headers.get("x-tidegate-steps", "") for reply in whole]  # one may have been moved as well
-    begun_anew = [told for told in steps if f'resume;cause=upstream_broken;from="{victim.name}"' in told]
-    assert len(begun_anew) == lost, steps
-    taken = [1 + told.count("to=") for told in steps]
-    assert [int(reply.headers["x-tidegate-attempts"]) for reply in whole] == taken
+    anew = 0
+    for reply in whole:
+        told, attempts = reply.headers.get("x-tidegate-steps", ""), int(reply.headers["x-tidegate-attempts"])
+        if told:  # it was watched, and may have been moved as well
+            anew += f'resume;cause=upstream_broken;from="{victim.name}"' in told
+            assert attempts == 1 + told.count("to=")
+        else:  # one that was expected to take less than two seconds is simply tried again
+            anew += attempts == 2
+            assert attempts <= 2
+    assert anew == lost
     for end in ends[:3]:
         assert isinstance(end, openai.APIError)
         assert end.code == "upstream_broken"
