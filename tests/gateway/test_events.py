@@ -552,7 +552,12 @@ async def test_a_gateway_tells_by_itself_and_its_metrics_say_how_it_stands(store
         async with telling({"om": section}, store, registry), asyncio.timeout(LIMIT_S):
             record(store, "c1", "c2")
             page = b""
-            while b'tidegate_events_refused_total{webhook="om"} 1.0' not in page:
+            # How many wait is looked up by itself, now and then.
+            shown = (
+                b'tidegate_events_refused_total{webhook="om"} 1.0',
+                b'tidegate_events_waiting{webhook="om"}',
+            )
+            while not all(each in page for each in shown):
                 await asyncio.sleep(0.02)
                 page = generate_latest(registry)
             assert b'tidegate_events_sent_total{webhook="om"} 1.0' in page
