@@ -159,7 +159,12 @@ async def _shown_of_limits(request: Request, error: Any) -> Response:
     return await _shown(request, ApiError("limits_unavailable", f"Redis cannot be asked: {error}"))
 
 
-_OF_STORE = {"NotFound": "subject_not_found", "Taken": "name_taken", "BadName": "invalid_value"}
+_OF_STORE = {
+    "NotFound": "subject_not_found",
+    "Taken": "name_taken",
+    "BadName": "invalid_value",
+    "Unfit": "invalid_value",
+}
 
 
 async def _shown_of_store(request: Request, error: Any) -> Response:
@@ -169,7 +174,7 @@ async def _shown_of_store(request: Request, error: Any) -> Response:
         message = "the database cannot be reached now"
         return await _shown(request, ApiError("database_away", message, retry_after_s=1.0))
     return await _shown(
-        request, ApiError(code, str(error), param="name" if code == "invalid_value" else None)
+        request, ApiError(code, str(error), param="name" if type(error).__name__ == "BadName" else None)
     )
 
 

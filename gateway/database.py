@@ -30,6 +30,10 @@ class StoreAway(StoreError):
     """The database cannot be reached or is busy."""
 
 
+class Unfit(StoreError):
+    """A value that the database cannot hold, such as a text with a NUL in it in PostgreSQL."""
+
+
 class SchemaTooNew(StoreError):
     """The schema is none of those this version knows."""
 

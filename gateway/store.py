@@ -6,6 +6,7 @@ the errors below, some of which `gateway.database` raises, and no others:
     StoreError
     ├── StoreAway       the database cannot be reached or is busy; the same statement may work later
     ├── RowsRefused     the database is there and will never take these rows
+    ├── Unfit           nor ask for, or keep, such a value
     └── SchemaTooNew    written by a newer Tidegate than this one
 """
 
@@ -23,7 +24,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from gateway.bookkeeping import Books
-from gateway.database import StoreAway, StoreError, bring_up_to_date, engine_for, reason
+from gateway.database import StoreAway, StoreError, Unfit, bring_up_to_date, engine_for, reason
 from gateway.tables import META, SHARES, USAGE
 from gateway.usage_report import totals
 
@@ -161,6 +162,8 @@ def _reading(engine: Engine) -> Iterator[Connection]:
     try:
         with engine.connect() as connection:
             yield connection
+    except DataError as failure:
+        raise Unfit(reason(failure)) from failure
     except SQLAlchemyError as failure:
         raise StoreAway(reason(failure)) from failure
 
@@ -170,6 +173,8 @@ def _writing(engine: Engine) -> Iterator[Connection]:
     try:
         with engine.begin() as connection:
             yield connection
+    except DataError as failure:
+        raise Unfit(reason(failure)) from failure
     except SQLAlchemyError as failure:
         raise StoreAway(reason(failure)) from failure
 

@@ -25,7 +25,7 @@ from msgspec import Struct
 from gateway.errors import ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 COOKIE = "tidegate-session"
 LASTS_S = 12 * 3600
@@ -49,12 +49,13 @@ class Session(Struct, frozen=True):
 
 
 class Sessions:
-    def __init__(self, key_secret: bytes) -> None:
+    def __init__(self, key_secret: bytes, clock: Callable[[], float] = time.time) -> None:
         self._seal_key = blake2b(b"", key=key_secret, person=b"console session").digest()
+        self._clock = clock
 
     def open(self, digest: bytes) -> str:
         """The cookie of a new one, for the key whose secret has this digest."""
-        ends = (int(time.time()) + LASTS_S).to_bytes(_ENDS)
+        ends = (int(self._clock()) + LASTS_S).to_bytes(_ENDS)
         sealed = digest + ends + secrets.token_bytes(_NONCE)
         return urlsafe_b64encode(sealed + self._seal(sealed)).decode().rstrip("=")
 
@@ -68,7 +69,7 @@ class Sessions:
         if len(found) != _LENGTH or not compare_digest(self._seal(sealed), seal):
             return None
         ends_s = int.from_bytes(sealed[_DIGEST : _DIGEST + _ENDS])
-        if time.time() >= ends_s:
+        if self._clock() >= ends_s:
             return None
         token = blake2b(sealed, digest_size=16, key=self._seal_key, person=b"console token").hexdigest()
         return Session(sealed[:_DIGEST], ends_s, token)
@@ -106,11 +107,18 @@ def expect_same_origin(headers: Mapping[bytes, bytes]) -> None:
     site = headers.get(b"sec-fetch-site")
     if site is None:
         origin = headers.get(b"origin")
-        same = origin is None or urlsplit(origin).netloc == headers.get(b"host", b"")
+        same = origin is None or _host_of(origin) == headers.get(b"host", b"")
     else:
         same = site in (b"same-origin", b"none")
     if not same:
         raise ApiError("cross_site", "The request comes from a page of another origin.")
+
+
+def _host_of(origin: bytes) -> bytes | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 FAILURES = 10

@@ -130,3 +130,18 @@ async def test_openais_client_reads_usage_and_costs(used: Used):
         assert sum(result.num_model_requests for bucket in seen for result in bucket.results) == 3
         nobody = await asked.completions(start_time=start_s, models=["other"])
         assert [result for bucket in nobody.data for result in bucket.results] == []
+
+
+async def test_a_text_that_the_database_cannot_hold_is_the_askers_mistake(
+    tmp_path: Path, postgresql_url: str
+):
+    sections = {"auth": {"master_key": MASTER}, "database": postgresql_url}
+    async with SimWorker(INSTANT) as worker, gateway(tmp_path, worker, **sections) as gw:
+        headers = {"authorization": f"Bearer {MASTER}"}
+        for path in (
+            "/admin/usage?by=tenant&tenant=a%00b",
+            "/admin/calls?tenant=a%00b",
+            "/admin/audit?tenant=a%00b",
+        ):
+            reply = await gw.http.get(path, headers=headers)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_value"), path

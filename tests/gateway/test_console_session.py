@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.console.session import COOKIE, FAILURES, LASTS_S, Guard, Sessions
+from gateway.console.session import COOKIE, FAILURES, LASTS_S, Guard, Sessions, expect_same_origin
 from gateway.errors import ApiError
 
 SECRET = b"a database's secret"
@@ -40,11 +38,10 @@ def test_anything_else_is_none_as_well(cookie: str):
     assert Sessions(SECRET).read(cookie) is None
 
 
-def test_a_session_ends(monkeypatch: pytest.MonkeyPatch):
-    sessions, now_s = Sessions(SECRET), time.time()
-    cookie = sessions.open(DIGEST)
-    monkeypatch.setattr(time, "time", lambda: now_s + LASTS_S + 1)
-    assert sessions.read(cookie) is None
+def test_a_session_ends():
+    cookie = Sessions(SECRET, lambda: 1000.0).open(DIGEST)
+    assert Sessions(SECRET, lambda: 1000.0 + LASTS_S - 1).read(cookie) is not None
+    assert Sessions(SECRET, lambda: 1000.0 + LASTS_S).read(cookie) is None
 
 
 def test_looking_takes_the_cookie_alone_and_a_change_the_token_as_well():
@@ -89,3 +86,10 @@ def test_too_many_failed_logins_have_to_wait_and_others_do_not():
     assert refused.value.code == "too_many_logins"
     assert refused.value.retry_after_s > 0
     guard.expect_room("10.0.0.2")
+
+
+@pytest.mark.parametrize("origin", [b"http://[", b"http://elsewhere", b"null", b"\xff"])
+def test_an_origin_that_is_not_ours_is_refused_whatever_it_is(origin: bytes):
+    with pytest.raises(ApiError) as refused:
+        expect_same_origin({b"origin": origin, b"host": b"ours"})
+    assert refused.value.code == "cross_site"
