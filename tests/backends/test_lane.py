@@ -197,7 +197,8 @@ async def test_a_worker_that_goes_down_under_a_call_on_a_reused_connection_is_no
         second = asyncio.create_task(ask(lane))
         await asked.wait()
         server.stop_listening()
-        await asyncio.sleep(CROSSED_S)  # it has had the time to read the request, and to die of it
+        # It has had the time to read the request, and to die of it. Twice: a timer of uvloop may go off a bit early.
+        await asyncio.sleep(2 * CROSSED_S)
         deaf.set()
         with pytest.raises(ReplyBroken):
             await second
