@@ -6,10 +6,10 @@ import os
 import random
 from typing import TYPE_CHECKING, Any
 
-import postgresql
 import pytest
-import redis_server
 from hypothesis import HealthCheck, settings
+
+from loadtest import postgresql, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

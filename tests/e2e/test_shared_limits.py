@@ -16,11 +16,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
-import redis_server
 from gateway_process import Gateway, database_url, gateway_beside
 from msgspec import convert
 from pool import LIMIT_S, endpoint
-from redis_server import Server
 from sqlalchemy import select
 
 from gateway.ledger import UsageRow
@@ -29,6 +27,8 @@ from gateway.policy import Policy
 from gateway.store import Store
 from gateway.subjects import Subjects
 from gateway.tables import USAGE
+from loadtest import redis_server
+from loadtest.redis_server import Server
 from loadtest.worker import SimWorker, WorkerSpec
 
 if TYPE_CHECKING:

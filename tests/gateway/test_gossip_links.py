@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-import redis_server
 from prometheus_client import CollectorRegistry, generate_latest
 
 from backends.fleet import Fleet, FleetSettings
 from backends.worker import Access
 from gateway.gossip import Exchange, LocalLink, RedisLink
+from loadtest import redis_server
 from routing.gossip import MOST_PIECES, MOST_SAID, Batch, Gossip, Placed, Standings
 from routing.types import Call, Endpoint, Tier
 

@@ -21,7 +21,7 @@ from gateway.redis_store import RedisStore
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from redis_server import Server
+    from loadtest.redis_server import Server
 
 BUDGET = "tenant:acme/usd/total"
 ONE, OTHER = "1-aaaa", "2-bbbb"

@@ -25,7 +25,7 @@ from routing.types import Price, Usage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from redis_server import Server
+    from loadtest.redis_server import Server
 
 PRICE = Price(0, 1_000_000)
 """A thousand nano-USD for each token of an answer, and nothing for the prompt."""

@@ -1,7 +1,7 @@
-"""A real PostgreSQL for tests: Debian's, started once for a run of the tests in a folder of its own, and gone with it.
+"""A real PostgreSQL for tests and benches: Debian's, started in a folder of its own, and gone with it.
 
-It listens on a socket in that folder and on no port, so that runs beside each other cannot meet. It does not wait for
-the disk: nothing here outlives the machine.
+It listens on a socket in that folder and on no port, so that runs beside each other cannot meet. Unless asked to, it
+does not wait for the disk: nothing here outlives the machine.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _UNPRIVILEGED = "nobody"
-"""Who runs it where the tests are run by root, which PostgreSQL refuses."""
+"""Who runs it where we are root, which PostgreSQL refuses."""
 _START_S = 60
-_SETTINGS = {"listen_addresses": "", "fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+_FORGETFUL = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
 
 def programs() -> Path | None:
@@ -41,7 +41,8 @@ def programs() -> Path | None:
 class Server:
     """A running server. A database of it is a URL."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pid: int) -> None:
+        self.pid = pid
         self._folder = folder
 
     def new_database(self, like: str | None = None) -> str:
@@ -73,29 +74,31 @@ class Server:
 
 
 @contextmanager
-def running(bin_folder: Path) -> Iterator[Server]:
-    """A server while the block lasts."""
+def running(bin_folder: Path, *, durable: bool = False) -> Iterator[Server]:
+    """A server while the block lasts; `durable` where a commit is to wait for the disk, as in earnest."""
     with tempfile.TemporaryDirectory(prefix="postgresql-") as name:
         folder, rights = Path(name), _rights()
         if rights:
             os.chown(folder, rights["user"], rights["group"])
-        # The C locale: what the tests see then does not depend on where they run.
+        # The C locale: what is seen then does not depend on where it runs.
         words = f"{bin_folder}/initdb -D {folder}/data -U tidegate -A trust -E UTF8 --locale=C --no-sync"
-        made = subprocess.run(
+        made = subprocess.run(  # noqa: S603 - Debian's program
             words.split(), capture_output=True, text=True, check=False, cwd=folder, **rights
         )
-        assert made.returncode == 0, made.stderr
-        settings = {**_SETTINGS, "unix_socket_directories": str(folder)}
+        if made.returncode != 0:
+            raise RuntimeError(f"initdb failed: {made.stderr}")
+        settings = {"listen_addresses": "", "unix_socket_directories": str(folder)}
+        settings |= {} if durable else _FORGETFUL
         given = [word for setting, value in settings.items() for word in ("-c", f"{setting}={value}")]
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - as above
                 [bin_folder / "postgres", "-D", folder / "data", *given], stderr=log, cwd=folder, **rights
             )
         try:
-            server, ends_s = Server(folder), time.monotonic() + _START_S
+            server, ends_s = Server(folder, process.pid), time.monotonic() + _START_S
             while not server.answers():
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < ends_s, (folder / "log").read_text()
+                if process.poll() is not None or time.monotonic() > ends_s:
+                    raise RuntimeError(f"PostgreSQL did not start: {(folder / 'log').read_text()}")
                 time.sleep(0.02)
             yield server
         finally:
