@@ -119,7 +119,7 @@ class Limits(Section):
     )
     connections_per_endpoint: Count = Field(1024, description="Most connections to one endpoint.")
     attempts: Count = Field(
-        3,
+        5,
         le=20,
         description="Most endpoints of a model tried for one call, and most times that it waits for room and is tried again.",
     )

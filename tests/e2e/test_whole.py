@@ -131,7 +131,7 @@ async def test_where_nobody_can_answer_a_long_call_it_fails_with_a_status_and_no
     tmp_path: Path,
 ):
     async with SimWorker(SPEEDY) as worker, gateway(tmp_path, worker, health=RARELY) as gw:
-        worker.order(Fault(kind="reset", after_chunks=20))
+        worker.order(Fault(kind="reset", after_chunks=2))
         with pytest.raises(openai.APIStatusError) as failed:
             await gw.client().chat.completions.create(**LONG)
         assert failed.value.status_code in (502, 503)
