@@ -11,7 +11,7 @@ import os
 import sys
 from decimal import Decimal
 from importlib.metadata import version as installed_version
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -21,6 +21,7 @@ from gateway.cli_billing import balance, correct, credit, pay, payment, prices, 
 from gateway.cli_doctor import doctor
 from gateway.cli_explain import explain
 from gateway.cli_invoices import export, invoice, invoices, payout
+from gateway.cli_options import DEFAULT_CONFIG, ReportFormatOption, unfolded
 from gateway.cli_reconcile import reconcile
 from gateway.cli_usage import usage
 from gateway.config_file import ConfigError
@@ -39,8 +40,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # they print local variables, and those hold secrets
 )
-
-DEFAULT_CONFIG = Path("tidegate.yaml")
 
 
 def _show_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the flag's value
@@ -92,11 +91,10 @@ def serve(
 
 
 @app.command()
+@unfolded
 def check(
     config: Annotated[Path, typer.Argument(help="The configuration file.")] = DEFAULT_CONFIG,
-    output: Annotated[
-        ReportFormat, typer.Option("--format", help="How to print the result.")
-    ] = ReportFormat.TABLE,
+    output: ReportFormatOption = ReportFormat.TABLE,
 ) -> None:
     """Validate a configuration file; every error with its path in the file, exit 2 if there is any."""
     from gateway.config import load  # noqa: PLC0415 - see the module's docstring

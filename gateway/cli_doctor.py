@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from gateway.cli_options import DEFAULT_CONFIG, ConfigOption
+from gateway.cli_options import DEFAULT_CONFIG, ConfigOption, ReportFormatOption, unfolded
 from gateway.config_file import ConfigError
 from gateway.output import ReportFormat
 
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
+@unfolded
 def doctor(
     config: ConfigOption = DEFAULT_CONFIG,
-    output: Annotated[
-        ReportFormat, typer.Option("--format", help="How to print what is found.")
-    ] = ReportFormat.TABLE,
+    output: ReportFormatOption = ReportFormat.TABLE,
 ) -> None:
     """Look at the configuration and all that it names: database, Redis, endpoints, clocks, folders, limits.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from gateway.cli_options import DEFAULT_CONFIG, open_store
+from gateway.cli_options import DEFAULT_CONFIG, ReportFormatOption, open_store, unfolded
 from gateway.output import Format, ReportFormat, show, usd
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ _REJECTED = ("endpoint", "filter", "reason", "retry_after_s")
 _ASK_LIMIT_S = 30.0
 
 
+@unfolded
 def explain(  # noqa: PLR0913 - a command's options are its parameters
     request: Annotated[
         str | None, typer.Argument(metavar="REQUEST.json", help="The body of a call; -: standard input.")
@@ -73,7 +74,7 @@ def explain(  # noqa: PLR0913 - a command's options are its parameters
         str | None,
         typer.Option(metavar="FILE", help="Plan the decisions in a decision log again; -: standard input."),
     ] = None,
-    output: Annotated[ReportFormat, typer.Option("--format", help="How to print it.")] = ReportFormat.TABLE,
+    output: ReportFormatOption = ReportFormat.TABLE,
 ) -> None:
     """Where a call would go and why: every estimate, every rejection. Or decisions from the log, planned again."""
     from msgspec import structs  # noqa: PLC0415 - takes time to import, as all that is imported below

@@ -15,13 +15,13 @@ from gateway.cli_options import (
     FormatOption,
     MetadataOption,
     Place,
-    PolicyOptions,
     ahead,
     pairs,
     seconds,
     show_rows,
     unfolded,
 )
+from gateway.cli_policy import PolicyOptions  # noqa: TC001 - typer reads annotations at run time
 from gateway.output import Format
 
 app = typer.Typer(no_args_is_help=True, help="The keys that tenants call with.")

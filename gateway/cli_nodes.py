@@ -10,8 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli_options import KEYS_IN_ENVIRONMENT, FormatOption, asked_over_http, below, decoded
-from gateway.output import Format, show
+from gateway.cli_options import (
+    KEYS_IN_ENVIRONMENT,
+    FormatOption,
+    ReportFormatOption,
+    asked_over_http,
+    below,
+    decoded,
+    show_rows,
+    unfolded,
+)
+from gateway.output import Format, ReportFormat, show
 
 app = typer.Typer(no_args_is_help=True, help="The workers of a running gateway: look, drain, take out.")
 
@@ -31,6 +40,7 @@ _LEASE = ("name", "leaves_in_s", "drained")
 
 
 @app.command("list")
+@unfolded
 def list_nodes(
     url: UrlOption = DEFAULT_URL, key: KeyOption = None, as_format: FormatOption = Format.TABLE
 ) -> None:
@@ -42,16 +52,24 @@ def list_nodes(
 
 
 @app.command("show")
+@unfolded
 def show_node(
     name: NameArgument,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
+    as_format: ReportFormatOption = ReportFormat.JSON,
 ) -> None:
-    """One node with the history of its stays: how long, how they ended, at which hours it is there. As JSON."""
-    typer.echo(json.dumps(_ask("GET", url, key, name), indent=2))
+    """One node with the history of its stays: how long, how they ended, at which hours it is there."""
+    found = _ask("GET", url, key, name)
+    if as_format is ReportFormat.JSON:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    rows = [{"about": about, "value": value} for about, value in found.items()]
+    show_rows(rows, ("about", "value"), Format.TABLE)
 
 
 @app.command()
+@unfolded
 def drain(
     name: NameArgument,
     *,

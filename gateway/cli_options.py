@@ -15,15 +15,15 @@ import re
 import socket
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 
 import typer
 
-from gateway.config_file import ConfigError, Problem
-from gateway.output import Format, show
+from gateway.output import Format, ReportFormat, show
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The gateway's configuration file.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
+ReportFormatOption = Annotated[ReportFormat, typer.Option("--format", help="How to print it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The same as `--format json`.")]
 
 DEFAULT_CONFIG = Path("tidegate.yaml")
 
@@ -202,80 +204,6 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code) from None
 
 
-class PolicyOptions(NamedTuple):
-    """A policy, field by field; lists are separated by commas."""
-
-    models: Annotated[str | None, typer.Option(help="Only these models, separated by commas.")] = None
-    tiers: Annotated[str | None, typer.Option(help="Only these tiers.")] = None
-    least_trust: Annotated[
-        str | None, typer.Option(help="Only endpoints trusted so far: provider, verified or community.")
-    ] = None
-    regions: Annotated[str | None, typer.Option(help="Only endpoints in these regions.")] = None
-    max_price_input: Annotated[
-        str | None, typer.Option(help="Most USD per million prompt tokens, of the endpoint's cost.")
-    ] = None
-    max_price_output: Annotated[str | None, typer.Option(help="Most USD per million completion tokens.")] = (
-        None
-    )
-    apis: Annotated[
-        str | None, typer.Option(help="Only these APIs: chat, completions, embeddings, models.")
-    ] = None
-    networks: Annotated[str | None, typer.Option(help="Only calls from these, such as 10.0.0.0/8.")] = None
-    requests_per_min: Annotated[str | None, typer.Option(help="Most calls begun in a minute.")] = None
-    tokens_per_min: Annotated[str | None, typer.Option(help="Most tokens in a minute.")] = None
-    concurrency: Annotated[str | None, typer.Option(help="Most calls under way at once.")] = None
-    budgets_day: Annotated[
-        str | None, typer.Option("--budget-day", help="Most USD charged in a day of UTC.")
-    ] = None
-    budgets_week: Annotated[
-        str | None, typer.Option("--budget-week", help="Most USD charged in a week, from Monday on.")
-    ] = None
-    budgets_month: Annotated[
-        str | None, typer.Option("--budget-month", help="Most USD charged in a month.")
-    ] = None
-    budgets_total: Annotated[str | None, typer.Option("--budget-total", help="Most USD charged in all.")] = (
-        None
-    )
-
-    def given(self) -> dict[str, Any] | None:
-        """The policy as it is sent, or None where nothing is said. Raises ConfigError, each problem at its option."""
-        section: dict[str, Any] = {}
-        for option, text in self._asdict().items():
-            group, _, field = option.rpartition("_")
-            if text is None:
-                continue
-            if group in ("max_price", "budgets"):
-                section.setdefault(group, {})[field] = text
-            else:
-                is_list = option in ("models", "tiers", "regions", "apis", "networks")
-                section[option] = listed(text) if is_list else text
-        if not section:
-            return None
-        _expect_policy(section)
-        return section
-
-
-def _expect_policy(section: dict[str, Any]) -> None:
-    from pydantic import ValidationError  # noqa: PLC0415 - takes time to import
-
-    from gateway.config_policy import PolicySection  # noqa: PLC0415 - as above
-
-    try:
-        PolicySection.model_validate(section)
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)
-        raise ConfigError(tuple(Problem(_option(each["loc"]), each["msg"]) for each in details)) from None
-
-
-def _option(location: tuple[str | int, ...]) -> str:
-    words = [part for part in location if isinstance(part, str)]
-    return "--" + "-".join(words).replace("_", "-").replace("budgets-", "budget-")
-
-
-def listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def pairs(given: list[str] | None) -> dict[str, str] | None:
     """`NAME=VALUE` each."""
     if given is None:
@@ -323,9 +251,9 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_form
 
 
 def _cell(name: str, value: Any) -> Any:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict | list):
         return value
-    if not name.endswith("policy"):
+    if isinstance(value, list) or not name.endswith("policy"):
         return json.dumps(value, ensure_ascii=False)
     from gateway.config_policy import PolicySection  # noqa: PLC0415 - takes time to import
 
@@ -338,7 +266,7 @@ MetadataOption = Annotated[
 
 
 def unfolded(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` as typer is to see it: in place of each group of options, its fields."""
+    """`command` as typer is to see it: in place of each group of options, its fields; and `--json` beside `--format`."""
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
     groups: dict[str, Any] = {}
@@ -358,8 +286,18 @@ def unfolded(command: Callable[..., None]) -> Callable[..., None]:
                 parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY)
             )
 
+    formats = [each for each in parameters if _is_format(each.annotation)]
+    if formats:
+        as_json = inspect.Parameter(
+            "as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption
+        )
+        parameters.insert(parameters.index(formats[0]) + 1, as_json)
+
     @wraps(command)
     def run(**given: Any) -> None:
+        for each in formats:
+            if given.pop("as_json"):
+                given[each.name] = _json_instead(given[each.name], each.default)
         folded = {
             name: kind(**{field: given.pop(field) for field in kind._fields}) for name, kind in groups.items()
         }
@@ -368,3 +306,14 @@ def unfolded(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _is_format(hint: Any) -> bool:
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return isinstance(kind, type) and issubclass(kind, StrEnum) and "JSON" in kind.__members__
+
+
+def _json_instead(given: StrEnum, default: StrEnum) -> StrEnum:
+    if given not in (default, "json"):
+        raise typer.BadParameter(f"--json and --format {given.value} are two things")
+    return type(given)("json")

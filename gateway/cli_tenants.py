@@ -10,11 +10,11 @@ from gateway.cli_options import (
     FormatOption,
     MetadataOption,
     Place,
-    PolicyOptions,
     pairs,
     show_rows,
     unfolded,
 )
+from gateway.cli_policy import PolicyOptions  # noqa: TC001 - typer reads annotations at run time
 from gateway.output import Format
 
 tenants = typer.Typer(no_args_is_help=True, help="Tenants, and what each may do.")

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from gateway.cli import app
 
 VALID = """
 auth: {master_key: ${MASTER}}
@@ -255,3 +258,28 @@ def test_a_shell_can_complete_commands_and_options():
     assert "_tidegate_completion" in asked(_TIDEGATE_COMPLETE="source_bash")
     words = {"COMP_WORDS": "tidegate doc", "COMP_CWORD": "1"}
     assert asked(_TIDEGATE_COMPLETE="complete_bash", **words).split() == ["doctor"]
+
+
+def test_whatever_takes_a_format_takes_json_for_short():
+    def below(group: typer.core.TyperGroup, prefix: tuple[str, ...] = ()):
+        for name, command in group.commands.items():
+            path = (*prefix, name)
+            yield from below(command, path) if hasattr(command, "commands") else [(path, command)]
+
+    options = {
+        path: {word for parameter in command.params for word in parameter.opts}
+        for path, command in below(typer.main.get_command(app))
+    }
+    formatted = {path for path, words in options.items() if "--format" in words}
+    assert len(formatted) > 30
+    assert formatted == {path for path, words in options.items() if "--json" in words}
+
+
+def test_json_is_short_for_format_json_and_goes_with_no_other(valid: str):
+    short = tidegate("check", valid, "--json", MASTER="hunter2")
+    assert short.returncode == 0
+    assert json.loads(short.stdout)["valid"]
+    assert short.stdout == tidegate("check", valid, "--format", "json", MASTER="hunter2").stdout
+    both = tidegate("keys", "list", "--json", "--format", "csv", "--config", valid)
+    assert both.returncode == 2
+    assert "--json and --format csv are two things" in both.stderr
