@@ -95,7 +95,8 @@ def _run_one_of(processes: int, config: Config, file: ConfigFile | None) -> int:
     gc.collect()
     gc.freeze()
     listeners = listeners_on(config.listen, processes)
-    supervisor = Supervisor(listeners, float(config.timeouts.drain_s), config.server.scheme)
+    ending_s = float(config.timeouts.unready_s) + float(config.timeouts.drain_s)
+    supervisor = Supervisor(listeners, ending_s, config.server.scheme)
     seat = supervisor.run()
     if isinstance(seat, int):
         return seat
@@ -141,6 +142,7 @@ async def serve(
         server = Server(
             app,
             drain_s=float(config.timeouts.drain_s),
+            unready_s=float(config.timeouts.unready_s),
             header_limit_bytes=config.limits.header_bytes,
             most_connections=config.limits.client_connections,
             body_limit_bytes=config.limits.body_bytes,

@@ -51,7 +51,7 @@ async def answer(app: ASGIApp, client: Client, body_limit_bytes: int) -> None:
         "query_string": query,
         "root_path": "",
         "headers": list(client.headers.items()),
-        "state": {"stopping": lambda: client.stopping},
+        "state": {"leaving": lambda: client.leaving, "stopping": lambda: client.stopping},
         "client": None if (peer := client.peer()) is None else (peer, 0),
     }
     await app(scope, receive, send)

@@ -127,6 +127,11 @@ class Client:
         return "http" if self._connection.transport.get_extra_info("sslcontext") is None else "https"
 
     @property
+    def leaving(self) -> bool:
+        """The server has been told to stop."""
+        return self._connection.leaving
+
+    @property
     def stopping(self) -> bool:
         """The server takes no more work."""
         return self._connection.stopping

@@ -60,6 +60,10 @@ class Connection(asyncio.Protocol):
         return self._server.date_line
 
     @property
+    def leaving(self) -> bool:
+        return self._server.leaving
+
+    @property
     def stopping(self) -> bool:
         return self._server.stopping
 
@@ -143,7 +147,7 @@ class Connection(asyncio.Protocol):
         if not incoming.target.startswith(b"/"):
             incoming.target = _path_of(incoming.target)
         incoming.chunked = parser.get_http_version() == "1.1"
-        incoming.keep_alive = incoming.chunked and parser.should_keep_alive() and not self._server.stopping
+        incoming.keep_alive = incoming.chunked and parser.should_keep_alive() and not self._server.leaving
         expect = incoming.headers.get(b"expect")
         incoming.expects_continue = expect is not None and expect.lower() == b"100-continue"
         if self._answering is None and not self.full:

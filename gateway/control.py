@@ -90,11 +90,12 @@ def control_app(
         return Health(status="ok")
 
     @read("/health/ready")
-    async def ready(response: Response) -> Health:
-        if fleet.ready:
+    async def ready(request: Request, response: Response) -> Health:
+        leaving = request.state.leaving()
+        if fleet.ready and not leaving:
             return Health(status="ok")
         response.status_code = 503
-        return Health(status="no endpoint can serve")
+        return Health(status="shutting down" if leaving else "no endpoint can serve")
 
     @read("/metrics")
     async def metrics() -> Response:

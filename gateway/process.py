@@ -92,6 +92,6 @@ async def _obey(seat: Seat, server: Server) -> None:
     seat.control.setblocking(False)
     while said := await loop.sock_recv(seat.control, MESSAGE_BYTES):
         await server.accept_from(numbers_in(said))
-    if not server.stopping:
+    if not server.leaving:
         log.error("the supervisor is gone: running calls are finished, and then this process ends")
         server.stop()

@@ -39,6 +39,7 @@ class Server:
         app: Callable[[Client], Awaitable[None]],
         *,
         drain_s: float,
+        unready_s: float = 0.0,
         header_limit_bytes: int,
         body_limit_bytes: int,
         most_connections: int,
@@ -51,9 +52,13 @@ class Server:
         self.tls: ssl.SSLContext | None = None
         self.busy: set[Connection] = set()
         """Those where a request is being answered."""
+        self.leaving = False
+        """It has been told to stop: it is not ready any more, and replies say that their connections will be closed."""
         self.stopping = False
+        """It takes no more work."""
         self.date_line = b""
         self._most_connections = most_connections
+        self.unready_s = unready_s
         self._drain_s = drain_s
         self._on_ready = on_ready
         self.connections: set[Connection] = set()
@@ -61,6 +66,7 @@ class Server:
         self._listening: dict[int, tuple[socket.socket, asyncio.Server]] = {}
         """By number of the listener, with its duplicate that is accepted from, which is closed by itself."""
         self._stop = asyncio.Event()
+        self._hurried = asyncio.Event()
         self._drained = asyncio.Event()
         """No call is left to wait for, or somebody is in a hurry."""
 
@@ -71,10 +77,13 @@ class Server:
         self.keep_alive_s = float(times.idle_client_s)
 
     def stop(self) -> None:
-        """Take no more connections and return from `serve` once running calls have finished, or their time is up."""
-        if self.stopping:
+        """Be ready no more, and after `unready_s` take no more connections and return from `serve` once running calls have
+        finished, or their time is up.
+        """
+        if self.leaving:
+            self._hurried.set()
             self._drained.set()
-        self.stopping = True
+        self.leaving = True
         self._stop.set()
 
     async def serve(self, *listeners: socket.socket, number: int = 0) -> None:
@@ -87,6 +96,10 @@ class Server:
             with self._signals(loop):
                 self._on_ready()
                 await self._stop.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.unready_s):
+                        await self._hurried.wait()
+                self.stopping = True
                 await self._stop_accepting()
                 await self._drain()
         finally:
@@ -164,6 +177,8 @@ class Server:
 
     async def _drain(self) -> None:
         await asyncio.sleep(LAST_REQUESTS_S)
+        if not self._hurried.is_set():
+            self._drained.clear()  # set where all had finished before the last of them came
         for connection in tuple(self.connections):
             connection.stop()
         await self._until_drained(self._drain_s)
@@ -180,7 +195,7 @@ class Server:
     @contextlib.contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         def terminate() -> None:
-            if not self.stopping:
+            if not self.leaving:
                 self.stop()
 
         loop.add_signal_handler(signal.SIGTERM, terminate)

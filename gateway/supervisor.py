@@ -77,10 +77,11 @@ class _Process(Struct):
 
 
 class Supervisor:
-    def __init__(self, listeners: Sequence[socket.socket], drain_s: float, scheme: str) -> None:
+    def __init__(self, listeners: Sequence[socket.socket], ending_s: float, scheme: str) -> None:
+        """`ending_s`: for so long at the most a process serves after SIGTERM."""
         self._listeners = listeners
         self._scheme = scheme
-        self._drain_s = drain_s
+        self._ending_s = ending_s
         self._folder = Path(tempfile.mkdtemp(prefix="tidegate-"))
         """Only we may look into it."""
         self._processes: dict[int, _Process] = {}
@@ -245,7 +246,7 @@ class Supervisor:
             return  # they are looked at after each turn
         if number != signal.SIGHUP:
             if self._stop_until_s is None:
-                self._stop_until_s = time.monotonic() + self._drain_s + OVERTIME_S
+                self._stop_until_s = time.monotonic() + self._ending_s + OVERTIME_S
                 for listener in self._listeners:
                     listener.close()  # kept open here, it would take connections that nobody serves
             elif number == signal.SIGTERM:

@@ -186,6 +186,7 @@ async def _serving(app: Any, config: Config) -> AsyncIterator[str]:
         server = Server(
             app,
             drain_s=float(config.timeouts.drain_s),
+            unready_s=float(config.timeouts.unready_s),
             header_limit_bytes=config.limits.header_bytes,
             most_connections=config.limits.client_connections,
             body_limit_bytes=config.limits.body_bytes,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 from failing import LAST, STREAM, chunk, event, hosted
-from gateway_process import LIMIT_S, gateway_beside, key_before_start, rows_in
+from gateway_process import LIMIT_S, gateway_beside, get, key_before_start, rows_in
 from openai import AsyncOpenAI
 from pool import PRICE, gateway
 from scripted import Server
@@ -219,3 +219,23 @@ async def test_with_nothing_but_idle_connections_sigterm_ends_it_at_once(tmp_pat
             await reader.readuntil(b'{"status":"ok"}')
             signal.raise_signal(signal.SIGTERM)
         assert await rest_of(reader) == b""
+
+
+async def test_a_gateway_that_leaves_is_not_ready_and_takes_calls_until_that_has_been_seen(tmp_path: Path):
+    provider = Provider()
+    provider.may_end.set()
+    timeouts = {"unready_s": 2 * LIMIT_S, "drain_s": LONGER_THAN_A_TEST_S}
+    async with provider.models() as models, AsyncExitStack() as clients, asyncio.timeout(LIMIT_S):
+        async with gateway(tmp_path, models=models, timeouts=timeouts) as running:
+            client = await clients.enter_async_context(client_of(running.url, running.key))
+            stream = await begun(client)
+            signal.raise_signal(signal.SIGTERM)
+            ready = f"{running.url}/health/ready"
+            while (said := await asyncio.to_thread(get, ready))[0] == 200:
+                pass
+            assert said == (503, '{"status":"shutting down"}')
+            assert (await asyncio.to_thread(get, f"{running.url}/health/live"))[0] == 200
+            for each in (stream, await begun(client)):
+                assert "".join([piece.choices[0].delta.content or "" async for piece in each]) == "water"
+            signal.raise_signal(signal.SIGINT)  # for somebody who will not wait
+    assert [row.outcome for row in rows_in(tmp_path)] == ["ok", "ok"]

@@ -10,6 +10,7 @@ import pytest
 from site_served import LIMIT_S, reply, serving
 
 from gateway.errors import ApiError
+from gateway.server import LAST_REQUESTS_S
 
 if TYPE_CHECKING:
     from gateway.client import Client
@@ -242,3 +243,50 @@ async def test_a_client_too_many_is_told_so_and_those_that_are_there_are_served_
         async with site.connected() as (fourth, other):
             other.write(HELLO)
             assert await reply(fourth) == b"/hello"
+
+
+async def test_a_request_that_is_on_its_way_while_the_last_call_ends_is_answered():
+    first_may_end, cut = asyncio.Event(), asyncio.Event()
+
+    async def app(client: Client) -> None:
+        try:
+            if client.target == b"/first":
+                await first_may_end.wait()
+            else:
+                await asyncio.sleep(3 * LAST_REQUESTS_S)
+        except asyncio.CancelledError:
+            cut.set()
+        client.reply(200, b"", client.target)
+
+    async with (
+        serving(app) as site,
+        site.connected() as (first, to_first),
+        site.connected() as (late, to_late),
+    ):
+        to_first.write(b"GET /first HTTP/1.1\r\nhost: h\r\n\r\n")
+        while not site.server.busy:  # noqa: ASYNC110 - it sets no event
+            await asyncio.sleep(0.001)
+        site.server.stop()
+        while not site.server.stopping:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+        first_may_end.set()
+        assert await reply(first) == b"/first"
+        to_late.write(HELLO)
+        # On a machine that takes its time, it comes too late to be answered at all.
+        ended = await the_end(late)
+        assert not ended or ended.endswith(b"/hello")
+        assert not cut.is_set()
+
+
+async def test_until_it_stops_a_server_that_leaves_answers_and_says_that_it_will_close():
+    async with serving(echo) as site, site.connected() as (reader, writer):
+        site.server.unready_s = LIMIT_S
+        writer.write(HELLO)
+        assert b"connection: close" not in (await reader.readuntil(b"/hello"))
+        site.server.stop()
+        async with site.connected() as (new, to_new):
+            for each, to_each in ((reader, writer), (new, to_new)):
+                to_each.write(HELLO)
+                said = await the_end(each)
+                assert b"connection: close" in said
+                assert said.endswith(b"/hello")
