@@ -17,6 +17,7 @@ from typing import Self
 
 import msgspec
 
+from loadtest.simworker.account import Account
 from loadtest.simworker.bodies import FaultOrder
 from loadtest.simworker.connection import Connection, DateHeader, Exchange, Request
 from loadtest.simworker.engine import Engine
@@ -42,6 +43,7 @@ class SimWorker:
         self.port = 0
         self.date_header = DateHeader()
         self.engine: Engine
+        self._account: Account
         self._routes: Routes
         self._listener: asyncio.Server
         self._connections: set[Connection] = set()
@@ -69,7 +71,8 @@ class SimWorker:
 
     async def __aenter__(self) -> Self:
         self.engine = Engine(self.spec)
-        self._routes = Routes(self.spec, self.engine, self.faults, self.stats, self.tape)
+        self._account = Account(self.spec.account, lambda: self.port)
+        self._routes = Routes(self.spec, self.engine, self.faults, self.stats, self.tape, self._account)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
             lambda: Connection(self), self.spec.host, self.spec.port, backlog=2048, reuse_address=True
@@ -85,6 +88,7 @@ class SimWorker:
         for connection in tuple(self._connections):
             connection.transport.abort()
         await self._deserted.wait()
+        self._account.close()
 
     # For connections
 

@@ -45,6 +45,9 @@ def worker(  # noqa: PLR0913 - each argument is an option of the command line
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Another seed is another model.")] = 0,
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Answer /v1/embeddings.")] = False,
+    account: Annotated[
+        str, typer.Option(help="Folder to note in what was worked for each request, in a file by the port.")
+    ] = "",
     faults: Annotated[str, typer.Option(help="Faults as JSON, or @FILE.")] = "[]",
     exit_with_stdin: Annotated[bool, typer.Option("--exit-with-stdin", help="Exit when stdin ends.")] = False,
 ) -> None:
@@ -67,6 +70,7 @@ def worker(  # noqa: PLR0913 - each argument is an option of the command line
             shutdown_timeout=shutdown_timeout,
             seed=seed,
             embeddings=embeddings,
+            account=account,
             faults=read_faults(faults_json),
         )
     except ValueError as error:

@@ -16,12 +16,13 @@ from loadtest.simworker.completion_format import CompletionFormat
 from loadtest.simworker.engine import Engine, Sampling, Sequence
 from loadtest.simworker.errors import Refused, bad_value, busy, prompt_too_long
 from loadtest.simworker.prompts import prompt_of, read_prompts, text_of
-from loadtest.simworker.reply import Format, StreamReply, StreamUsage, WholeReply
+from loadtest.simworker.reply import Counted, Format, StreamReply, StreamUsage, WholeReply
 from loadtest.simworker.schema import instance
 from loadtest.simworker.source import FreeText, Script, Source, checksum
 from loadtest.simworker.stops import Stops
 
 if TYPE_CHECKING:
+    from loadtest.simworker.account import Account
     from loadtest.simworker.connection import Exchange, Request
     from loadtest.simworker.spec import WorkerSpec
     from loadtest.simworker.tape import Stats
@@ -53,11 +54,14 @@ class Asked(Struct):
 class Generation:
     """Serves /v1/chat/completions and /v1/completions with one engine."""
 
-    def __init__(self, spec: WorkerSpec, engine: Engine, tokenizer: Tokenizer, stats: Stats) -> None:
+    def __init__(
+        self, spec: WorkerSpec, engine: Engine, tokenizer: Tokenizer, stats: Stats, account: Account
+    ) -> None:
         self._spec = spec
         self._engine = engine
         self._tokenizer = tokenizer
         self._stats = stats
+        self._account = account
         self._fingerprint = f"vllm-0.32.0-{checksum(tokenizer.encode(spec.model), spec.seed):08x}"
 
     def chat(self, body: ChatBody, request: Request, exchange: Exchange) -> None:
@@ -78,7 +82,7 @@ class Generation:
         )
         schema = called.function.parameters or {"type": "object"} if called else _schema(body)
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        request.choices = self._run(Asked([prompt], wording, max_tokens, schema), body, exchange)
+        request.choices = self._run(Asked([prompt], wording, max_tokens, schema), body, request, exchange)
 
     def completion(self, body: CompletionBody, request: Request, exchange: Exchange) -> None:
         prompts = read_prompts(body.prompt, self._tokenizer, "prompt")
@@ -92,9 +96,11 @@ class Generation:
             else None,
         )
         max_tokens = 16 if body.max_tokens is None else body.max_tokens
-        request.choices = self._run(Asked(prompts, wording, max_tokens, _schema(body)), body, exchange)
+        request.choices = self._run(
+            Asked(prompts, wording, max_tokens, _schema(body)), body, request, exchange
+        )
 
-    def _run(self, asked: Asked, body: GenerateBody, exchange: Exchange) -> list[list[int]]:
+    def _run(self, asked: Asked, body: GenerateBody, request: Request, exchange: Exchange) -> list[list[int]]:
         """Check everything, then hand it all to the engine at once. The tokens of each choice, as they come."""
         options = body.stream_options
         if options is not None and not body.stream:
@@ -106,18 +112,23 @@ class Generation:
         if self._engine.full:
             self._engine.rejected += 1
             raise busy()
+
+        def finished(counted: Counted) -> None:
+            self._stats.finished(counted.prompt, counted.cached, counted.completion)
+            self._account.note(request, counted.prompt, counted.cached, counted.completion)
+
         reply: StreamReply | WholeReply
         if body.stream:
             usage = StreamUsage()
             if options is not None:
                 continuous = bool(options.include_usage and options.continuous_usage_stats)
                 usage = StreamUsage(bool(options.include_usage), continuous)
-            reply = StreamReply(exchange, asked.wording, per_prompt, self._stats, usage)
+            reply = StreamReply(exchange, asked.wording, per_prompt, finished, usage)
             exchange.open_stream()
             if exchange.over:
                 return []
         else:
-            reply = WholeReply(exchange, asked.wording, per_prompt, self._stats)
+            reply = WholeReply(exchange, asked.wording, per_prompt, finished)
         sequences: list[Sequence] = []
         for ids, sampling in plans:
             for choice in range(per_prompt):
@@ -125,15 +136,17 @@ class Generation:
                 stops = Stops(body.stop_strings, include=body.include_stop_str_in_output)
                 sequences.append(Sequence(len(sequences), ids, source, stops, sampling, reply))
         reply.begin(sequences)
-        exchange.on_lost = lambda: self._abort(sequences)
+        exchange.on_lost = lambda: self._abort(request, sequences)
         for sequence in sequences:
             self._engine.submit(sequence)
         return [sequence.emitted for sequence in sequences]
 
-    def _abort(self, sequences: list[Sequence]) -> None:
+    def _abort(self, request: Request, sequences: list[Sequence]) -> None:
         if all(sequence.done for sequence in sequences):
             return  # the answer was complete, only its way to the client was not
         self._stats.requests_aborted += 1
+        read, cached = sequences[0].prompt_ids, sequences[0].cached_tokens
+        self._account.note(request, len(read), cached, request.tokens_made, "aborted")
         for sequence in sequences:
             self._engine.abort(sequence)
 

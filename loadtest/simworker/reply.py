@@ -10,9 +10,10 @@ from msgspec import Struct
 from loadtest.simworker.wire import UsageBody
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadtest.simworker.connection import Exchange
     from loadtest.simworker.engine import Piece, Sequence
-    from loadtest.simworker.tape import Stats
 
 _ENCODER = msgspec.json.Encoder()
 _DONE = b"data: [DONE]\n\n"
@@ -53,11 +54,17 @@ class StreamUsage(Struct, frozen=True):
 class Reply:
     """What both kinds share: the count of choices still to come."""
 
-    def __init__(self, exchange: Exchange, wording: Format, choices_per_prompt: int, stats: Stats) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        wording: Format,
+        choices_per_prompt: int,
+        finished: Callable[[Counted], None],
+    ) -> None:
         self._exchange = exchange
         self._wording = wording
         self._per_prompt = choices_per_prompt
-        self._stats = stats
+        self._finished = finished
         self._sequences: list[Sequence] = []
         self._left = 0
 
@@ -73,7 +80,7 @@ class Reply:
             sum(sequence.cached_tokens for sequence in prompts),
             sum(len(sequence.emitted) for sequence in self._sequences),
         )
-        self._stats.finished(counted.prompt, counted.cached, counted.completion)
+        self._finished(counted)
         return counted
 
 
@@ -93,9 +100,14 @@ class WholeReply(Reply):
 
 class StreamReply(Reply):
     def __init__(
-        self, exchange: Exchange, wording: Format, choices_per_prompt: int, stats: Stats, usage: StreamUsage
+        self,
+        exchange: Exchange,
+        wording: Format,
+        choices_per_prompt: int,
+        finished: Callable[[Counted], None],
+        usage: StreamUsage,
     ) -> None:
-        super().__init__(exchange, wording, choices_per_prompt, stats)
+        super().__init__(exchange, wording, choices_per_prompt, finished)
         self._usage = usage
         self._opened = False
 

@@ -42,6 +42,7 @@ from loadtest.simworker.wire import (
 )
 
 if TYPE_CHECKING:
+    from loadtest.simworker.account import Account
     from loadtest.simworker.engine import Engine
     from loadtest.simworker.spec import WorkerSpec
     from loadtest.simworker.tape import Stats, Tape
@@ -54,15 +55,24 @@ Route = Callable[[Request, Exchange], None]
 
 
 class Routes:
-    def __init__(self, spec: WorkerSpec, engine: Engine, faults: FaultBook, stats: Stats, tape: Tape) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        engine: Engine,
+        faults: FaultBook,
+        stats: Stats,
+        tape: Tape,
+        account: Account,
+    ) -> None:
         self._spec = spec
         self._engine = engine
         self._faults = faults
         self._stats = stats
         self._tape = tape
+        self._account = account
         self._started = int(time.time())
         self._tokenizer = Tokenizer()
-        self._generation = Generation(spec, engine, self._tokenizer, stats)
+        self._generation = Generation(spec, engine, self._tokenizer, stats, account)
         self._routes: dict[str, dict[str, Route]] = {
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/completions": {"POST": self._completion},
@@ -135,6 +145,7 @@ class Routes:
             data.append(Embedding(index, "embedding", packed if body.encoding_format == "base64" else vector))
         tokens = sum(map(len, prompts))
         self._stats.finished(tokens, 0, 0)
+        self._account.note(request, tokens, 0, 0)
         reply_id = f"embd-{request.header(b'x-request-id') or os.urandom(8).hex()}"
         usage = UsageBody(tokens, tokens, 0, None)
         _send(exchange, EmbeddingReply(reply_id, "list", int(time.time()), self._spec.model, data, usage))

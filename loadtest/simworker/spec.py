@@ -39,6 +39,8 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
     """Workers of one seed give the same tokens for the same prompt, workers of another seed give others."""
     embeddings: bool = False
     """Whether /v1/embeddings is answered; a model that generates has no such route in vLLM."""
+    account: str = ""
+    """Folder where it notes what it has worked for each request, in a file by its port; "": nowhere."""
     faults: tuple[Fault, ...] = ()
 
     @property
