@@ -153,10 +153,7 @@ class Timeouts(Section):
     silence_s: Seconds = Field(30, description="Between two chunks of a reply.")
     total_s: Seconds = Field(600, description="For the whole call.")
     idle_connection_s: Seconds = Field(4, description="How long an unused connection to an endpoint is kept.")
-    unready_s: WaitSeconds = Field(
-        0,
-        description="After SIGTERM, for how long calls are still taken while `/health/ready` says no: until load balancers send them elsewhere.",
-    )
+    unready_s: WaitSeconds = Field(0, description="After SIGTERM, how long it takes calls and is not ready.")
     drain_s: Seconds = Field(30, description="From then on, how long running calls may take to finish.")
     request_head_s: Seconds = Field(
         30,
