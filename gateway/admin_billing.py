@@ -70,7 +70,8 @@ def billing_routes(desk: Desk) -> APIRouter:
         except ValueError as error:
             raise ApiError("invalid_value", str(error), param="amount_usd") from None
         wanted = Order(kind, body.whom, amount_nano_usd, body.idempotency_key, body.note)
-        entered = await desk.change(lambda: enter(desk.store, wanted, actor=desk.actor_of(request)))
+        actor, configured = desk.actor_of(request), desk.configured()
+        entered = await desk.change(lambda: enter(desk.store, wanted, None, actor, configured))
         if not entered.new:
             response.status_code = 200
         return EnteredShown.of(entered)

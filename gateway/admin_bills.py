@@ -166,7 +166,7 @@ def _add_statements(routes: APIRouter, desk: Desk) -> None:
             bool, Query(description="Columns named as focus-validator 1.0.0 wants them.")
         ] = False,
     ) -> Response:
-        """The charges of a month as a FOCUS 1.0 CSV."""
+        """The charges of a billing period, a month, as a FOCUS 1.0 CSV with the invoices that they are on."""
 
         def written() -> str:
             text = io.StringIO()

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Query
 from msgspec import structs
 from pydantic import BaseModel, Field
 
-from gateway.database import StoreAway
 from gateway.errors import ApiError
 from gateway.spans import BadSpan, span_ms
 from gateway.usage_totals import GROUPINGS, Grouping, Question
@@ -103,13 +102,8 @@ def page(
 
 
 async def answered(store: Store, question: Question) -> list[Total]:
-    """What the database says. Raises ApiError."""
-    try:
-        return await asyncio.to_thread(store.usage, question)
-    except StoreAway as failure:
-        raise ApiError(
-            "database_away", "The database cannot be asked now.", headers=[(b"retry-after", b"5")]
-        ) from failure
+    """What the database says. Raises StoreAway."""
+    return await asyncio.to_thread(store.usage, question)
 
 
 def _cursor(group: tuple[str, ...]) -> str:

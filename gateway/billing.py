@@ -89,8 +89,18 @@ class Order(Struct, frozen=True):
     note: str = ""
 
 
-def enter(store: Store, order: Order, now_ms: int | None = None, actor: Actor = SYSTEM) -> Entered:
-    """Enter it, once, on the word of `actor`. Raises BillingError, StoreAway."""
+def enter(
+    store: Store,
+    order: Order,
+    now_ms: int | None = None,
+    actor: Actor = SYSTEM,
+    configured: Collection[str] = (),
+) -> Entered:
+    """Enter it, once, on the word of `actor`. Raises BillingError, StoreAway.
+
+    A tenant that only the configuration knows, one of `configured`, has an account from then on: who pays in advance
+    does so before the first call.
+    """
     kind, key = order.kind, order.key or secrets.token_hex(12)
     if len(key) > 200 or len(order.note) > 1000:
         raise BadOrder("an idempotency key has at most 200 characters, a note 1000")
@@ -106,7 +116,7 @@ def enter(store: Store, order: Order, now_ms: int | None = None, actor: Actor = 
         call_id = order.whom if kind == "refund" else None
         if there := _there(connection, made):
             return _same(there, order)
-        account, amount_nano_usd = _side(connection, order)
+        account, amount_nano_usd = _side(connection, order, configured)
         entered = Entered(
             made,
             kind,
@@ -125,7 +135,7 @@ def enter(store: Store, order: Order, now_ms: int | None = None, actor: Actor = 
         return entered
 
 
-def _side(connection: Connection, order: Order) -> tuple[str, int]:
+def _side(connection: Connection, order: Order, configured: Collection[str]) -> tuple[str, int]:
     """Whose account it is, and what is entered there."""
     amount_nano_usd = order.amount_nano_usd
     if order.kind == "refund":
@@ -139,7 +149,8 @@ def _side(connection: Connection, order: Order) -> tuple[str, int]:
     if amount_nano_usd is None:
         raise BadOrder("an amount is needed")
     account = f"payout:{order.whom}" if order.kind == "payout" else f"tenant:{order.whom}"
-    expect_known(connection, account)
+    if order.kind == "payout" or order.whom not in configured:
+        expect_known(connection, account)
     return account, amount_nano_usd if order.kind in {"payout", "correction"} else -amount_nano_usd
 
 

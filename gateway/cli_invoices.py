@@ -79,7 +79,7 @@ def focus(
     out: OutOption = None,
     place: Place,
 ) -> None:
-    """The charges of a month as a FOCUS 1.0 CSV."""
+    """The charges of a billing period, a month, as a FOCUS 1.0 CSV with the invoices that they are on."""
     text = place.fetch(
         "GET", "billing", "focus", month, tenant=tenant, issuer=issuer, validator_names=validator_names
     )

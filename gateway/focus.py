@@ -1,7 +1,10 @@
-"""Usage and money as FOCUS rows, the FinOps Foundation's format for bills: version 1.0, which its public validator knows.
+"""Usage and money as FOCUS rows, the FinOps Foundation's format for bills: version 1.0, which its public validator knows,
+and of 1.2 the column InvoiceId.
 
 A row is the usage of one day by a tenant's project, key, model and tier, or one credit, refund or correction. Costs are what
-the tenant owes; payments are no charges and have no row. The sum of BilledCost over a month is its invoices' total.
+the tenant owes; payments are no charges and have no row. A billing period has what its invoices have, and what is on none
+yet (gateway.issuing.period): the sum of BilledCost by InvoiceId is that invoice's total, for good. Where something has come
+in late, the invoices say of which month, project, model and tier it is, and no more; so do their rows.
 """
 
 from __future__ import annotations
@@ -10,18 +13,23 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
 from sqlalchemy import select
 
+from gateway.billing import balances
 from gateway.bookkeeping import DAY_MS
-from gateway.ledger_tables import LEDGER_ENTRIES, LEDGER_TRANSACTIONS
+from gateway.invoice import COUNTS
+from gateway.issuing import period
 from gateway.spans import month_ms, ms
+from gateway.tables import USAGE
 from gateway.usage_totals import Question
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from gateway.invoice import Invoice, Line, Movement
     from gateway.store import Store
-    from gateway.usage_totals import Grouping, Total
+    from gateway.usage_totals import Grouping
 
 COLUMNS = (
     *("AvailabilityZone", "BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency"),
@@ -29,7 +37,15 @@ COLUMNS = (
     *("ChargeFrequency", "ChargePeriodEnd", "ChargePeriodStart", "CommitmentDiscountCategory"),
     *("CommitmentDiscountId", "CommitmentDiscountName", "CommitmentDiscountStatus", "CommitmentDiscountType"),
     *("ConsumedQuantity", "ConsumedUnit", "ContractedCost", "ContractedUnitPrice", "EffectiveCost"),
-    *("InvoiceIssuerName", "ListCost", "ListUnitPrice", "PricingCategory", "PricingQuantity", "PricingUnit"),
+    *(
+        "InvoiceId",
+        "InvoiceIssuerName",
+        "ListCost",
+        "ListUnitPrice",
+        "PricingCategory",
+        "PricingQuantity",
+        "PricingUnit",
+    ),
     *(
         "ProviderName",
         "PublisherName",
@@ -53,17 +69,17 @@ VALIDATOR_NAMES = {
 VALIDATOR_TYPE = "ChargeType"
 """And one of its rules asks for ChargeCategory by a name that it had in a draft."""
 
-_BY: tuple[Grouping, ...] = ("day", "tenant", "project", "key", "model", "tier")
-_PAGE = 5000
+_BY: tuple[Grouping, ...] = ("day", "project", "key", "model", "tier")
 _BEING = {
     "credit": ("Credit", "Given by the operator"),
     "refund": ("Adjustment", "Refund of the call"),
     "correction": ("Adjustment", "Correction"),
+    "late": ("Adjustment", ""),
 }
 
 
 def rows(store: Store, month: str, issuer: str, tenant: str | None = None) -> Iterator[dict[str, Any]]:
-    """All charges of a month, of one tenant or of all. Raises ValueError where it is none."""
+    """All charges of a billing period, of one tenant or of all. Raises ValueError where it is none."""
     start_ms, end_ms = month_ms(month)
     alike = {
         "BillingCurrency": "USD",
@@ -75,81 +91,132 @@ def rows(store: Store, month: str, issuer: str, tenant: str | None = None) -> It
         "ServiceCategory": "AI and Machine Learning",
         "ServiceName": "Inference",
     }
-    only: dict[Grouping, str | tuple[str, ...]] = {} if tenant is None else {"tenant": tenant}
-    after: tuple[str, ...] | None = None
-    while True:
-        page = store.usage(Question(start_ms, end_ms, _BY, only, "group", after, _PAGE))
-        for total in page:
-            yield dict.fromkeys(COLUMNS, "") | alike | _used(total)
-        if len(page) < _PAGE:
-            break
-        after = page[-1].group
-    for row in _adjusted(store, start_ms, end_ms, tenant):
-        yield dict.fromkeys(COLUMNS, "") | alike | row
+    for each in _tenants(store, start_ms, end_ms) if tenant is None else [tenant]:
+        made, billed_until = period(store, each, month)
+        if made is not None:
+            invoice = {"InvoiceId": made.number or ""}
+            for row in _charges(store, made, billed_until):
+                yield dict.fromkeys(COLUMNS, "") | alike | invoice | row
 
 
-def _used(total: Total) -> dict[str, Any]:
-    day, tenant, project, key, model, tier = total.group
-    sums, start_ms = total.sums, ms(datetime.fromisoformat(day).replace(tzinfo=UTC))
-    tokens = sums.prompt_tokens + sums.completion_tokens
-    tags = {"key": key, "tier": tier} | ({"project": project} if project else {})
+def _tenants(store: Store, start_ms: int, end_ms: int) -> list[str]:
+    """Those that have been charged anything, and those that have used something for nothing."""
+    used = {total.group[0] for total in store.usage(Question(start_ms, end_ms, ("tenant",)))}
+    kinds = (account.partition(":") for account in balances(store))
+    return sorted(used | {name for kind, _, name in kinds if kind == "tenant"})
+
+
+def _charges(store: Store, made: Invoice, billed_until: str) -> Iterator[dict[str, Any]]:
+    for line in _by_day(store, made):
+        yield _used(made.tenant, line)
+    for late in made.late:
+        yield _used(made.tenant, _Used.of(late)) | _class(corrects=late.month <= billed_until)
+    billed_until_ms = month_ms(billed_until)[1] if billed_until else 0
+    corrected = _called_before(store, made.adjustments, billed_until_ms)
+    for each in made.adjustments:
+        yield _adjusted(made.tenant, each) | _class(corrects=each.call_id in corrected)
+
+
+class _Used(Struct, frozen=True):
+    """Usage of a day, or of a month of which no more is known."""
+
+    span_ms: tuple[int, int]
+    project: str
+    key: str
+    model: str
+    tier: str
+    counts: tuple[int, ...]
+    """As gateway.invoice.COUNTS."""
+    amount_nano_usd: int
+
+    @classmethod
+    def of(cls, line: Line) -> _Used:
+        counts = tuple(getattr(line, each) for each in COUNTS)
+        return cls(
+            month_ms(line.month), line.project, "", line.model, line.tier, counts, line.amount_nano_usd
+        )
+
+
+def _by_day(store: Store, made: Invoice) -> Iterator[_Used]:
+    """The usage of the month. Of an invoice it is what has been billed, which may not be all that there is by now."""
+    question = Question(*month_ms(made.month), _BY, {"tenant": made.tenant}, "group")
+    found: dict[tuple[str, ...], list[_Used]] = {}
+    for total in store.usage(question):
+        day, project, key, model, tier = total.group
+        start_ms, sums = ms(datetime.fromisoformat(day).replace(tzinfo=UTC)), total.sums
+        span, counts = (start_ms, start_ms + DAY_MS), tuple(getattr(sums, each) for each in COUNTS)
+        one = _Used(span, project, key, model, tier, counts, sums.charge_nano_usd)
+        found.setdefault((project, model, tier), []).append(one)
+    if made.number is None:
+        for days in found.values():
+            yield from days
+        return
+    for line in made.lines:
+        days, billed = found.get((line.project, line.model, line.tier), []), _Used.of(line)
+        counts = tuple(map(sum, zip(*(each.counts for each in days), strict=True)))
+        amount = sum(each.amount_nano_usd for each in days)
+        yield from days if (counts, amount) == (billed.counts, billed.amount_nano_usd) else [billed]
+
+
+def _used(tenant: str, used: _Used) -> dict[str, Any]:
+    calls, prompt, cached, completion, reasoning = used.counts
+    named = {"key": used.key, "project": used.project, "tier": used.tier}
+    start_ms, end_ms = used.span_ms
     return {
-        **_costs(sums.charge_nano_usd),
-        **_whose(tenant, project),
+        **_costs(used.amount_nano_usd),
+        **_whose(tenant, used.project),
         "ChargeCategory": "Usage",
-        "ChargeDescription": f"{model}, tier {tier}",
+        "ChargeDescription": f"{used.model}, tier {used.tier}",
         "ChargeFrequency": "Usage-Based",
         "ChargePeriodStart": _moment(start_ms),
-        "ChargePeriodEnd": _moment(start_ms + DAY_MS),
-        "ConsumedQuantity": tokens,
+        "ChargePeriodEnd": _moment(end_ms),
+        "ConsumedQuantity": prompt + completion,
         "ConsumedUnit": "Tokens",
         "PricingCategory": "Standard",
-        "PricingQuantity": tokens,
+        "PricingQuantity": prompt + completion,
         "PricingUnit": "Tokens",
-        "ResourceId": model,
-        "ResourceName": model,
+        "ResourceId": used.model,
+        "ResourceName": used.model,
         "ResourceType": "Model",
-        "SkuId": model,
-        "SkuPriceId": f"{model}/{tier}",
-        "Tags": json.dumps(tags, sort_keys=True),
-        "x_Calls": sums.calls,
-        "x_PromptTokens": sums.prompt_tokens,
-        "x_CachedTokens": sums.cached_tokens,
-        "x_CompletionTokens": sums.completion_tokens,
-        "x_ReasoningTokens": sums.reasoning_tokens,
+        "SkuId": used.model,
+        "SkuPriceId": f"{used.model}/{used.tier}",
+        "Tags": json.dumps({name: value for name, value in named.items() if value}, sort_keys=True),
+        "x_Calls": calls,
+        "x_PromptTokens": prompt,
+        "x_CachedTokens": cached,
+        "x_CompletionTokens": completion,
+        "x_ReasoningTokens": reasoning,
     }
 
 
-def _adjusted(store: Store, start_ms: int, end_ms: int, tenant: str | None) -> Iterator[dict[str, Any]]:
-    query = (
-        select(LEDGER_TRANSACTIONS, LEDGER_ENTRIES.c.account, LEDGER_ENTRIES.c.amount_nano_usd)
-        .join(LEDGER_ENTRIES, LEDGER_ENTRIES.c.transaction_id == LEDGER_TRANSACTIONS.c.id)
-        .where(
-            LEDGER_TRANSACTIONS.c.kind != "call",
-            LEDGER_TRANSACTIONS.c.kind.in_(_BEING),
-            LEDGER_TRANSACTIONS.c.time_ms >= start_ms,
-            LEDGER_TRANSACTIONS.c.time_ms < end_ms,
-            LEDGER_ENTRIES.c.account.like("tenant:%" if tenant is None else f"tenant:{tenant}"),
-        )
-        .order_by(LEDGER_TRANSACTIONS.c.time_ms, LEDGER_TRANSACTIONS.c.id)
-    )
+def _adjusted(tenant: str, moved: Movement) -> dict[str, Any]:
+    category, words = _BEING[moved.kind]
+    start_ms = moved.time_ms - moved.time_ms % 1000
+    return {
+        **_costs(moved.amount_nano_usd),
+        **_whose(tenant, ""),
+        "ChargeCategory": category,
+        "ChargeDescription": " ".join(each for each in (words, moved.call_id, moved.note) if each),
+        "ChargeFrequency": "One-Time",
+        "ChargePeriodStart": _moment(start_ms),
+        "ChargePeriodEnd": _moment(start_ms + 1000),
+        "Tags": json.dumps({"transaction": moved.id}),
+    }
+
+
+def _called_before(store: Store, moved: Sequence[Movement], time_ms: int) -> set[str | None]:
+    """The calls of which a charge has been taken back that was on an invoice before."""
+    ids = [each.call_id for each in moved if each.call_id is not None]
+    query = select(USAGE.c.call_id).where(USAGE.c.call_id.in_(ids), USAGE.c.time_ms < time_ms)
+    if not ids or not time_ms:
+        return set()
     with store.reading() as connection:
-        found = connection.execute(query).all()
-    for row in found:
-        whose = row.account.removeprefix("tenant:")
-        if tenant not in {None, whose}:
-            continue  # LIKE takes _ for any character
-        category, words = _BEING[row.kind]
-        yield {
-            **_costs(row.amount_nano_usd),
-            **_whose(whose, ""),
-            "ChargeCategory": category,
-            "ChargeDescription": " ".join(each for each in (words, row.call_id, row.note) if each),
-            "ChargeFrequency": "One-Time",
-            "ChargePeriodStart": _moment(row.time_ms - row.time_ms % 1000),
-            "ChargePeriodEnd": _moment(row.time_ms - row.time_ms % 1000 + 1000),
-            "Tags": json.dumps({"transaction": row.id}),
-        }
+        return set(connection.execute(query).scalars())
+
+
+def _class(*, corrects: bool) -> dict[str, str]:
+    """Whether it corrects a billing period that has been invoiced."""
+    return {"ChargeClass": "Correction" if corrects else ""}
 
 
 def _costs(nano_usd: int) -> dict[str, str]:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from gateway.store import Store
     from gateway.usage_totals import Grouping, Measures
 
-_COUNTS = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+COUNTS = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+"""What a line has beside its amount."""
 _BY: tuple[Grouping, ...] = ("month", "project", "model", "tier")
 
 
@@ -146,7 +147,7 @@ def _combined(line: Line, other: Line | None, sign: int) -> Line:
     """`line` plus `sign` times the other, which is of the same kind."""
     if other is None:
         return line
-    figures = (*_COUNTS, "amount_nano_usd")
+    figures = (*COUNTS, "amount_nano_usd")
     sums = {each: getattr(line, each) + sign * getattr(other, each) for each in figures}
     return structs.replace(line, **sums)
 
@@ -197,5 +198,5 @@ def _summed(store: Store, only: dict[Grouping, str | tuple[str, ...]], until_ms:
 
 def _line(group: tuple[str, ...], sums: Measures, amount_nano_usd: int) -> Line:
     month, project, model, tier = group
-    counts = {each: getattr(sums, each) for each in _COUNTS}
+    counts = {each: getattr(sums, each) for each in COUNTS}
     return Line(month, project, model, tier, **counts, amount_nano_usd=amount_nano_usd)

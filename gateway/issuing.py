@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 from gateway.audit import SYSTEM, Actor, note
 from gateway.billing import BillingError, expect_known
 from gateway.bookkeeping import Books
-from gateway.invoice import Invoice, draft
+from gateway.invoice import Invoice, Movement, draft
 from gateway.ledger_tables import INVOICES
 from gateway.spans import month_ms
 
@@ -81,6 +81,40 @@ def issue(
             connection, actor, "invoice.issue", f"invoice:{made.number}", tenant=tenant, after=Issued.of(made)
         )
         return made, True
+
+
+def period(store: Store, tenant: str, month: str) -> tuple[Invoice | None, str]:
+    """The charges whose billing period is this month, and the last month that was billed before it, or "".
+
+    Each charge has one such month: that of the invoice it is on; and while it is on none, its own month, or the one behind
+    the last invoice where it is of earlier ones. A month that was passed over has none: its charges are on a later invoice.
+    Raises ValueError.
+    """
+    start_ms, end_ms = month_ms(month)
+    with store.reading() as connection:
+        every = _all(connection, tenant)
+    before = [each for each in every if each.month < month]
+    if there := [each for each in every if each.month == month]:
+        return there[0], before[-1].month if before else ""
+    if not before:
+        own = draft(store, tenant, month)
+        follows = bool(every) and month_ms(every[0].month)[0] == end_ms
+        return _less_late(own, every[0], draft(store, tenant, every[0].month)) if follows else own, ""
+    if every[-1].month > month:
+        return None, before[-1].month
+    first_open = month_ms(before[-1].month)[1] == start_ms
+    return draft(store, tenant, month, before if first_open else ()), before[-1].month
+
+
+def _less_late(own: Invoice, first: Invoice, now: Invoice) -> Invoice:
+    """What has come in late of the time before the first invoice is on later ones, without its month: it is taken off here."""
+    late_nano_usd = now.opening_nano_usd - first.opening_nano_usd
+    if not late_nano_usd:
+        return own
+    note = f"entered late, billed after {first.month}"
+    taken = Movement(f"late:{first.month}", "late", month_ms(own.month)[1] - 1, None, note, -late_nano_usd)
+    total = own.total_nano_usd - late_nano_usd
+    return structs.replace(own, adjustments=(*own.adjustments, taken), total_nano_usd=total)
 
 
 def issued(store: Store, tenant: str | None = None, after: str = "", most: int = 1000) -> list[Issued]:

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, Field
 
 from gateway.billing import balance_nano_usd
-from gateway.database import StoreAway
-from gateway.errors import ApiError
 from gateway.output import iso
 from gateway.windows import Window
 
@@ -70,18 +68,13 @@ class OwnLimiter:
         self._policies = policies
 
     async def of(self, key: Key) -> OwnLimits:
-        """Raises ApiError."""
+        """Raises StoreAway."""
         now_s = time.time()
         slices = self._limits.slices_of(key, now_s)
-        try:
-            known = await self._limits.accounts.look(slices)
-            balance = None
-            if key.tenant in self._policies.prepaid:
-                balance = await asyncio.to_thread(balance_nano_usd, self._store, key.tenant)
-        except StoreAway as failure:
-            raise ApiError(
-                "database_away", "The database cannot be asked now.", retry_after_s=5.0
-            ) from failure
+        known = await self._limits.accounts.look(slices)
+        balance = None
+        if key.tenant in self._policies.prepaid:
+            balance = await asyncio.to_thread(balance_nano_usd, self._store, key.tenant)
         now_ns = time.monotonic_ns()
         return OwnLimits(
             limits=[_limit(each, now_ns, known=known) for each in slices if each.kind != "usd"],

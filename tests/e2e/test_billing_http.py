@@ -78,6 +78,16 @@ async def test_money_is_entered_and_read_and_the_audit_log_says_by_whom(gw: Gate
     await run(gw, "credit", "acme", "-1", code=2)
 
 
+async def test_a_tenant_that_only_the_configuration_knows_can_pay_before_its_first_call(gw: Gateway):
+    (paid,) = await rows(gw, "payment", "only-here", "3")
+    assert (paid["new"], paid["account"]) == (True, "tenant:only-here")
+    (mine,) = await rows(gw, "balance", "tenant:only-here")
+    assert mine["amount_nano_usd"] == -3_000_000_000
+    (entry,) = await rows(gw, "audit", "--tenant", "only-here")
+    assert entry["action"] == "ledger.payment"
+    assert "nothing is known of node" in await run(gw, "pay", "only-here", "1", code=1)
+
+
 async def test_a_key_that_may_only_look_reads_bills_and_enters_nothing(gw: Gateway):
     (reader,) = await rows(gw, "admin-keys", "create", "--role", "read")
     await run(gw, "balance", key=reader["key"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest_asyncio
 from openai import AsyncOpenAI
 from pool import HELLO, INSTANT, LIMIT_S, TENANT, Gateway, gateway
+from sqlalchemy import text
 
 from loadtest.worker import SimWorker
 
@@ -145,3 +146,17 @@ async def test_a_text_that_the_database_cannot_hold_is_the_askers_mistake(
         ):
             reply = await gw.http.get(path, headers=headers)
             assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_value"), path
+
+
+async def test_while_the_database_is_away_questions_are_told_so_and_when_to_ask_again(used: Used):
+    with used.gw.store.writing() as connection:
+        for table in ("usage_hours", "usage_days"):
+            connection.execute(text(f"ALTER TABLE {table} RENAME TO {table}_away"))
+    for path, key in (
+        ("/admin/usage", MASTER),
+        ("/v1/usage", used.other_key),
+        ("/v1/organization/costs?start_time=1", used.other_key),
+    ):
+        reply = await used.gw.http.get(path, headers={"authorization": f"Bearer {key}"})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "database_away"), path
+        assert int(reply.headers["retry-after"]) >= 1

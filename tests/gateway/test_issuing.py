@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import DatabaseError
 from typer.testing import CliRunner
 from usage_rows import a_row
 
+from gateway import focus
 from gateway.audit import Actor, entries
 from gateway.billing import BillingError, Order, Unknown, balances, enter
 from gateway.bills import in_words, rendered
 from gateway.cli import app
 from gateway.issuing import invoice, issue, issued
 from gateway.ledger import amount_nano_usd
+from gateway.ledger_tables import LEDGER_ENTRIES, LEDGER_TRANSACTIONS
 from gateway.output import BillFormat
 from gateway.store import Store
 from routing.types import Price, Usage
@@ -211,6 +214,29 @@ acts = st.one_of(
 )
 
 
+def expect_export(store: Store, made: list[Invoice]) -> None:
+    """A period of the export has what its invoice has, or else what is on none; all of them have all charges of the ledger."""
+    by_month = {each.month: each for each in made}
+    exported = 0
+    for month in (*MONTHS, "2026-02"):
+        rows = list(focus.rows(store, month, "us"))
+        total = sum((Decimal(row["BilledCost"]).scaleb(9) for row in rows), Decimal(0))
+        there = by_month.get(month)
+        if there is not None:
+            assert {row["InvoiceId"] for row in rows} == {there.number}
+            assert total == there.total_nano_usd
+        else:
+            assert {row["InvoiceId"] for row in rows} <= {""}
+        exported += int(total)
+    charged = (
+        select(func.sum(LEDGER_ENTRIES.c.amount_nano_usd))
+        .join(LEDGER_TRANSACTIONS, LEDGER_TRANSACTIONS.c.id == LEDGER_ENTRIES.c.transaction_id)
+        .where(LEDGER_ENTRIES.c.account == "tenant:acme", LEDGER_TRANSACTIONS.c.kind != "payment")
+    )
+    with store.reading() as connection:
+        assert exported == connection.execute(charged).scalar_one()
+
+
 @given(done=st.lists(acts, max_size=25))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_in_whatever_order_things_come_in_the_invoices_add_up_to_the_ledger(
@@ -236,12 +262,16 @@ def test_in_whatever_order_things_come_in_the_invoices_add_up_to_the_ledger(
                 enter(store, Order(kind, "acme", amount, str(number)), at(month, 1 + number))
         for each in made:
             assert invoice(store, "acme", each.month) == each
+        if len(done) % 2:
+            expect_export(store, made)
         store.record([call("last", "2026-02", charge=1)])
         last, _ = issue(store, "acme", "2026-02", now_ms=at("2026-03"))
         made.append(last)
         in_ledger = balances(store, "tenant:acme")["tenant:acme"]
         assert last.closing_nano_usd == in_ledger
         assert made[0].opening_nano_usd + billed(*made) + paid(*made) == in_ledger
+        if not len(done) % 2:
+            expect_export(store, made)
 
 
 def test_the_command_line_issues_and_lists(tmp_path: Path, sqlite_url: str):
