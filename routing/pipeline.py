@@ -7,9 +7,9 @@ simulation and when `explain` asks a month later.
 from __future__ import annotations
 
 from functools import partial
-from heapq import nlargest
 from typing import TYPE_CHECKING
 
+from routing.draw import LOOK_AT, Draw, Later
 from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, ask, estimates, figures
 from routing.filters import context, departure, filters_for
 from routing.objective import rank
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
     from routing.objective import Ranking
     from routing.quick import Terms
     from routing.types import Call, Demands
-
-
-LOOK_AT = 64
-"""Endpoints estimated for one call, where more could serve it. In simulation a dozen drawn lost nothing against all."""
-
-BEST_HOLDERS = 4
-"""Of those that hold most of the prompt's prefix, so many are always looked at."""
 
 _Member = tuple[Endpoint, Load]
 
@@ -63,12 +56,39 @@ def plan(
         serving, leaving = _staying(asked, serving, cached_tokens, departures)
         rejected += leaving
     if len(serving) > LOOK_AT:
-        drawn, passed_over = _drawn(serving, roll, cached_tokens)
+        places = Draw(serving).some(roll, cached_tokens)
+        drawn = [serving[place] for place in places]
         ranked, misses = _demanded(call, asked, drawn, roll, cached_tokens)
         if ranked and ranked[0].on_time:
-            return Plan(ranked, (*rejected, *misses), passed_over)
+            return Plan(ranked, (*rejected, *misses), _others(serving, places))
     ranked, misses = _demanded(call, asked, serving, roll, cached_tokens)
     return Plan(ranked, (*rejected, *misses))
+
+
+def plan_drawn(
+    call: Call,
+    snapshot: Sequence[_Member],
+    roll: float,
+    expected_output_tokens: float,
+    cached_tokens: Mapping[str, int],
+    terms: Sequence[Terms],
+    draw: Draw,
+) -> Plan | None:
+    """The same where `draw` knows who of very many could serve a call that demands nothing. None where a look at some of
+    them is not enough.
+    """
+    if call.demands is not NO_DEMANDS or call.needs:
+        return None
+    places = draw.some(roll, cached_tokens)
+    asked = ask(call, expected_output_tokens)
+    found = foremost(call, asked, [terms[place] for place in places], roll, cached_tokens) if places else None
+    if found is None:
+        return None
+    drawn = [snapshot[place] for place in places]
+    ranked = _led_by(*found, call, asked, drawn, roll, cached_tokens).ranked
+    rejected: Later[Rejection] = Later(len(snapshot) - len(draw), partial(_unavailable, snapshot))
+    passed_over: Later[Endpoint] = Later(len(draw) - len(drawn), partial(_others, snapshot, places))
+    return Plan(ranked, rejected, passed_over)
 
 
 def _led_by(
@@ -140,28 +160,24 @@ def _staying(
     return staying, leaving
 
 
-def _drawn(
-    serving: Sequence[_Member], roll: float, cached_tokens: Mapping[str, int]
-) -> tuple[list[_Member], tuple[Endpoint, ...]]:
-    """Those to look at, evenly over the range of prices with both ends always among them, and the endpoints left.
-
-    Endpoints of one price differ by chance; what must not be lost to chance is the one cheap, the one hosted, and those
-    that have the prompt in their cache.
-    """
-    holders = set(nlargest(BEST_HOLDERS, cached_tokens, key=cached_tokens.__getitem__))
-    by_price = sorted(serving, key=_input_price)
-    step = len(by_price) / LOOK_AT
-    last = len(by_price) - 1
-    # `min`, because a roll next to 1 rounds up.
-    places = {0, last, *(min(last, int((place + roll) * step)) for place in range(LOOK_AT))}
-    if holders:
-        places |= {place for place, member in enumerate(by_price) if member[0].name in holders}
-    drawn = [by_price[place] for place in sorted(places)]
-    return drawn, tuple([member[0] for place, member in enumerate(by_price) if place not in places])
+def _unavailable(snapshot: Sequence[_Member]) -> list[Rejection]:
+    return [
+        Rejection(endpoint, "availability", load.unavailable, load.retry_after_s)
+        for endpoint, load in snapshot
+        if load.unavailable is not None
+    ]
 
 
-def _input_price(member: _Member) -> int:
-    return member[0].cost.input_pico_usd
+def _others(members: Sequence[_Member], places: Sequence[int]) -> tuple[Endpoint, ...]:
+    """Those that get calls and have not been looked at."""
+    looked_at = set(places)
+    return tuple(
+        [
+            endpoint
+            for place, (endpoint, load) in enumerate(members)
+            if place not in looked_at and load.unavailable is None
+        ]
+    )
 
 
 def _ranked(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from routing.decision import Decision
+from routing.draw import LOOK_AT, Draw
 from routing.ejection import Ejection
 from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, prefill_work
 from routing.filters import fits
@@ -19,8 +20,9 @@ from routing.foresight import Foresight
 from routing.gossip import News, Standings
 from routing.gpu import kv_tokens_for
 from routing.hedging import Hedging
+from routing.looks import Looks
 from routing.pace import Peers
-from routing.pipeline import NO_DEPARTURES, plan
+from routing.pipeline import NO_DEPARTURES, plan, plan_drawn
 from routing.prefix import MOST_PIECES_HELD, PIECE_TOKENS, PrefixIndex
 from routing.quick import terms_of
 from routing.ramp import Ramp
@@ -34,9 +36,6 @@ if TYPE_CHECKING:
     from routing.ejection import FailureKind
     from routing.quick import Terms
     from routing.types import Call, Endpoint, Plan, Price, Turn
-
-LOAD_HOLDS_S = 0.005
-"""For so long the passing of time alone changes no decision: rates are learned over seconds."""
 
 BUSY_RETRY_S = 1.0
 """When to come back to an endpoint that has as many calls as it may have."""
@@ -257,11 +256,13 @@ class Pool:
         self._terms: dict[str, Terms] = {}
         """Of all in `_seen`, in the same order."""
         self._unavailable: set[str] = set()
+        self._draw: Draw | None = None
+        """Whom to look at of very many; None: too few, or to be made anew."""
         self._least_context = math.inf
         """Tokens of the shortest context that any endpoint has."""
         self._prices: dict[Price, Price] = {}
         """What the endpoints cost: for each price the one object that stands for all that are equal to it."""
-        self._all_seen_until_s = float("-inf")
+        self._looks = Looks()
         self._names: dict[int, str] = {}
         """Of the endpoints, by their place in the index."""
         self._output_tokens = MEAN_OUTPUT_TOKENS
@@ -279,6 +280,7 @@ class Pool:
         self.standings[endpoint.name] = standing
         # It is looked at before it is shown; this keeps the order.
         self._seen[endpoint.name] = (endpoint, Load())
+        self._looks.among(self)
         self._survey()
         self._terms[endpoint.name] = terms_of(endpoint, Load(), self._prices[endpoint.cost])
         self.changed.add(standing)
@@ -295,6 +297,7 @@ class Pool:
         self.leaving.pop(name, None)
         del self._seen[name], self._terms[name]
         self._unavailable.discard(name)
+        self._looks.among(self)
         self._survey()
         self.prefixes.remove(standing.place)
         del self._names[standing.place]
@@ -309,9 +312,7 @@ class Pool:
 
     def snapshot(self, now_s: float) -> tuple[tuple[Endpoint, Load], ...]:
         """All of them with their load now. Where nothing has happened, what was worked out a moment ago still holds."""
-        if now_s >= self._all_seen_until_s:
-            self.changed.update(self.standings.values())
-            self._all_seen_until_s = now_s + LOAD_HOLDS_S
+        self.changed.update(self._looks.due(now_s))
         for standing in self.changed:
             self._look_at(standing, now_s)
         self.changed.clear()
@@ -320,18 +321,19 @@ class Pool:
     def _look_at(self, standing: Standing, now_s: float) -> None:
         endpoint, load = standing.endpoint, standing.load(now_s)
         name = endpoint.name
-        if load.unavailable is None:
-            self._unavailable.discard(name)
-        else:
-            self._unavailable.add(name)
+        if (load.unavailable is None) == (name in self._unavailable):
+            self._unavailable ^= {name}
+            self._draw = None
         before = self._seen[name][0]
         self._seen[name] = (endpoint, load)
         if endpoint is not before:
             self._survey()
         self._terms[name] = terms_of(endpoint, load, self._prices[endpoint.cost])
+        self._looks.saw(standing, load)
 
     def _survey(self) -> None:
         """What is said of the endpoints has changed."""
+        self._draw = None
         endpoints = [endpoint for endpoint, _ in self._seen.values()]
         contexts = (endpoint.context_tokens for endpoint in endpoints)
         self._least_context = min((tokens for tokens in contexts if tokens is not None), default=math.inf)
@@ -367,9 +369,18 @@ class Pool:
         output_tokens = self._output_by_tenant.get(call.tenant, self._output_tokens)
         cached_tokens = self.cached_tokens(call)
         snapshot = self.snapshot(now_s)
-        all_could = not self._unavailable and fits(call, self._least_context)
-        terms = tuple(self._terms.values()) if all_could else ()
         departures = self.departures(now_s) if self.leaving else NO_DEPARTURES
+        terms: tuple[Terms, ...] = ()
+        if len(snapshot) > LOOK_AT:
+            if not departures and fits(call, self._least_context):
+                if self._draw is None:
+                    self._draw = Draw(snapshot)
+                terms = tuple(self._terms.values())
+                drawn = plan_drawn(call, snapshot, roll, output_tokens, cached_tokens, terms, self._draw)
+                if drawn is not None:
+                    return drawn
+        elif not self._unavailable and fits(call, self._least_context):
+            terms = tuple(self._terms.values())
         return plan(call, snapshot, roll, output_tokens, cached_tokens, departures, terms)
 
     def decision(self, call: Call, now_s: float, roll: float) -> Decision:

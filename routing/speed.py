@@ -270,18 +270,18 @@ class Speed:
         if not ticket.watched:
             return max(0.0, 1.0 - self._hidden_left(now_s, rate) / ticket.work)
         done = rate * self._serving_s(ticket, now_s)
-        if not self._parallel:
-            before = list(takewhile(lambda each: each is not ticket, self._pending))
-            if before:
-                done = rate * self._serving_s(before[0], now_s) - sum(each.work for each in before)
+        before = list(takewhile(lambda each: each is not ticket, self._pending))
+        if before and not self._parallel:
+            done = rate * self._serving_s(before[0], now_s) - sum(each.work for each in before)
         return min(1.0, max(0.0, done / ticket.work))
 
+    @property
+    def reading(self) -> bool:
+        """Whether a prompt of ours is, or may be, being read there."""
+        return bool(self._pending) or self._hidden > 0
+
     def load(
-        self,
-        now_s: float,
-        inflight: int,
-        unavailable: str | None = None,
-        retry_after_s: float | None = None,
+        self, now_s: float, inflight: int, unavailable: str | None = None, retry_after_s: float | None = None
     ) -> Load:
         """What is known of the endpoint now, with what the fleet knows of its health. Changes nothing.
 

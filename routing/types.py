@@ -185,8 +185,8 @@ class Plan(Struct, frozen=True, gc=False):
     """A ranking with every estimate and every rejection in it. The ranking is the order of failover."""
 
     ranked: Sequence[Candidate]
-    rejected: tuple[Rejection, ...]
-    passed_over: tuple[Endpoint, ...] = ()
+    rejected: Sequence[Rejection]
+    passed_over: Sequence[Endpoint] = ()
     """Could serve the call, but others were drawn to be looked at; only where there are very many."""
 
     @property

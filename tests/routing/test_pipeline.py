@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_inputs import CALLS, CAPABILITIES, DEFAULT, DEMANDS, LOADS, ROLLS, SNAPSHOTS, endpoints
 
-from routing.pipeline import LOOK_AT, plan
+from routing.draw import LOOK_AT
+from routing.pipeline import plan
 from routing.types import NO_DEMANDS, Call, Demands, Endpoint, Load, Plan, Price, Trust
 
 

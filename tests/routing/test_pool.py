@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from routing.pool import BUSY_RETRY_S, LOAD_HOLDS_S, MOST_TENANTS, Pool
+from routing.looks import LOAD_HOLDS_S
+from routing.pool import BUSY_RETRY_S, MOST_TENANTS, Pool
 from routing.prefix import PIECE_BYTES, PIECE_TOKENS, Ends, pieces_of, turn_of
 from routing.types import Call, Endpoint, Price, Tier
 
