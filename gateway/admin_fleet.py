@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Self
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from gateway.admin_nodes import State, state_of
+from gateway.beside import place_of
 from gateway.node_history import DAY_MS, HOUR_MS, LOOK_BACK_MS, History, history
 from gateway.output import iso
 from gateway.usage_totals import Question
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from backends.member import Member
+    from gateway.beside import Beside, Told
     from gateway.nodes import Nodes
     from gateway.store import Store
     from gateway.usage_totals import Measures
@@ -110,6 +111,7 @@ class EndpointShown(BaseModel):
 
 class FleetShown(BaseModel):
     at: str
+    processes: int = Field(description="Of this gateway; what is said is of all of them.")
     running: int = Field(description="Calls under way at this gateway.")
     endpoints: list[EndpointShown]
 
@@ -124,9 +126,8 @@ class Past(BaseModel):
 class FleetBoard:
     """What many may look at, looked up no more often than it changes."""
 
-    def __init__(self, nodes: Nodes, store: Store, running: Callable[[], int]) -> None:
-        self.running = running
-        """How many calls are under way."""
+    def __init__(self, nodes: Nodes, store: Store, beside: Beside) -> None:
+        self.beside = beside
         self._nodes = nodes
         self._store = store
         self._shown: FleetShown | None = None
@@ -142,13 +143,24 @@ class FleetBoard:
             now_s = time.monotonic()
         if self._shown is None or now_s >= self._until_s:
             self._until_s = now_s + FRESH_S
-            members = self._nodes.everywhere()
-            self._shown = FleetShown(
-                at=iso(time.time_ns() // 1_000_000),
-                running=self.running(),
-                endpoints=[EndpointShown.of(each, now_s, self._nodes, self._past) for each in members],
-            )
+            self._shown = self._look(now_s, await self.beside.stand())
         return self._shown
+
+    def _look(self, now_s: float, others: list[Told]) -> FleetShown:
+        endpoints = []
+        for member in self._nodes.everywhere():
+            shown = EndpointShown.of(member, now_s, self._nodes, self._past)
+            for load in (told.loads.get(place_of(member)) for told in others):
+                if load is not None:
+                    shown.attempts = dict(Counter(shown.attempts) + Counter(load.attempts))
+                    shown.ejections += load.ejections
+            endpoints.append(shown)
+        return FleetShown(
+            at=iso(time.time_ns() // 1_000_000),
+            processes=1 + len(others),
+            running=self.beside.running_here() + sum(told.running for told in others),
+            endpoints=endpoints,
+        )
 
     async def _read_past(self) -> Past:
         now_ms = time.time_ns() // 1_000_000

@@ -21,6 +21,7 @@ from gateway.admin_fleet import FleetBoard
 from gateway.admin_keys import AdminKeyring
 from gateway.admission import Admission
 from gateway.auth import ANYONE, Key, Keyring, Ring, follow, refresh
+from gateway.beside import Beside
 from gateway.cache_salt import CacheSalts
 from gateway.callers import Callers
 from gateway.catalog import Catalog
@@ -217,7 +218,8 @@ async def application(
             telemetry.registry.register(collector)
         await stack.enter_async_context(shared(telemetry, seat))
         desk, limits = _desk(store, catalog, policies, held, rings), OwnLimiter(held.limits, store, policies)
-        board = FleetBoard(nodes, store, lambda: edge.running)
+        beside = Beside(seat, watch, nodes.everywhere, lambda: edge.running)
+        board = FleetBoard(nodes, store, await stack.enter_async_context(beside.telling()))
         about = Administration(administrators, catalog, planner, nodes, desk, limits, board, reload)
         routes = _routes(about, ConsoleParts(about, sessions, sources, watch, callers))
         edge.control = origins.around(control_app(catalog, fleet, telemetry, callers.asking, *routes))

@@ -149,7 +149,9 @@ def write(folder: Path, name: str, counted: Counted) -> None:
 
 def bury(folder: Path, name: str) -> None:
     """A process is gone: what it has counted is added to what others have that are. To be done by the supervisor."""
-    (folder / f"{name}{_SOCKET}").unlink(missing_ok=True)
+    for left in folder.glob(f"{name}.*"):
+        if left.suffix != _SUFFIX:
+            left.unlink(missing_ok=True)
     last = _found(folder / f"{name}{_SUFFIX}") or Counted([name], [])
     gone = _found(folder / _GONE) or Counted([], [])
     families = [_family(each) for each in _added([gone, last]) if each.type != "gauge"]

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from gateway.explain import CandidateShown, RejectionShown
 from gateway.meter import Meter
+from gateway.open_calls import DIED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from routing.types import Endpoint, Plan, Usage
 
 KEPT_CALLS = 300
+"""Beyond that, those go that have ended."""
+MOST_CALLS = 2000
+"""Beyond that, all."""
 FOLLOWED_PER_S = 100.0
 _SHOWN = 12
 """Of the candidates of a plan, and of the rejected, so many."""
@@ -80,6 +84,8 @@ class CallSeen(Struct):
     charge_nano_usd: int = 0
     cost_nano_usd: int = 0
     waste_nano_usd: int = 0
+    elsewhere: str = ""
+    """The process that serves it, where it is another than this."""
     seq: int = 0
     """Grows with each change of any call."""
 
@@ -97,6 +103,8 @@ class Watch:
         self._seq = 0
         self._calls: OrderedDict[str, CallSeen] = OrderedDict()
         """The one that has changed last comes last."""
+        self._answering: dict[str, _WatchedMeter] = {}
+        """By the call's id."""
         self._room = FOLLOWED_PER_S
         self._room_at_s = 0.0
 
@@ -112,6 +120,7 @@ class Watch:
             if not self._lookers:
                 self.on, self.meter, self.unseen = False, Meter, 0
                 self._calls.clear()
+                self._answering.clear()
 
     @property
     def lookers(self) -> int:
@@ -121,6 +130,39 @@ class Watch:
         """Those that have changed since, the latest change last."""
         latest = takewhile(lambda call: call.seq > seq, reversed(self._calls.values()))
         return list(latest)[::-1]
+
+    def own_since(self, seq: int) -> list[CallSeen]:
+        """Of this process alone."""
+        return [call for call in self.since(seq) if not call.elsewhere]
+
+    def take(self, process: str, calls: list[CallSeen]) -> None:
+        """So much has changed in another process."""
+        for call in calls:
+            call.elsewhere = process
+            self._keep(call)
+
+    def lost(self, process: str) -> None:
+        """It is gone, and what it had under way with it: so the ledger will have it, too."""
+        for call in list(self._calls.values()):
+            if call.elsewhere == process and call.state != "ended":
+                call.state, call.outcome = "ended", DIED
+                self.changed(call)
+
+    def forget_others(self) -> None:
+        """Other processes are not listened to any more."""
+        for call in [call for call in self._calls.values() if call.elsewhere]:
+            del self._calls[call.id]
+
+    def written(self) -> dict[str, int]:
+        """Tokens so far of the answers under way that are followed, by the call's id."""
+        return {call_id: meter.written_tokens for call_id, meter in self._answering.items()}
+
+    def answers(self, call_id: str, meter: _WatchedMeter | None) -> None:
+        """It is being answered; or, without a meter, no longer."""
+        if meter is None:
+            self._answering.pop(call_id, None)
+        elif self.on:
+            self._answering[call_id] = meter
 
     @property
     def seq(self) -> int:
@@ -163,11 +205,19 @@ class Watch:
             api=request.api,
             stream=request.stream,
         )
+        self._keep(call)
+        return call
+
+    def _keep(self, call: CallSeen) -> None:
         self._calls[call.id] = call
         self.changed(call)
         if len(self._calls) > KEPT_CALLS:
-            self._calls.popitem(last=False)
-        return call
+            ended = (each.id for each in self._calls.values() if each.state == "ended")
+            oldest = next(ended, None)
+            if oldest is not None:
+                del self._calls[oldest]
+            elif len(self._calls) > MOST_CALLS:
+                self._calls.popitem(last=False)
 
     def changed(self, call: CallSeen) -> None:
         self._seq += 1
@@ -243,12 +293,18 @@ class _WatchedMeter(Meter):
         self._watch.changed(self._call)
 
     @property
+    def written_tokens(self) -> int:
+        """By all who have been at the answer."""
+        return self.kept_tokens + (0 if self._stream is None else self._stream.tokens)
+
+    @property
     def _ms(self) -> float:
         return round((time.monotonic() - self._started_s) * 1000, 1)
 
     def _answers(self, endpoint: Endpoint) -> None:
         call = self._call
         call.state, call.endpoint = "answering", endpoint.name
+        self._watch.answers(call.id, self)
         for each in reversed(call.attempts):
             if each.endpoint == endpoint.name and each.state == "asked":
                 each.state, each.first_ms = "answering", self._ms
@@ -267,6 +323,7 @@ class _WatchedMeter(Meter):
             if each.ended_ms is None:
                 each.state, each.ended_ms = "over" if each.state == "answering" else "left", ms
         call.state = "ended"
+        self._watch.answers(call.id, None)
         for name in _OF_ROW:
             setattr(call, name, getattr(row, name))
         self._watch.changed(call)

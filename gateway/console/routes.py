@@ -18,6 +18,7 @@ from starlette.responses import StreamingResponse
 
 from gateway.admin_models import KeyShown
 from gateway.auth import Key
+from gateway.beside import TICK_S
 from gateway.console.assets import ROOT, SAFE, Asset, Assets
 from gateway.console.session import COOKIE, LASTS_S, Guard, Session, expect_same_origin
 from gateway.errors import ApiError
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 Role = Literal["admin", "read", "tenant"]
 
-TICK_S = 0.25
-"""Between two looks at calls."""
 _TICKS_OF_FLEET = 4
 _ENDPOINTS_PER_TICK = 50
 """Larger fleets are sent less often: the browser is to keep up, and so is the gateway."""
@@ -196,7 +195,9 @@ def _add_events(routes: APIRouter, parts: ConsoleParts) -> None:
         fleet: Annotated[bool, Query()] = False,  # noqa: FBT002 - as a query has it
         calls: Annotated[bool, Query()] = False,  # noqa: FBT002
     ) -> StreamingResponse:
-        """Server-sent events: `fleet`, as /admin/fleet; `calls`, those that have changed; `tick`, once a second."""
+        """Server-sent events: `fleet`, as /admin/fleet; `calls`, those that have changed; `tick`, once a second, with
+        the tokens `written` so far of the answers under way.
+        """
         parts.administrators.admit(request, looks=True)
         if parts.watch.lookers >= MOST_LOOKERS:
             raise ApiError("overloaded", "As many look already as may.", retry_after_s=5.0)
@@ -208,7 +209,7 @@ def _add_events(routes: APIRouter, parts: ConsoleParts) -> None:
 async def _events(request: Request, parts: ConsoleParts, *, fleet: bool, calls: bool) -> AsyncIterator[bytes]:
     """Until the client leaves, its session ends, or the gateway does."""
     watch, board, encode = parts.watch, parts.about.board, msgspec.json.encode
-    with watch.looking():
+    async with board.beside.followed():
         yield b"retry: 2000\n\n"
         seq, tick = 0, 0
         while not request.state.stopping():
@@ -227,8 +228,10 @@ async def _events(request: Request, parts: ConsoleParts, *, fleet: bool, calls: 
                     return
                 about = {
                     "now_ms": time.time_ns() // 1_000_000,
-                    "running": board.running(),
-                    "unseen": watch.unseen,
+                    "processes": board.beside.processes,
+                    "running": board.beside.running,
+                    "unseen": board.beside.unseen,
+                    "written": board.beside.written() if calls else {},
                 }
                 yield b"event: tick\ndata: %b\n\n" % encode(about)
             tick += 1

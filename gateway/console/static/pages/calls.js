@@ -24,7 +24,7 @@ export function Calls() {
       const latest = [...all.values()].sort((a, b) => b.time_ms - a.time_ms || (a.id < b.id ? 1 : -1));
       return new Map(latest.slice(0, KEPT).map((call) => [call.id, call]));
     });
-  // What other processes and replicas have served is seen here, once it is in the database.
+  // What other replicas have served is seen here, once it is in the database.
   const ended = useLoad(async () => {
     const page = await ask(query("/admin/calls", { most: 100, failed: onlyFailed }));
     if (!paused) merge(page.data);
@@ -32,7 +32,11 @@ export function Calls() {
   }, [onlyFailed, paused], 5000);
   const state = useEvents({ calls: true }, {
     calls: (found) => merge(found),
-    tick: setTick,
+    tick: (about) => {
+      setTick(about);
+      const written = about.written || {};
+      setCalls((before) => new Map([...before].map(([id, call]) => [id, id in written ? { ...call, completion_tokens: written[id] } : call])));
+    },
   }, !paused);
   const wanted = search.trim().toLowerCase();
   const rows = [...calls.values()].filter(
@@ -53,7 +57,7 @@ export function Calls() {
   ];
   const running = rows.filter((call) => call.state && call.state !== "ended").length;
   return html`
-    <${Page} title="Calls" about="As they happen at this gateway, and those that others have served a few seconds later. No prompt and no answer is kept."
+    <${Page} title="Calls" about="As they happen at this gateway, in all its processes, and those that others have served a few seconds later. No prompt and no answer is kept."
       actions=${html`<${Live} state=${state} /><button onClick=${() => setPaused(!paused)}><${Icon} name=${paused ? "play" : "pause"} />${paused ? "Go on" : "Pause"}</button>`}>
       <${Loaded} of=${ended} rows=${8}>${() => html`
         <${Totals} calls=${[...calls.values()]} tick=${tick} running=${running} />
