@@ -208,6 +208,24 @@ async def test_a_draft_of_this_months_invoice_is_there_to_read_and_not_to_issue(
     await page.context.close()
 
 
+async def test_bounds_and_what_was_changed_are_said_in_words(gw: Gateway, chromium: Browser):
+    page, said = await log_in(gw, chromium)
+    policy = {"budgets": {"day": "0.25"}, "tokens_per_min": 20_000, "max_price": {"input": "0.5"}}
+    body = {"tenant": "harbour", "name": "bounded", "policy": policy}
+    await gw.http.post("/admin/keys", json=body, headers={"authorization": f"Bearer {MASTER}"})
+    await page.goto("/console/keys")
+    row = page.get_by_role("row").filter(has_text="bounded")
+    for words in ("$0.25 a day", "20,000 tokens/min", "input: at most $0.5 per million"):
+        await expect(row).to_contain_text(words)
+    await page.goto("/console/audit")
+    row = page.get_by_role("row").filter(has_text="bounded")
+    for words in ("budgets day $0.25", "tokens per min 20,000", "max input $0.50 per million"):
+        await expect(row).to_contain_text(words)
+    await expect(page.locator("main")).not_to_contain_text("nano")
+    assert said == []
+    await page.context.close()
+
+
 async def test_a_theme_is_chosen_and_stays(gw: Gateway, chromium: Browser):
     page, _ = await log_in(gw, chromium, color_scheme="light")
     light = await page.evaluate("getComputedStyle(document.body).backgroundColor")

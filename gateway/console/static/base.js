@@ -161,13 +161,15 @@ export function span(ms) {
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const day = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short", day: "numeric" });
-const moment = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const minute = { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+const moment = new Intl.DateTimeFormat(undefined, minute);
+const afar = new Intl.DateTimeFormat(undefined, { year: "numeric", ...minute });
 
 /** A time as it is here, with UTC where one points at it. */
 export function When({ at, as = "moment" }) {
   if (at == null) return html`<span class="soft">–</span>`;
   const time = new Date(at);
   if (Number.isNaN(+time)) return String(at);
-  const shape = { clock, day, moment }[as];
+  const shape = { clock, day, moment: time.getFullYear() === new Date().getFullYear() ? moment : afar }[as];
   return html`<time datetime=${time.toISOString()} title=${time.toISOString().replace("T", " ").replace(".000Z", " UTC").replace("Z", " UTC")}>${shape.format(time)}</time>`;
 }

@@ -1,8 +1,8 @@
 // Bars over time, stacked by whatever is asked for; drawn as SVG, and told as a table to those who do not see it.
-import { html, useState } from "./base.js";
+import { html, useEffect, useRef, useState } from "./base.js";
 
 const HEIGHT = 220;
-const WIDTH = 960;
+const LEAST = 260;
 const LEFT = 68;
 const BOTTOM = 22;
 const SERIES = 7;
@@ -10,16 +10,23 @@ const SERIES = 7;
 /** times: labels by column; series: [{name, values}], the largest first; shown: a number in words. */
 export function Bars({ label, times, series, shown, timeShown }) {
   const [at, setAt] = useState(null);
+  const [width, setWidth] = useState(960);
+  const box = useRef(null);
+  useEffect(() => {
+    const seen = new ResizeObserver(([entry]) => setWidth(Math.max(LEAST, Math.round(entry.contentRect.width))));
+    seen.observe(box.current);
+    return () => seen.disconnect();
+  }, []);
   const top = niceTop(Math.max(...times.map((_, i) => series.reduce((sum, each) => sum + (each.values[i] || 0), 0)), 0));
-  const plot = { width: WIDTH - LEFT - 8, height: HEIGHT - BOTTOM - 10 };
+  const plot = { width: width - LEFT - 8, height: HEIGHT - BOTTOM - 10 };
   const step = plot.width / Math.max(1, times.length);
   const y = (value) => 10 + plot.height * (1 - value / (top || 1));
   const marks = [0, 0.25, 0.5, 0.75, 1].map((share) => share * top);
-  const labelled = Math.max(1, Math.ceil(times.length / 8));
+  const labelled = Math.max(1, Math.ceil((times.length * 110) / plot.width)); // so wide is a label, at the most
   return html`
-    <figure class="chart">
-      <svg viewBox=${`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label=${label} onMouseLeave=${() => setAt(null)}>
-        ${marks.map((value) => html`<g key=${value}><line class="grid" x1=${LEFT} x2=${WIDTH - 8} y1=${y(value)} y2=${y(value)} />
+    <figure class="chart" ref=${box}>
+      <svg viewBox=${`0 0 ${width} ${HEIGHT}`} role="img" aria-label=${label} onMouseLeave=${() => setAt(null)}>
+        ${marks.map((value) => html`<g key=${value}><line class="grid" x1=${LEFT} x2=${width - 8} y1=${y(value)} y2=${y(value)} />
           <text x=${LEFT - 8} y=${y(value) + 4} text-anchor="end">${shown(value)}</text></g>`)}
         ${times.map((time, i) => {
           let sum = 0;

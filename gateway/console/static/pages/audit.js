@@ -1,5 +1,5 @@
 // Who has changed what, and who may.
-import { When, ask, html, query, useLoad, useState } from "../base.js";
+import { When, ask, count, html, query, usd, useLoad, useState } from "../base.js";
 import { Badge, Card, Empty, Field, FormDialog, Loaded, Page, Secret, Table } from "../ui.js";
 import { stateOf } from "./keys.js";
 
@@ -10,7 +10,7 @@ export function Audit() {
   const columns = [
     { key: "time", label: "When", cell: (each) => html`<${When} at=${each.time} />` },
     { key: "actor", label: "Who", cell: (each) => html`${each.actor}<span class="sub">${each.source}</span>` },
-    { key: "action", label: "Did", cell: (each) => html`<b>${each.action}</b>` },
+    { key: "action", label: "Did", cell: (each) => html`<b class="nowrap">${each.action}</b>` },
     { key: "subject", label: "To", cell: (each) => html`<code>${each.subject}</code>` },
     { key: "change", label: "Change", wide: true, cell: (each) => html`<${Change} before=${each.before} after=${each.after} />` },
   ];
@@ -22,11 +22,30 @@ export function Audit() {
     <//>`;
 }
 
+/** Of what is new, what the other columns say already, and what nobody asks for. */
+const KNOWN = new Set(["id", "new", "kind", "account", "prefix", "last4", "time_ms", "created_ms", "issued_ms"]);
+const isSaid = (value) => value != null && value !== "";
+const named = (name) => name.replace(/_(nano_usd|pico_usd|ms)$/, "").replaceAll("_", " ");
+
+/** A value in words, by its name: money in USD to its last digit, times as they are here. */
+function said(name, value) {
+  if (Array.isArray(value)) return value.join(", ");
+  if (value !== null && typeof value === "object") {
+    const inside = (key) => (name === "budgets" ? `${key}_nano_usd` : key);
+    return Object.entries(value).filter(([, each]) => isSaid(each)).map(([key, each], i) => html`${i > 0 && "; "}${named(key)} ${said(inside(key), each)}`);
+  }
+  if (name.endsWith("_nano_usd")) return usd(value, 9);
+  if (name.endsWith("_pico_usd")) return `${usd(value * 1000, 9)} per million`;
+  if (name.endsWith("_ms")) return html`<${When} at=${value} />`;
+  return typeof value === "number" ? count(value) : String(value);
+}
+
 function Change({ before, after }) {
   const names = [...new Set([...Object.keys(before || {}), ...Object.keys(after || {})])];
-  const differ = names.filter((name) => JSON.stringify(before?.[name]) !== JSON.stringify(after?.[name]));
-  const said = (value) => (typeof value === "string" ? value : JSON.stringify(value));
-  return html`<div class="changes">${differ.slice(0, 8).map((name) => html`<div key=${name}><span class="soft">${name}</span> ${before?.[name] != null && html`<del><code>${said(before[name])}</code></del> `}${after?.[name] != null && html`<ins><code>${said(after[name])}</code></ins>`}</div>`)}</div>`;
+  const differ = names.filter((name) => JSON.stringify(before?.[name]) !== JSON.stringify(after?.[name]) && (isSaid(before?.[name]) || isSaid(after?.[name])));
+  const told = before ? differ : differ.filter((name) => !KNOWN.has(name));
+  return html`<dl class="changes">${told.map((name) => html`<div key=${name}><dt>${named(name)}</dt> <dd>${isSaid(before?.[name]) && html`<del>${said(name, before[name])}</del> `}
+    ${isSaid(after?.[name]) && (before ? html`<ins>${said(name, after[name])}</ins>` : said(name, after[name]))}</dd></div>`)}</dl>`;
 }
 
 export function Administrators({ may }) {

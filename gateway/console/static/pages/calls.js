@@ -1,5 +1,5 @@
 // Calls as they happen: the plan of each, its attempts, and what became of it. What was said in them is nowhere.
-import { When, ask, count, html, query, span, usd, useEvents, useLoad, useState } from "../base.js";
+import { When, ask, askAll, count, html, query, span, usd, useEvents, useLoad, useMemo, useState } from "../base.js";
 import { Badge, Card, Empty, Loaded, Page, Stat, Stats, Table, Icon } from "../ui.js";
 import { Live } from "./fleet.js";
 import { Plan } from "./plan.js";
@@ -30,6 +30,8 @@ export function Calls() {
     if (!paused) merge(page.data);
     return page;
   }, [onlyFailed, paused], 5000);
+  const keys = useLoad(() => askAll("/admin/keys"), []);
+  const names = useMemo(() => new Map((keys.value || []).map((key) => [key.id, key.name])), [keys.value]);
   const state = useEvents({ calls: true }, {
     calls: (found) => merge(found),
     tick: (about) => {
@@ -47,7 +49,7 @@ export function Calls() {
   const columns = [
     { key: "time", label: "Began", cell: (call) => html`<${When} at=${call.time_ms} as="clock" />` },
     { key: "state", label: "Outcome", cell: (call) => html`<${Badge} tone=${tone(call)}>${words(call)}<//>` },
-    { key: "who", label: "Tenant", cell: (call) => html`${call.tenant}<span class="sub">${call.key_name || call.key}</span>` },
+    { key: "who", label: "Tenant", cell: (call) => html`${call.tenant}<span class="sub">${call.key_name || names.get(call.key) || call.key}</span>` },
     { key: "model", label: "Model", cell: (call) => html`${call.model}<span class="sub">${[call.tier, call.api === "chat" ? "" : call.api, call.stream ? "stream" : ""].filter(Boolean).join(" · ")}</span>` },
     { key: "endpoint", label: "Endpoint", cell: (call) => html`${call.endpoint || html`<span class="soft">–</span>`}${attemptsOf(call) > 1 && html`<span class="sub">${attemptsOf(call)} attempts</span>`}` },
     { key: "ttft", label: "First token", num: true, cell: (call) => span(call.ttft_ms ?? firstOf(call)) },

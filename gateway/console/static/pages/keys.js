@@ -1,6 +1,7 @@
 // Keys for calls: make one, seen this once; give it a new secret; end it.
 import { When, ask, askAll, html, query, useLoad, useState } from "../base.js";
 import { Badge, Card, Empty, Field, FormDialog, Loaded, Page, Secret, Table } from "../ui.js";
+import { Bounds } from "./limits.js";
 
 export const stateOf = (key) =>
   key.revoked ? ["bad", "revoked"] : key.expires && new Date(key.expires) < new Date() ? ["", "expired"] : ["good", "in force"];
@@ -22,13 +23,13 @@ export function KeyList({ tenant, project, may }) {
     keys.again();
   };
   const columns = [
-    { key: "name", label: "Key", cell: (key) => html`<b>${key.name || "unnamed"}</b><span class="sub mono">${key.prefix}…${key.last4}</span>`, sort: (key) => key.name || "" },
+    { key: "name", label: "Key", cell: (key) => html`<b>${key.name || "unnamed"}</b><span class="sub mono">${key.prefix}…${key.last4}</span><span class="sub mono">${key.id}</span>`, sort: (key) => key.name || "" },
     ...(tenant ? [] : [{ key: "tenant", label: "Tenant", cell: (key) => html`<a href=${`/console/tenants/${encodeURIComponent(key.tenant)}`}>${key.tenant}</a>`, sort: (key) => key.tenant }]),
     { key: "project", label: "Project", cell: (key) => key.project || html`<span class="soft">–</span>`, sort: (key) => key.project || "" },
     { key: "state", label: "State", cell: (key) => html`<${Badge} tone=${stateOf(key)[0]}>${stateOf(key)[1]}<//>`, sort: (key) => stateOf(key)[1] },
+    { key: "bounds", label: "Bounds of its own", wide: true, cell: (key) => html`<${Bounds} policy=${key.policy} />` },
     { key: "created", label: "Made", cell: (key) => html`<${When} at=${key.created} as="day" />`, sort: (key) => key.created },
     { key: "expires", label: "Ends", cell: (key) => (key.revoked ? html`<${When} at=${key.revoked} />` : key.expires ? html`<${When} at=${key.expires} />` : html`<span class="soft">never</span>`), sort: (key) => key.expires },
-    { key: "id", label: "Id", cell: (key) => html`<code>${key.id}</code>` },
     ...(may ? [{ key: "do", label: "", cell: (key) => !key.revoked && html`<div class="rowend">
       <button class="small" onClick=${() => setDoing(["rotate", key])}>Rotate</button><button class="small danger" onClick=${() => setDoing(["revoke", key])}>Revoke</button></div>` }] : []),
   ];

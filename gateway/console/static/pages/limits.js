@@ -1,9 +1,32 @@
-// What is left of limits and budgets.
+// What bounds calls, and what is left of limits and budgets.
 import { When, ask, count, html, query, span, usd, useLoad } from "../base.js";
-import { Card, Empty, Loaded, Meter } from "../ui.js";
+import { Card, Chip, Empty, Loaded, Meter } from "../ui.js";
 
 const WORDS = { requests_per_min: "Requests a minute", tokens_per_min: "Tokens a minute", concurrency: "Calls at once" };
 const whose = (subject) => subject.replace(/^tenant:.*/, "tenant").replace(/^project:[^/]*\/(.*)/, "project $1").replace(/^key:(.*)/, "key $1");
+
+/** What a policy says, of a tenant, a project or a key. */
+const bounds = (policy) =>
+  !policy
+    ? []
+    : [
+        policy.requests_per_min && `${count(policy.requests_per_min)} requests/min`,
+        policy.tokens_per_min && `${count(policy.tokens_per_min)} tokens/min`,
+        policy.concurrency && `${count(policy.concurrency)} at once`,
+        ...Object.entries(policy.budgets || {}).map(([period, amount]) => `$${amount} ${period === "total" ? "in all" : `a ${period}`}`),
+        policy.models && `models: ${policy.models.join(", ")}`,
+        policy.tiers && `tiers: ${policy.tiers.join(", ")}`,
+        policy.least_trust && `trust: ${policy.least_trust}`,
+        ...Object.entries(policy.max_price || {}).map(([side, amount]) => `${side}: at most $${amount} per million`),
+        policy.apis && `APIs: ${policy.apis.join(", ")}`,
+        policy.regions && `regions: ${policy.regions.join(", ")}`,
+        policy.networks && `from ${policy.networks.join(", ")}`,
+      ].filter(Boolean);
+
+export const Bounds = ({ policy }) => {
+  const words = bounds(policy);
+  return words.length ? words.map((each) => html`<${Chip} key=${each}>${each}<//> `) : html`<span class="soft">none</span>`;
+};
 
 export const Limits = ({ tenant }) => {
   const limits = useLoad(() => ask(query("/admin/left", { tenant })), [tenant], 5000);

@@ -16,17 +16,21 @@ async function each(items, work, atOnce = 6) {
 
 const MOST = 100;
 
+const ToTenant = ({ name }) => html`<a href=${`/console/tenants/${encodeURIComponent(name)}`}>${name}</a>`;
+
 export function Budgets() {
   const budgets = useLoad(async () => {
     const tenants = await askAll("/admin/tenants");
     const shown = tenants.slice(0, MOST);
     const left = await each(shown, (tenant) => ask(query("/admin/left", { tenant: tenant.name })));
-    return { more: tenants.length - shown.length, rows: shown.map((tenant, i) => ({ name: tenant.name, left: left[i] })).filter((row) => !nothing(row.left)) };
+    const rows = shown.map((tenant, i) => ({ name: tenant.name, left: left[i] }));
+    return { more: tenants.length - shown.length, free: rows.filter((row) => nothing(row.left)), rows: rows.filter((row) => !nothing(row.left)) };
   }, [], 15_000);
   return html`<${Page} title="Budgets" about="What is left of every tenant’s limits and budgets, counted over all gateways that share their state.">
-    <${Loaded} of=${budgets}>${({ rows, more }) => html`
-      ${rows.length ? html`<div class="columns">${rows.map((row) => html`<${Card} key=${row.name} title=${html`<a href=${`/console/tenants/${encodeURIComponent(row.name)}`}>${row.name}</a>`} id=${`budget-${row.name}`}><${Left} left=${row.left} /><//>`)}</div>`
+    <${Loaded} of=${budgets}>${({ rows, free, more }) => html`
+      ${rows.length ? html`<div class="columns">${rows.map((row) => html`<${Card} key=${row.name} title=${html`<${ToTenant} name=${row.name} />`} id=${`budget-${row.name}`}><${Left} left=${row.left} /><//>`)}</div>`
         : html`<${Card}><${Empty} title="No tenant is bounded">Give one a budget or a limit on its page.<//><//>`}
+      ${rows.length > 0 && free.length > 0 && html`<p class="note">Nothing bounds ${free.map((row, i) => html`${i > 0 && ", "}<${ToTenant} name=${row.name} />`)}.</p>`}
       ${more > 0 && html`<p class="note">and ${more} tenants more, each on its own page</p>`}`}<//><//>`;
 }
 

@@ -1,31 +1,11 @@
 // Tenants: who they are, what bounds them, what they have used of it.
 import { When, ask, askAll, html, useLoad, useState } from "../base.js";
-import { Badge, Card, Chip, Choice, Empty, Field, FormDialog, Loaded, Page, Table } from "../ui.js";
+import { Badge, Card, Choice, Empty, Field, FormDialog, Loaded, Page, Table } from "../ui.js";
 import { KeyList } from "./keys.js";
-import { Limits } from "./limits.js";
+import { Bounds, Limits } from "./limits.js";
 import { UsageOf } from "./usage.js";
 
 const PERIODS = ["day", "week", "month", "total"];
-
-export const bounds = (policy) =>
-  !policy
-    ? []
-    : [
-        policy.requests_per_min && `${policy.requests_per_min} requests/min`,
-        policy.tokens_per_min && `${policy.tokens_per_min} tokens/min`,
-        policy.concurrency && `${policy.concurrency} at once`,
-        ...Object.entries(policy.budgets || {}).map(([period, amount]) => `$${amount} ${period === "total" ? "in all" : `a ${period}`}`),
-        policy.models && `models: ${policy.models.join(", ")}`,
-        policy.tiers && `tiers: ${policy.tiers.join(", ")}`,
-        policy.least_trust && `trust: ${policy.least_trust}`,
-        policy.regions && `regions: ${policy.regions.join(", ")}`,
-        policy.networks && `from ${policy.networks.join(", ")}`,
-      ].filter(Boolean);
-
-export const Bounds = ({ policy }) => {
-  const words = bounds(policy);
-  return words.length ? words.map((each) => html`<${Chip} key=${each}>${each}<//> `) : html`<span class="soft">none</span>`;
-};
 
 const Suspended = ({ of }) => (of.suspended ? html`<${Badge} tone="bad">suspended<//>` : html`<${Badge} tone="good">active<//>`);
 
