@@ -146,8 +146,9 @@ class RedisLink:
 class Exchange(Collector):
     """One gateway's part in it."""
 
-    def __init__(self, gossip: Gossip) -> None:
+    def __init__(self, gossip: Gossip, clock: Callable[[], float] = time.monotonic) -> None:
         self._gossip = gossip
+        self._clock = clock
         self._forgot_s = self._next_s = float("-inf")
         self._others = 0
         self._not_understood = 0
@@ -156,14 +157,15 @@ class Exchange(Collector):
     async def running(self, link: Link) -> AsyncIterator[None]:
         """As long as the block runs."""
         async with (
-            link.receiving(self._take),
-            rounds(lambda _: self.round(link, time.monotonic()), EVERY_S, "gossip"),
+            link.receiving(self.take),
+            rounds(lambda _: self.round(link, self._clock()), EVERY_S, "gossip"),
         ):
             yield
 
-    def _take(self, message: bytes) -> None:
+    def take(self, message: bytes) -> None:
+        """One of the others has said this."""
         try:
-            self._gossip.take(_decode(message), time.monotonic())
+            self._gossip.take(_decode(message), self._clock())
         except msgspec.DecodeError:  # of another version
             self._not_understood += 1
 

@@ -227,6 +227,14 @@ def _content(text: str, *, stream: bool) -> str:
         return f"{error!r} in {text[:200]}"
 
 
+def throughput(
+    place: Site, target: Running, problems: list[str], *, stream: bool
+) -> tuple[float, float | None]:
+    """Requests per second, and processor time of one, of a server whose reply has been looked at."""
+    size = _checked_size(target, problems, stream=stream)
+    return (0.0, None) if problems else _throughput(place, target, problems, stream=stream, size=size)
+
+
 def _throughput(
     place: Site, target: Running, problems: list[str], *, stream: bool, size: int
 ) -> tuple[float, float | None]:

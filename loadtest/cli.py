@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from loadtest import chaos_commands, commands, routing_commands, simulate
+from loadtest import chaos_commands, commands, routing_commands, scale_commands, simulate
 from loadtest.simworker.command import worker
 
 app = typer.Typer(name="loadtest", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -22,6 +22,7 @@ commands.register(app)
 simulate.register(app)
 routing_commands.register(app)
 chaos_commands.register(app)
+scale_commands.register(app)
 app.command()(worker)
 
 

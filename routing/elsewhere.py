@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from routing.gossip import Standings
 
 
-class Elsewhere(Struct, frozen=True):
+class Elsewhere(Struct, frozen=True, gc=False):
     """As `gossip.Standings`, of all of them."""
 
     waiting: int = 0

@@ -39,7 +39,7 @@ OF_ITS_OWN = 0.5
 """A gateway that calls more than this share of the endpoints it speaks of failed has trouble of its own, and is not believed."""
 
 
-class Standings(Struct, array_like=True, frozen=True):
+class Standings(Struct, array_like=True, frozen=True, gc=False):
     """How one gateway stands with one endpoint."""
 
     endpoint: int
@@ -69,7 +69,7 @@ class Standings(Struct, array_like=True, frozen=True):
         return not (self.inflight or self.out_s or self.rate_s > 0.1 or self.sent_per_s > 0.01)
 
 
-class Placed(Struct, array_like=True, frozen=True):
+class Placed(Struct, array_like=True, frozen=True, gc=False):
     """A prompt that was sent to an endpoint."""
 
     endpoint: int
@@ -89,7 +89,7 @@ class Batch(Struct, array_like=True, frozen=True):
     placed: list[Placed]
 
 
-class _Heard(Struct):
+class _Heard(Struct, gc=False):
     said: Standings
     at_s: float
 

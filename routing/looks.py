@@ -22,6 +22,9 @@ LOAD_HOLDS_S = 0.005
 CALM_HOLDS_S = 0.5
 """The same where nothing but what was learned changes by itself."""
 
+AT_ONCE = 64
+"""Where more than so many are not calm, each is looked at less often: it is not to cost more than a twentieth of the time."""
+
 SOON_S = 2.0
 """Who may get calls again so soon is not calm."""
 
@@ -55,7 +58,7 @@ class Looks:
     def due(self, now_s: float) -> Iterable[Standing]:
         """Those to be looked at now. So nobody's load is older than it may be."""
         passed_s = now_s - self._looked_s
-        if passed_s < LOAD_HOLDS_S:
+        if passed_s < LOAD_HOLDS_S * max(1.0, len(self._restless) / AT_ONCE):
             return ()
         self._looked_s = now_s
         self._due = min(self._members, self._due + self._members * passed_s / CALM_HOLDS_S)

@@ -129,8 +129,9 @@ class PrefixIndex:
         self._all |= 1 << place
         self._share = self._most_pieces // len(self._held)
         self.resize(place, kv_tokens)
-        for other in self._held:
-            self._shrink(other, self._share)
+        for other, size in self._size.items():
+            if size > self._share:
+                self._shrink(other, self._share)
 
     def remove(self, place: int) -> None:
         self.forget(place)
