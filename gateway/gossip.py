@@ -38,6 +38,11 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 0.05
 """Between two batches: in simulation a tenth of a second routes as well as one gateway, half a second nearly so."""
+AT_PACE = 16
+"""Others: where more listen, each says what it has to say less often, in larger batches, so that what all have to hear, and Redis
+to pass on, does not grow with the square of how many they are.
+"""
+SLOWEST_S = 0.5
 FORGET_S = 1.0
 ALONE_S = 1.0
 """Between two where nobody listens."""
@@ -143,6 +148,11 @@ class RedisLink:
             await asyncio.sleep(_AGAIN_S)  # that it is away is said where limits are
 
 
+def pause_s(others: int) -> float:
+    """Between two batches, by how many listen."""
+    return min(SLOWEST_S, EVERY_S * max(1.0, others / AT_PACE)) if others else ALONE_S
+
+
 class Exchange(Collector):
     """One gateway's part in it."""
 
@@ -177,7 +187,8 @@ class Exchange(Collector):
         batch = self._gossip.batch(now_s) if now_s >= self._next_s else None
         if batch is not None:
             self._others = await link.send(_encode(batch))
-            self._next_s = now_s if self._others else now_s + ALONE_S
+            # Half a round early, since rounds are not quite even.
+            self._next_s = now_s + pause_s(self._others) - EVERY_S / 2
 
     def collect(self) -> Iterable[Metric]:
         batches = CounterMetricFamily(

@@ -4,15 +4,16 @@ N processes share C calls a second over E endpoints. Of its core each of them sp
 
     C / N calls            x  what a call takes of a gateway with eight endpoints
     C / N plans            x  what a plan over E takes more than one over the fewest measured
-    20 batches a second    x  what it takes to say one, with  s  endpoints
-    20 (N - 1) batches     x  what it takes to hear one, with  s  endpoints and  C / 20 N  prompts
+    B batches a second     x  what it takes to say one, with  s  endpoints
+    B (N - 1) batches      x  what it takes to hear one, with  s  endpoints and  C / B N  prompts
 
-where s is how many endpoints a process speaks of in a batch: those at which one of its calls has begun, had its first token
-or ended since the last one, by chance E (1 - exp(-3 C / 20 N E)), and each of them once a second at least. All processes hear
-of all prompts, however many there are: that is what adding processes does not make less. Shared by all are
+where B is twenty, and fewer among many (`gateway.gossip.pause_s`), and s how many endpoints a process speaks of in a batch:
+those at which one of its calls has begun, had its first token or ended since the last one, by chance
+E (1 - exp(-3 C / B N E)), and each of them once a second at least. All processes hear of all prompts, however many there are:
+that is what adding processes does not make less. Shared by all are
 
     the ledger             C rows a second, one transaction at a time
-    Redis                  2 N exchanges of the accounts that were used since, and 20 N batches passed on to N - 1 others
+    Redis                  2 N exchanges of the accounts that were used since, and B N batches passed on to N - 1 others
 
 A part is full when it is used up to a level; the first to be so is the bottleneck. What the model leaves out: the network,
 load balancers, PostgreSQL's disk when its data outgrow memory, and the endpoints themselves.
@@ -25,10 +26,11 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from gateway.gossip import pause_s
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ROUNDS_PER_S = 20
 EXCHANGES_PER_S = 2
 FULL = 0.7
 """Of a core, or of what a database takes: beyond it calls wait for each other."""
@@ -106,15 +108,15 @@ class Row(Struct, frozen=True):
 
 def use(costs: Costs, calls_per_s: float, endpoints: int, processes: int, tenants: int) -> Use:
     others, each = processes - 1, calls_per_s / processes
-    spoken = endpoints * max(
-        1 - exp(-3 * each / ROUNDS_PER_S / endpoints), min(1.0, each / endpoints) / ROUNDS_PER_S
-    )
-    heard_us = spoken * costs.standing_us + each / ROUNDS_PER_S * costs.prompt_us
-    gossip_us = ROUNDS_PER_S * (spoken * costs.said_us + others * heard_us) if others else 0.0
+    batches_per_s = 1 / pause_s(others)
+    changes, again = 3 * each / endpoints, min(1.0, each / endpoints)
+    spoken = endpoints * max(1 - exp(-changes / batches_per_s), again / batches_per_s)
+    heard_us = spoken * costs.standing_us + each / batches_per_s * costs.prompt_us
+    gossip_us = batches_per_s * (spoken * costs.said_us + others * heard_us) if others else 0.0
     used = tenants * _KINDS * (1 - exp(-each / EXCHANGES_PER_S / tenants))
     redis_us = processes * EXCHANGES_PER_S * (costs.exchange_us + used * costs.account_us)
     if others:
-        redis_us += processes * ROUNDS_PER_S * (costs.batch_us + others * costs.listener_us)
+        redis_us += processes * batches_per_s * (costs.batch_us + others * costs.listener_us)
     fewest = min(costs.plan_us)
     return Use(
         processes=processes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,13 +13,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from backends.fleet import Fleet, FleetSettings
 from backends.worker import Access
-from gateway.gossip import Exchange, LocalLink, RedisLink
+from gateway.gossip import EVERY_S, Exchange, LocalLink, RedisLink
 from loadtest import redis_server
 from routing.gossip import MOST_PIECES, MOST_SAID, Batch, Gossip, Placed, Standings
 from routing.types import Call, Endpoint, Tier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 LIMIT_S = 60
@@ -104,6 +104,35 @@ async def test_what_is_not_understood_is_counted_and_changes_nothing(tmp_path: P
         registry.register(exchange)
         await until(lambda: 'batches_total{what="not_understood"} 4.0' in generate_latest(registry).decode())
     assert fleet.members[0].inflight_elsewhere == 0
+
+
+class Listened:
+    """A link to so many others."""
+
+    def __init__(self, others: int) -> None:
+        self.others = others
+        self.sent = 0
+
+    async def send(self, message: bytes) -> int:
+        del message
+        self.sent += 1
+        return self.others
+
+    @asynccontextmanager
+    async def receiving(self, take: Callable[[bytes], None]) -> AsyncIterator[None]:
+        del take
+        yield
+
+
+@pytest.mark.parametrize(("others", "batches"), [(0, 10), (1, 200), (16, 200), (32, 100), (1000, 20)])
+async def test_where_many_listen_each_says_what_it_has_to_say_less_often(others: int, batches: int):
+    fleet, link = a_fleet(), Listened(others)
+    exchange = Exchange(Gossip("a", lambda: fleet.pools))
+    call = Call("llama", TIER, prompt_tokens=1000)
+    for number in range(200):
+        fleet.members[0].begin(call, number * EVERY_S)
+        await exchange.round(link, number * EVERY_S)
+    assert link.sent == pytest.approx(batches, abs=1)
 
 
 async def test_a_process_that_does_not_read_holds_nobody_up(tmp_path: Path):
