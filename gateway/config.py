@@ -252,7 +252,8 @@ class Config(Section):
     )
     shared_state: SharedStateUrl = Field(
         SecretStr("memory://"),
-        description="Where limits are counted: `memory://`, for each process by itself, or `redis://HOST:PORT/NUMBER` for all.",
+        description="Where limits are counted: `memory://`, for each process by itself, or for all `redis://HOST:PORT/NUMBER`, "
+        "`redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/NUMBER` or `redis+cluster://HOST:PORT,HOST:PORT`.",
     )
     auth: Auth = Auth()
     journal: JournalFolder = JournalFolder()

@@ -31,6 +31,7 @@ from pydantic import Secret as SecretValue
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from gateway.policy import OTHERS, TENANT_NAME
+from gateway.redis_url import RedisUrl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -276,11 +277,9 @@ def _database_url(secret: SecretStr) -> SecretStr:
 
 def _shared_state_url(secret: SecretStr) -> SecretStr:
     url = secret.get_secret_value()
-    if url == "memory://":
-        return secret
-    if re.fullmatch(r"rediss?://[^/\s]+:\d+(/\d+)?", url):
-        return secret
-    raise ValueError("should be memory:// or redis://HOST:PORT/NUMBER")
+    if url != "memory://":
+        RedisUrl.parse(url)
+    return secret
 
 
 Name = Annotated[str, AfterValidator(_sane_name)]

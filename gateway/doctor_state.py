@@ -7,17 +7,15 @@ import secrets
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from backends.checkup import Finding
 from gateway.database import HEAD, StoreError, engine_for, reason, schema_version
+from gateway.redis_client import client_of
+from gateway.redis_url import RedisUrl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,17 +110,10 @@ async def redis_findings(config: Config) -> list[Finding]:
     url = config.shared_state.get_secret_value()
     if url == "memory://":
         return []
-    shown = urlsplit(url).netloc.rpartition("@")[2]
-    redis: Any = Redis.from_url(
-        url,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=_REDIS_S,
-        socket_connect_timeout=_REDIS_S,
-        decode_responses=True,
-        legacy_responses=True,
-    )
+    where = RedisUrl.parse(url)
+    shown, redis = where.shown, client_of(where, timeout_s=_REDIS_S)
     try:
-        return [finding async for finding in _asked_redis(redis, shown)]
+        return [finding async for finding in _asked_redis(redis, where)]
     except AuthenticationError:
         advice = "correct user and password in shared_state"
         return [Finding("shared_state", "error", f"Redis at {shown} does not let us in", advice)]
@@ -134,7 +125,7 @@ async def redis_findings(config: Config) -> list[Finding]:
         await redis.aclose()
 
 
-async def _asked_redis(redis: Any, shown: str) -> Any:
+async def _asked_redis(redis: Any, where: RedisUrl) -> Any:
     await redis.ping()
     before_s = time.time()
     seconds, micros = await redis.time()
@@ -142,7 +133,7 @@ async def _asked_redis(redis: Any, shown: str) -> Any:
     key = f"{{tidegate}}:doctor:{secrets.token_hex(4)}"
     await redis.set(key, "1", ex=1)
     await redis.eval("return redis.call('DEL', KEYS[1])", 1, key)
-    yield Finding("shared_state", "ok", f"Redis at {shown} is there, takes writes and scripts")
+    yield Finding("shared_state", "ok", f"Redis at {where.shown} is there, takes writes and scripts")
     yield _skew("shared_state", skew_s)
     memory = await redis.info("memory")
     policy = memory.get("maxmemory_policy", "noeviction")
@@ -153,3 +144,6 @@ async def _asked_redis(redis: Any, shown: str) -> Any:
             f"when it is full it forgets keys ({policy}), and with them what has been spent",
             "set maxmemory-policy noeviction, or give limits a Redis of their own",
         )
+    if where.kind != "single" and not int((await redis.info("replication")).get("connected_slaves", 0)):
+        advice = "give it a replica, or limits are away for as long as it is"
+        yield Finding("shared_state", "warning", "no replica could take the place of this primary", advice)

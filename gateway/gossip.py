@@ -20,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from backends.rounds import rounds
+from gateway.redis_url import RedisUrl
 from routing.gossip import Batch, Gossip
 
 if TYPE_CHECKING:
@@ -112,18 +113,29 @@ class RedisLink:
 
     def __init__(self, url: str) -> None:
         # Imported here: where there is no Redis, there is none to speak to.
-        from redis.asyncio import Redis  # noqa: PLC0415  as above
-        from redis.exceptions import RedisError  # noqa: PLC0415  as above
+        from redis.exceptions import MovedError, RedisError  # noqa: PLC0415  as above
 
-        self._redis: Any = Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0)
-        self._errors = (RedisError, OSError, TimeoutError)
+        from gateway.redis_client import PREFIX, client_of, hear  # noqa: PLC0415  as above
+
+        where = RedisUrl.parse(url)
+        self._redis: Any = client_of(where, text=False)
+        self._hear = hear
+        self._moved, self._errors = MovedError, (RedisError, OSError, TimeoutError)
         # A channel is a server's, not a database's.
-        self._channel = f"{{tidegate}}:gossip:{url.rpartition('/')[2]}"
+        self._channel = f"{PREFIX}gossip:{where.number}"
+        self._sharded = where.kind == "cluster"
+        """So it concerns the servers of one slot alone, and not all of the cluster."""
 
     async def send(self, message: bytes) -> int:
         try:
-            return int(await self._redis.publish(self._channel, message)) - 1  # we listen as well
-        except self._errors:
+            publish = "SPUBLISH" if self._sharded else "PUBLISH"
+            heard = await self._redis.execute_command(publish, self._channel, message)
+            return max(0, int(heard) - 1)  # we listen as well
+        except self._moved:
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
+            return 0
+        except self._errors as failure:
+            self._understand(failure)
             return 0
 
     @asynccontextmanager
@@ -138,14 +150,16 @@ class RedisLink:
 
     async def _listen(self, take: Callable[[bytes], None]) -> None:
         while True:
-            with contextlib.suppress(*self._errors):
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as news:
-                    await news.subscribe(self._channel)
-                    while True:
-                        message = await news.get_message(timeout=None)
-                        if message is not None:
-                            take(message["data"])
+            try:
+                await self._hear(self._redis, self._channel, take, sharded=self._sharded)
+            except self._errors as failure:
+                self._understand(failure)
             await asyncio.sleep(_AGAIN_S)  # that it is away is said where limits are
+
+    def _understand(self, failure: Exception) -> None:
+        """A cluster of before Redis 7 has channels of all its servers only."""
+        if self._sharded and "unknown command" in str(failure).lower():
+            self._sharded = False
 
 
 def pause_s(others: int) -> float:

@@ -1,7 +1,8 @@
 """Accounts in Redis, for as many processes and machines as share one: the rules of `gateway.limit_store`, in Lua.
 
 All accounts of a call are asked for in one round trip, and by its clock. What is lost with a Redis that restarts without
-its data comes back by itself: everybody says again what he has, and the ledger what has been spent.
+its data, or with a primary whose last writes had not got to the replica that has taken its place, comes back by itself:
+everybody says again what he has, and the ledger what has been spent.
 
 Lua's numbers are doubles: whole up to 2^53, which is nine million USD in nano-USD. Limits, and what has been spent, are
 exact beyond that; what one process has on lease at once is exact up to it.
@@ -12,28 +13,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from gateway.allowance import Ask, Grant
 from gateway.limit_store import DEAD_AFTER_S, FORGOTTEN_AFTER_S, SETTLING_S, LimitStoreAway
+from gateway.redis_client import PREFIX, asked, client_of, hear
+from gateway.redis_url import RedisUrl
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
-_PREFIX = "{tidegate}:"
-"""In a cluster, what stands in braces keeps the keys on one server."""
-_META, _HEARD, _NEWS = _PREFIX + "meta", _PREFIX + "heard", _PREFIX + "news"
-_ASKED, _BUDGETS = _PREFIX + "asked", _PREFIX + "budgets:"
-_TIMEOUT_S = 1.0
+_META, _HEARD, _NEWS = PREFIX + "meta", PREFIX + "heard", PREFIX + "news"
+_ASKED, _BUDGETS = PREFIX + "asked", PREFIX + "budgets:"
 _AGAIN_S = 0.5
+_FINDING_S = 2.0
+"""Who has to find it first, at another address than before, takes longer to say what he has."""
 
 _ARRIVE = """
 -- Another server than the last time, or the same one started anew: it may have lost what it knew.
@@ -198,7 +197,7 @@ _EXCHANGING, _ENDING, _REPAIRING = _Script(_EXCHANGE), _Script(_ENDED), _Script(
 
 
 class RedisStore:
-    """Accounts in one Redis."""
+    """Accounts in one Redis: whichever server it is at the moment."""
 
     shared = True
 
@@ -206,19 +205,14 @@ class RedisStore:
         self,
         url: str,
         *,
-        settling_s: float = SETTLING_S,
+        settling_s: float | None = None,
         dead_after_s: float = DEAD_AFTER_S,
         forgotten_after_s: float = FORGOTTEN_AFTER_S,
     ) -> None:
-        self._redis: Any = Redis.from_url(
-            url,
-            retry=Retry(NoBackoff(), 0),  # whoever asks decides what a store that is away means
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            redis_connect_func=self._arrive,
-            decode_responses=True,
-            legacy_responses=True,
-        )
+        where = RedisUrl.parse(url)
+        self._redis = client_of(where, arrive=self._arrive)
+        if settling_s is None:
+            settling_s = SETTLING_S + (0 if where.kind == "single" else _FINDING_S)
         self._settling_us = int(settling_s * 1e6)
         self._dead_us = int(dead_after_s * 1e6)
         self._forgotten_us = int(forgotten_after_s * 1e6)
@@ -229,7 +223,7 @@ class RedisStore:
         await self._redis.aclose()
 
     async def exchange(self, process: str, since: int, asks: Sequence[Ask]) -> tuple[int, list[Grant]]:
-        keys = [_META, _HEARD, _BUDGETS + process, _ASKED, *(_PREFIX + ask.account for ask in asks)]
+        keys = [_META, _HEARD, _BUDGETS + process, _ASKED, *(PREFIX + ask.account for ask in asks)]
         self._asked += 1
         given: list[str | int] = [process, self._dead_us, self._settling_us, _NEWS, self._kept_s, since]
         given += (self._asked, _BUDGETS)
@@ -240,11 +234,11 @@ class RedisStore:
 
     async def accounts_of(self, process: str) -> list[str]:
         async with _away():
-            found = await self._redis.smembers(_BUDGETS + process)
-        return sorted(name.removeprefix(_PREFIX) for name in found)
+            found = await asked(self._redis, lambda: self._redis.smembers(_BUDGETS + process))
+        return sorted(name.removeprefix(PREFIX) for name in found)
 
     async def ended(self, process: str, spent: Mapping[str, int]) -> None:
-        keys = [_HEARD, _BUDGETS + process, _ASKED, *(_PREFIX + account for account in spent)]
+        keys = [_HEARD, _BUDGETS + process, _ASKED, *(PREFIX + account for account in spent)]
         await self._run(_ENDING, keys, [process, *spent.values()])
 
     async def forgotten(self) -> list[str]:
@@ -257,39 +251,39 @@ class RedisStore:
     async def spent(self) -> dict[str, int]:
         spent = {}
         async with _away():
-            async for key in self._redis.scan_iter(match=_PREFIX + "*/usd/*", count=1000):
+            async for key in self._redis.scan_iter(match=PREFIX + "*/usd/*", count=1000):
                 value = await self._redis.hget(key, "spent")
                 if value is not None:
-                    spent[key.removeprefix(_PREFIX)] = int(value)
+                    spent[key.removeprefix(PREFIX)] = int(value)
         return spent
 
     async def repair(self, accounts: Mapping[str, tuple[int, int]]) -> list[str]:
         given = [figure for pair in accounts.values() for figure in pair]
-        repaired = await self._run(_REPAIRING, [_META, *(_PREFIX + account for account in accounts)], given)
-        return [key.removeprefix(_PREFIX) for key in repaired]
+        repaired = await self._run(_REPAIRING, [_META, *(PREFIX + account for account in accounts)], given)
+        return [key.removeprefix(PREFIX) for key in repaired]
 
     async def listen(self, process: str, told: Callable[[str, str], None]) -> None:
         """For ever: `told(what, account)`, what being `short` where another process is short of it, or `back`."""
+
+        def take(message: str) -> None:
+            what, who, account = message.split(" ", 2)
+            if who != process:
+                told(what, account.removeprefix(PREFIX))
+
         while True:
-            try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as news:
-                    await news.subscribe(_NEWS)
-                    while True:
-                        message = await news.get_message(timeout=None)
-                        if message is not None:
-                            what, who, account = message["data"].split(" ", 2)
-                            if who != process:
-                                told(what, account.removeprefix(_PREFIX))
-            except (RedisError, OSError, TimeoutError):
-                # That it is away is said by whoever asks it.
-                await asyncio.sleep(_AGAIN_S)
+            with suppress(RedisError, OSError, TimeoutError):  # that it is away is said by whoever asks it
+                await hear(self._redis, _NEWS, take)
+            await asyncio.sleep(_AGAIN_S)
 
     async def _run(self, script: _Script, keys: list[str], given: Sequence[str | int]) -> Any:
-        async with _away():
+        async def run() -> Any:
             try:
                 return await self._redis.evalsha(script.sha, len(keys), *keys, *given)
             except NoScriptError:
                 return await self._redis.eval(script.text, len(keys), *keys, *given)
+
+        async with _away():
+            return await asked(self._redis, run)
 
     async def _arrive(self, connection: Any) -> None:
         await connection.on_connect()

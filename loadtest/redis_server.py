@@ -30,8 +30,10 @@ class Server:
     where it has a folder to keep them in.
     """
 
-    def __init__(self, path: str, folder: Path | None = None) -> None:
+    def __init__(self, path: str, folder: Path | None = None, *options: str) -> None:
+        """`options` are more words for its command line."""
         self._path = path
+        self._options = options
         self._keeping = (
             "--appendonly no" if folder is None else f"--appendonly yes --appendfsync always --dir {folder}"
         )
@@ -43,13 +45,16 @@ class Server:
         self.url = f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        words = f"{self._path} --port {self.port} --bind 127.0.0.1 {self._keeping} --loglevel warning --save"
-        self._process = subprocess.Popen([*words.split(), ""], stdout=subprocess.DEVNULL)  # noqa: S603 - Debian's program
+        self._process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL)  # noqa: S603 - Debian's program
         ends_s = time.monotonic() + _START_S
         while not self.answers():
             if self._process.poll() is not None or time.monotonic() > ends_s:
                 raise RuntimeError("redis-server has ended, or does not answer")
             time.sleep(0.02)
+
+    def command(self) -> list[str]:
+        words = f"{self._path} --port {self.port} --bind 127.0.0.1 {self._keeping} --loglevel warning --save"
+        return [*words.split(), "", *self._options]
 
     def start_empty(self) -> None:
         """Without the data that it has kept."""

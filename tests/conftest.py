@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis_fleet
 from hypothesis import HealthCheck, settings
 
 from loadtest import postgresql, redis_server
@@ -66,10 +68,7 @@ def postgresql_url(postgresql_server: postgresql.Server) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def one_redis() -> Iterator[redis_server.Server]:
-    program = redis_server.program()
-    if program is None:
-        pytest.skip("Redis is not installed: there is no redis-server on PATH")
-    with redis_server.running(program) as server:
+    with redis_server.running(_redis()) as server:
         yield server
 
 
@@ -79,6 +78,41 @@ def redis(one_redis: redis_server.Server) -> redis_server.Server:
     with one_redis.client() as client:
         client.flushall()
     return one_redis
+
+
+@pytest.fixture(scope="session")
+def watched_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis_fleet.Watched]:
+    with ExitStack() as stack:
+        yield redis_fleet.Watched(_redis(), tmp_path_factory.mktemp("sentinels"), stack)
+
+
+@pytest.fixture
+def sentinels(watched_redis: redis_fleet.Watched) -> redis_fleet.Watched:
+    """A primary that Sentinels name, and empty. Whoever kills it has one of his own."""
+    with watched_redis.client() as client:
+        client.flushall()
+    return watched_redis
+
+
+@pytest.fixture(scope="session")
+def one_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis_fleet.Cluster]:
+    with ExitStack() as stack:
+        yield redis_fleet.Cluster(_redis(), tmp_path_factory.mktemp("cluster"), stack)
+
+
+@pytest.fixture
+def redis_cluster(one_cluster: redis_fleet.Cluster) -> redis_fleet.Cluster:
+    """The same of a cluster."""
+    with one_cluster.client() as client:
+        client.flushall()
+    return one_cluster
+
+
+def _redis() -> str:
+    program = redis_server.program()
+    if program is None:
+        pytest.skip("Redis is not installed: there is no redis-server on PATH")
+    return program
 
 
 @pytest.fixture

@@ -113,7 +113,9 @@ def test_every_problem_is_reported_at_once_with_its_path(problems: Problems):
     }
     assert found["listen.prot"] == "unknown key; did you mean port?"
     assert "allow_public" in found["auth.mode"]
-    assert found["shared_state"] == "should be memory:// or redis://HOST:PORT/NUMBER"
+    assert found["shared_state"].startswith(
+        "should be memory://, redis://HOST:PORT/NUMBER, redis+sentinel://"
+    )
     assert "leave out the path" in found["models.llama.endpoints[0].worker"]
     assert "another `name`" in found["models.llama.endpoints[5]"]
 
@@ -202,6 +204,8 @@ def test_a_missing_file_a_folder_and_bytes_are_clear_errors(tmp_path: Path):
     [
         MINIMAL + "database: postgresql://user:hunter2@host\n",
         MINIMAL + "shared_state: redis://:hunter2@host:six/0\n",
+        MINIMAL + "shared_state: redis+sentinel://:hunter2@host:1,host:2\n",
+        MINIMAL + "shared_state: redis+cluster://host:1?password=hunter2\n",
         MINIMAL + "auth: {master_key: [hunter2]}\n",
         MINIMAL + "auth: {master_key: {hunter2: 1}}\n",
         MINIMAL + "auth: {master_key: *hunter2}\n",

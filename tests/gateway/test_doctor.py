@@ -138,6 +138,16 @@ def test_redis_is_asked_whether_it_takes_writes(folder: Path, redis: Any):
         assert client.keys("*doctor*") == []
 
 
+def test_redis_behind_sentinels_and_in_a_cluster_is_asked_at_its_primary(
+    folder: Path, sentinels: Any, redis_cluster: Any
+):
+    for fleet in (sentinels, redis_cluster):
+        code, found = doctor(folder, shared_state=fleet.url)
+        assert (code, [level for level, _ in found["shared_state"]]) == (0, ["ok", "ok"])
+        assert "high-water" not in str(found)
+        assert "low-water" not in str(found)
+
+
 def test_a_redis_that_forgets_when_it_is_full_is_worth_a_warning(folder: Path, redis: Any):
     with redis.client() as client:
         client.config_set("maxmemory", "100mb")
