@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DIRECT = "mock directly"
 BARE_PROXY = "nginx"
+OURS = "tidegate"
 RUST_ROUTERS = ("sglang-router", "vllm-router")
 FIGURES = {
     "json_per_s": "JSON replies/s",
@@ -112,6 +113,16 @@ def ratio_lines(medians: dict[str, Reading], name: str) -> list[str]:
     return lines + _added_latency(medians, name)
 
 
+def variant_lines(medians: dict[str, Reading], name: str) -> list[str]:
+    """What it costs this gateway to be started otherwise: a line, of the figures that both have."""
+    parts = [
+        f"{title} {found:.2f} x{_doubt(medians, [name, OURS]) if figure in _SHAKEN else ''}"
+        for figure, title in _COMPARED.items()
+        if (found := ratio(medians, name, [OURS], figure)) is not None
+    ]
+    return [f"{name}, against {OURS}: {', '.join(parts)}"] if parts else []
+
+
 def _doubt(medians: dict[str, Reading], names: Iterable[str]) -> str:
     """A ratio of requests per second is no result where one of its rows is marked."""
     marked = [name for name in names if name in medians and medians[name].problems]
@@ -162,7 +173,9 @@ def notes(comparison: Comparison) -> list[str]:
         f"(!) {name}: {problem}" for name, each in comparison.medians.items() for problem in each.problems
     ]
     lines += [f"left out: {name}: {reason}" for name, reason in comparison.left_out.items()]
-    return lines + ratio_lines(comparison.medians, "tidegate")
+    variants = [name for name in comparison.medians if name.startswith(f"{OURS}-")]
+    beside_ours = [line for name in variants for line in variant_lines(comparison.medians, name)]
+    return lines + ratio_lines(comparison.medians, OURS) + beside_ours
 
 
 def markdown(comparison: Comparison) -> str:

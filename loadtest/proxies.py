@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _STOP_S = 10.0
 MASTER_KEY = "sk-bench-master"
 """Of Tidegate."""
+_TENANT = "bench"
+"""Whose key clients present to it."""
 
 
 class Setting(Struct, frozen=True):
@@ -184,18 +186,15 @@ class LiteLlm:
 
 
 class Tidegate:
-    """This gateway with everything on: keys, limits, plan over all upstreams, metering and journal."""
+    """This gateway: keys, plan over all upstreams, metering, journal, and the books, which nothing switches off."""
 
     name = "tidegate"
 
     def __init__(self, timeouts: dict[str, float] | None = None) -> None:
         self._timeouts = timeouts or {}
 
-    workers = 1
-    """Processes."""
-
-    def telemetry(self, setting: Setting) -> dict[str, Any]:
-        """That section of its configuration."""
+    def sections(self, setting: Setting) -> dict[str, Any]:
+        """What else there is in its configuration."""
         del setting
         return {}
 
@@ -217,14 +216,13 @@ class Tidegate:
                     "journal": {"folder": str(setting.folder / "journal")},
                     "auth": {"mode": "keys", "master_key": MASTER_KEY},
                     "timeouts": self._timeouts,
-                    "server": {"workers": self.workers},
-                    "telemetry": self.telemetry(setting),
                     "models": {setting.model: {"price": price, "endpoints": endpoints}},
+                    **self.sections(setting),
                 }
             )
         )
         gateway = (sys.executable, "-m", "gateway")
-        create = ("keys", "create", "--tenant", "bench", "--config", str(config), "--format", "json")
+        create = ("keys", "create", "--tenant", _TENANT, "--config", str(config), "--format", "json")
         made = subprocess.run((*gateway, *create), check=False, capture_output=True, text=True)  # noqa: S603 - our own program
         if made.returncode != 0:
             raise DidNotStartError(f"keys create failed: {made.stderr.strip()[-500:]}")
@@ -235,7 +233,22 @@ class TidegateOfTwo(Tidegate):
     """The same by two processes, for which it must not be held to one core: `bench --unpinned`."""
 
     name = "tidegate-2"
-    workers = 2
+
+    def sections(self, setting: Setting) -> dict[str, Any]:
+        del setting
+        return {"server": {"workers": 2}}
+
+
+class BoundedTidegate(Tidegate):
+    """The same with every limit there is on its tenant, and budgets of every period: none so narrow that it refuses anything."""
+
+    name = "tidegate-bounded"
+
+    def sections(self, setting: Setting) -> dict[str, Any]:
+        del setting
+        budgets = dict.fromkeys(("day", "week", "month", "total"), 1_000_000)
+        limits = {"requests_per_min": 10**9, "tokens_per_min": 10**12, "concurrency": 10**6}
+        return {"tenants": {_TENANT: {"policy": {**limits, "budgets": budgets}}}}
 
 
 class TracedTidegate(Tidegate):
@@ -250,9 +263,9 @@ class TracedTidegate(Tidegate):
     def missing(self) -> str | None:
         return None if is_installed() else "the extra otel is not installed"
 
-    def telemetry(self, setting: Setting) -> dict[str, Any]:
+    def sections(self, setting: Setting) -> dict[str, Any]:
         collector = f"{setting.upstreams[0]}{TRACES_PATH}"  # the mock, on the load's core
-        return {"otlp": collector, "sample": self._sample, "gen_ai_metrics": True}
+        return {"telemetry": {"otlp": collector, "sample": self._sample, "gen_ai_metrics": True}}
 
 
 class DidNotStartError(Exception):
@@ -275,6 +288,7 @@ def every_proxy(folders: Sequence[Path]) -> list[Proxy]:
     return [
         Tidegate(),
         TidegateOfTwo(),
+        BoundedTidegate(),
         TracedTidegate(),
         Nginx(folders),
         RustRouter("sglang-router", ("launch",), folders),

@@ -13,11 +13,12 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from gateway.config_policy import TenantSection
 from loadtest import bench, procfs, wrk
 from loadtest.cli import app
 from loadtest.comparison import DIRECT, Reading, compare, markdown, middle, notes, ratio
 from loadtest.mock import BURST_CHUNKS, PACED_PROMPT, TRACES_PATH, listening, reply_text
-from loadtest.proxies import DidNotStartError, Launch, Nginx, every_proxy
+from loadtest.proxies import BoundedTidegate, DidNotStartError, Launch, Nginx, Setting, every_proxy
 from loadtest.sample import StreamTally
 from loadtest.soak import Vitals, judge
 
@@ -237,6 +238,30 @@ def test_a_ratio_to_a_row_that_was_disturbed_is_not_passed_off_as_a_result():
     found = notes(compare(rows, {}, "here"))
     assert "tidegate, JSON replies/s: 1.48 x the better Rust router (no result: vllm-router marked)" in found
     assert "tidegate, CPU of a JSON reply: 2.00 x the better Rust router" in found
+
+
+def test_the_same_gateway_started_otherwise_is_set_beside_itself():
+    rows = {
+        "tidegate": [Reading(json_per_s=5000, json_cpu_us=200, stream_cpu_us=300)],
+        "tidegate-bounded": [
+            Reading(json_per_s=4500, json_cpu_us=220, problems=("JSON: others took the core",))
+        ],
+    }
+    found = notes(compare(rows, {}, "here"))
+    assert (
+        "tidegate-bounded, against tidegate: JSON replies/s 0.90 x (no result: tidegate-bounded marked),"
+        " CPU of a JSON reply 1.10 x" in found
+    )
+    del rows["tidegate"]
+    assert not [line for line in notes(compare(rows, {}, "here")) if "against" in line]
+
+
+def test_a_gateway_whose_tenant_is_bounded_in_every_way_has_room_for_a_benchs_calls(tmp_path):
+    tenants = BoundedTidegate().sections(Setting(("http://127.0.0.1:1",), "m", "m", 1, tmp_path))["tenants"]
+    policy = TenantSection.model_validate(tenants["bench"]).policy.policy()
+    assert min(policy.requests_per_min, policy.tokens_per_min) > 10**9 - 1
+    assert policy.concurrency > bench.PACED_STREAMS + bench.CONNECTIONS
+    assert policy.budgets.keys() == {"day", "week", "month", "total"}
 
 
 def test_a_comparison_round_trips_as_json():
