@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from msgspec import structs
+from msgspec import Struct, structs
 from sqlalchemy import select
 from typer.testing import CliRunner
 from usage_rows import a_row, a_share
 
 from gateway import focus
 from gateway.billing import Order, enter
-from gateway.bills import in_words
+from gateway.bills import InvoiceShown, LineShown, MovementShown, StatementShown, in_words
 from gateway.cli import app
-from gateway.invoice import statement
+from gateway.invoice import Invoice, Line, Movement, Statement, statement
 from gateway.issuing import invoice
 from gateway.ledger import amount_nano_usd
 from gateway.ledger_tables import LEDGER_ENTRIES, LEDGER_TRANSACTIONS
@@ -32,6 +32,8 @@ from gateway.usage_totals import Question
 from routing.types import Price, Usage
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from gateway.ledger import UsageRow
 
 MONTH = "2025-11"
@@ -130,6 +132,19 @@ def test_invoice_ledger_sums_and_focus_agree_to_the_nano_usd(store: Store, month
         assert {row["BillingAccountId"] for row in exported} == {tenant}
     refunded = [each.kind for name in ("acme", "zeta") for each in invoice(store, name, MONTH).adjustments]
     assert sorted(refunded) == ["correction", "credit", "refund"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "shown"),
+    [(Line, LineShown), (Movement, MovementShown), (Invoice, InvoiceShown), (Statement, StatementShown)],
+)
+def test_all_that_a_bill_has_is_shown_and_every_amount_in_usd_as_well(
+    kept: type[Struct], shown: type[BaseModel]
+):
+    names = {each.name for each in structs.fields(kept)}
+    in_usd = {name.replace("_nano_usd", "_usd") for name in names if name.endswith("_nano_usd")}
+    expected = {"issued" if name == "issued_ms" else name for name in names | in_usd}
+    assert set(shown.model_fields) == expected
 
 
 def test_what_a_node_has_earned_is_what_its_shares_cost(store: Store, month: list[UsageRow]):
