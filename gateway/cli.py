@@ -23,6 +23,7 @@ from gateway.cli_explain import explain
 from gateway.cli_invoices import export, invoice, invoices, payout
 from gateway.cli_options import DEFAULT_CONFIG, ReportFormatOption, unfolded
 from gateway.cli_reconcile import reconcile
+from gateway.cli_top import top
 from gateway.cli_usage import usage
 from gateway.config_file import ConfigError
 from gateway.output import ReportFormat
@@ -241,6 +242,7 @@ def _price_text(price: PriceTable) -> str:
 
 
 # Help lists them in this order: those that serve come first.
+app.command()(top)
 app.command()(doctor)
 app.command()(explain)
 app.add_typer(cli_tenants.tenants, name="tenants")

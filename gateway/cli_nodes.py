@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli_options import (
-    KEYS_IN_ENVIRONMENT,
+    DEFAULT_URL,
     FormatOption,
+    KeyOption,
     ReportFormatOption,
+    UrlOption,
     asked_over_http,
     below,
     decoded,
@@ -24,14 +26,8 @@ from gateway.output import Format, ReportFormat, show
 
 app = typer.Typer(no_args_is_help=True, help="The workers of a running gateway: look, drain, take out.")
 
-UrlOption = Annotated[str, typer.Option("--url", help="Where the gateway runs.")]
-KeyOption = Annotated[
-    str | None,
-    typer.Option("--key", envvar=KEYS_IN_ENVIRONMENT, help="An admin key, or the master key."),
-]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME")]
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 _COLUMNS = (
     *("name", "model", "source", "state", "inflight", "region", "gpu"),
     *("context_tokens", "lease_left_s", "leaves_in_s", "mean_stay_s", "reason"),

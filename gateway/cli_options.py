@@ -44,6 +44,14 @@ DEFAULT_CONFIG = Path("tidegate.yaml")
 _ASK_LIMIT_S = 30.0
 KEYS_IN_ENVIRONMENT = ["TIDEGATE_ADMIN_KEY", "TIDEGATE_MASTER_KEY"]
 
+# Of commands that only a running gateway can answer.
+DEFAULT_URL = "http://127.0.0.1:8000"
+UrlOption = Annotated[str, typer.Option("--url", help="Where the gateway runs.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--key", envvar=KEYS_IN_ENVIRONMENT, help="An admin key, or the master key."),
+]
+
 
 class Place(NamedTuple):
     """Where to administrate."""
