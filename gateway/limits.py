@@ -47,6 +47,9 @@ _RATE_RECALL_S = 0.25
 """Of a rate: by then some of it has drained anyway."""
 _RECALL_PAUSE_S = 0.05
 _SETTLING_S = 5.0
+_OVERTAKEN_S = 10.0
+"""How long a call asks again for what is there, when others are quicker to take what comes."""
+_OVERTAKEN_PAUSE_S = 0.01
 _PAUSE_S = 0.25
 _NEVER_S = float("inf")
 
@@ -272,7 +275,7 @@ class Limits:
             if pause_s <= 0:
                 raise self._refused(short, taking)
             await self.accounts.news(pause_s)
-            first = first or any(each.settling_ms for each, _ in short)
+            first = first or any(each.settling_ms for each, _ in short) or _is_there(short)
 
     def _refused(self, short: Sequence[tuple[Slice, int]], taking: Sequence[tuple[Slice, int]]) -> ApiError:
         """The refusal that asks for the longest patience."""
@@ -308,12 +311,20 @@ def _worth_waiting_s(short: Sequence[tuple[Slice, int]], waited_s: float, for_bu
         return min(settling_ms / 1000, _SETTLING_S - waited_s)
     if any(_is_spent(each, amount) for each, amount in short):
         return 0.0
+    if waited_s < _OVERTAKEN_S and _is_there(short):
+        return _OVERTAKEN_PAUSE_S
     rates = any(each.kind == "rate" for each, _ in short)
     if any(each.others for each, _ in short) and waited_s < (_RATE_RECALL_S if rates else _RECALL_S):
         return _RECALL_PAUSE_S
     if all(each.kind == "usd" for each, _ in short):
         return min(_PAUSE_S, for_budget_s - waited_s)
     return 0.0
+
+
+def _is_there(short: Sequence[tuple[Slice, int]]) -> bool:
+    """Whether the accounts have it, as far as is known here, and it has not come to us."""
+    now_ns = time.monotonic_ns()
+    return all(each.left(now_ns) >= amount for each, amount in short)
 
 
 def _is_spent(each: Slice, amount: int) -> bool:

@@ -351,3 +351,27 @@ async def two(redis: Server, settings: Settings | None = None) -> AsyncIterator[
         await asyncio.gather(*hearing, return_exceptions=True)
         for store in stores:
             await store.close()
+
+
+@pytest.mark.parametrize(
+    "limits", [{"requests_per_min": 1000}, {"concurrency": 100}, {"budgets": {"total": 10**9}}]
+)
+async def test_a_call_that_others_are_ahead_of_is_not_refused_what_is_there(
+    redis: Server, limits: dict[str, Any]
+):
+    """What it has asked for is taken, before it comes to its turn, by calls that came later and find it there."""
+    bounded, later = key(**limits), []
+
+    class Redis(RedisStore):
+        async def exchange(self, *asked: Any) -> Any:
+            answer = await super().exchange(*asked)
+            if len(later) < 5:
+                later.append(asyncio.create_task(process.hold(bounded)))
+            return answer
+
+    store = Redis(redis.url, settling_s=0)
+    process = Process(store, Ledger(), "1-a", Settings())
+    (await process.hold(bounded)).settle()
+    for each in await asyncio.gather(*later):
+        each.settle()
+    await store.close()
