@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import typer
 
-from loadtest import chaos_commands, commands, routing_commands, scale_commands, simulate
+from loadtest import (
+    chaos_commands,
+    commands,
+    endure_commands,
+    routing_commands,
+    scale_commands,
+    simulate,
+)
 from loadtest.simworker.command import worker
 
 app = typer.Typer(name="loadtest", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -23,6 +30,7 @@ simulate.register(app)
 routing_commands.register(app)
 chaos_commands.register(app)
 scale_commands.register(app)
+endure_commands.register(app)
 app.command()(worker)
 
 

@@ -39,11 +39,35 @@ def programs() -> Path | None:
 
 
 class Server:
-    """A running server. A database of it is a URL."""
+    """A server that can be stopped and started anew, with what it holds. A database of it is a URL."""
 
-    def __init__(self, folder: Path, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, bin_folder: Path, folder: Path, settings: dict[str, str]) -> None:
+        given = [word for setting, value in settings.items() for word in ("-c", f"{setting}={value}")]
+        self._command = [str(bin_folder / "postgres"), "-D", str(folder / "data"), *given]
         self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise LookupError("the server does not run")
+        return self._process.pid
+
+    def start(self) -> None:
+        with (self._folder / "log").open("ab") as log:
+            process = subprocess.Popen(self._command, stderr=log, cwd=self._folder, **_rights())  # noqa: S603 - Debian's program
+        self._process, ends_s = process, time.monotonic() + _START_S
+        while not self.answers():
+            if process.poll() is not None or time.monotonic() > ends_s:
+                raise RuntimeError(f"PostgreSQL did not start: {(self._folder / 'log').read_text()}")
+            time.sleep(0.02)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Whoever is connected is thrown out; SIGQUIT: at once, what is to be repaired is repaired at the next start."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait()
+            self._process = None
 
     def new_database(self, like: str | None = None) -> str:
         """The URL of a new database: an empty one, or a copy of the one at the URL `like`, which nobody may be using."""
@@ -89,21 +113,12 @@ def running(bin_folder: Path, *, durable: bool = False) -> Iterator[Server]:
             raise RuntimeError(f"initdb failed: {made.stderr}")
         settings = {"listen_addresses": "", "unix_socket_directories": str(folder)}
         settings |= {} if durable else _FORGETFUL
-        given = [word for setting, value in settings.items() for word in ("-c", f"{setting}={value}")]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603 - as above
-                [bin_folder / "postgres", "-D", folder / "data", *given], stderr=log, cwd=folder, **rights
-            )
+        server = Server(bin_folder, folder, settings)
         try:
-            server, ends_s = Server(folder, process.pid), time.monotonic() + _START_S
-            while not server.answers():
-                if process.poll() is not None or time.monotonic() > ends_s:
-                    raise RuntimeError(f"PostgreSQL did not start: {(folder / 'log').read_text()}")
-                time.sleep(0.02)
+            server.start()
             yield server
         finally:
-            process.send_signal(signal.SIGQUIT)  # at once: there is nothing to keep
-            process.wait()
+            server.stop(signal.SIGQUIT)  # there is nothing to keep
 
 
 def _rights() -> dict[str, Any]:

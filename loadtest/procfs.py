@@ -25,6 +25,11 @@ def family(pid: int) -> list[int]:
     return members
 
 
+def is_there(pid: int) -> bool:
+    """Whether it runs; one that has ended and has not been waited for does not."""
+    return _stat(pid)[:1] not in ([], ["Z"])
+
+
 def cpu_s(pid: int) -> float:
     """Seconds of processor time of the family so far, with that of children that have ended and were waited for."""
     ticks = sum(

@@ -39,12 +39,24 @@ _WORDS = (
 class Question(Struct, frozen=True):
     prompt: str
     max_tokens: int
+    """0: what is asked for is no answer but an embedding."""
     stream: bool
+    before: tuple[tuple[str, str], ...] = ()
+    """Earlier turns of the same chat: what was asked, and what was answered."""
+
+    @property
+    def path(self) -> str:
+        return "/chat/completions" if self.max_tokens else "/embeddings"
 
     def body(self, model: str) -> bytes:
+        if not self.max_tokens:
+            return json.dumps({"model": model, "input": self.prompt}).encode()
+        messages = [{"role": "user", "content": self.prompt}]
+        for asked, answered in reversed(self.before):
+            messages[:0] = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         fields: dict[str, Any] = {
             "model": model,
-            "messages": [{"role": "user", "content": self.prompt}],
+            "messages": messages,
             "max_tokens": self.max_tokens,
             "ignore_eos": True,
         }
@@ -90,7 +102,9 @@ class Reply(Struct):
         if chunk.get("usage"):
             usage = chunk["usage"]
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-            self.usage = (usage["prompt_tokens"], cached, usage["completion_tokens"])
+            self.usage = (usage["prompt_tokens"], cached, usage.get("completion_tokens") or 0)
+        if "data" in chunk:  # embeddings
+            self.text = json.dumps([each["embedding"] for each in chunk["data"]])
 
 
 class Seen(Struct, frozen=True):
@@ -145,12 +159,55 @@ class Hearing:
             self.reply.read(json.loads(content))
 
 
-async def ask(url: str, key: str, model: str, asked: Question, timeout_s: float) -> Seen:
-    """Send a call. Whatever goes wrong is in the outcome, before anything is compared."""
+class Line:
+    """A connection that is kept from one call to the next."""
+
+    def __init__(self) -> None:
+        self.again = 0
+        """Calls sent anew, since the connection was closed as they were sent, which HTTP allows for, and clients do."""
+        self._kept: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def open(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bool]:
+        """The last says whether it has been used before."""
+        kept, self._kept = self._kept, None
+        if kept is not None and not kept[0].at_eof():
+            return *kept, True
+        if kept is not None:
+            kept[1].close()
+        return *(await asyncio.open_connection(host, port)), False
+
+    def keep(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._kept = reader, writer
+
+    def close(self) -> None:
+        if self._kept is not None:
+            self._kept[1].close()
+
+
+async def ask(
+    url: str,
+    key: str,
+    model: str,
+    asked: Question,
+    timeout_s: float,
+    *,
+    line: Line | None = None,
+    request_id: str = "",
+) -> Seen:
+    """Send a call, on a connection of its own where no `line` is given. Whatever goes wrong is in the outcome, before
+    anything is compared.
+    """
     hearing, begun_s = Hearing(stream=asked.stream), time.monotonic()
+    parts = urlsplit(url)
+    body, named = asked.body(model), f"x-request-id: {request_id}\r\n" if request_id else ""
+    head = (
+        f"POST {parts.path}{asked.path} HTTP/1.1\r\nhost: {parts.netloc}\r\nauthorization: Bearer {key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n{named}"
+        f"{'connection: close' if line is None else 'connection: keep-alive'}\r\n\r\n"
+    )
     try:
         async with asyncio.timeout(timeout_s):
-            await _exchange(url, key, asked.body(model), hearing)
+            await _exchange((parts.hostname or "", parts.port or 80), head.encode() + body, hearing, line)
         outcome = _judged(hearing, asked)
     except TimeoutError:
         outcome = "timeout"
@@ -162,19 +219,27 @@ async def ask(url: str, key: str, model: str, asked: Question, timeout_s: float)
     return Seen(asked, outcome, hearing.reply, begun_s, time.monotonic(), silence_s, hearing.headers)
 
 
-async def _exchange(url: str, key: str, body: bytes, hearing: Hearing) -> None:
-    parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+async def _exchange(address: tuple[str, int], request: bytes, hearing: Hearing, line: Line | None) -> None:
+    reader, writer, used = await (line or Line()).open(*address)
+    kept = heard = False
     try:
-        head = (
-            f"POST {parts.path}/chat/completions HTTP/1.1\r\nhost: {parts.netloc}\r\nauthorization: Bearer {key}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        writer.write(head.encode() + body)
-        while not hearing.complete and (block := await reader.read(65536)):
-            hearing.parser.feed_data(block)
+        try:
+            writer.write(request)
+            while not hearing.complete and (block := await reader.read(65536)):
+                heard = True
+                hearing.parser.feed_data(block)
+        except ConnectionError:
+            if heard or not used:
+                raise
+        if line is not None and hearing.complete and hearing.parser.should_keep_alive():
+            line.keep(reader, writer)
+            kept = True
     finally:
-        writer.close()
+        if not kept:
+            writer.close()
+    if line is not None and used and not heard:
+        line.again += 1
+        await _exchange(address, request, hearing, line)
 
 
 def _judged(hearing: Hearing, asked: Question) -> str:
@@ -187,7 +252,7 @@ def _judged(hearing: Hearing, asked: Question) -> str:
         return f"error event {reply.error}"
     if not hearing.complete or not reply.ended:
         return "cut off"
-    if len(reply.ids) != 1 or len(reply.finish_reasons) != 1 or reply.roles != 1:
+    if asked.max_tokens and (len(reply.ids), len(reply.finish_reasons), reply.roles) != (1, 1, 1):
         return f"{len(reply.ids)} ids, {reply.roles} roles, {len(reply.finish_reasons)} ends"
     if asked.stream and reply.usage is None:
         return "no usage"

@@ -1,12 +1,19 @@
+from __future__ import annotations
+
 import asyncio
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
 from sim_client import asking
 
 from loadtest.process import worker_process
+from loadtest.simworker.account import Worked, accounts_in
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LONG = asking(stream=True, max_tokens=5000, ignore_eos=True)
 
@@ -113,3 +120,26 @@ def test_faults_that_make_no_sense_are_a_usage_error():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "typo" in done.stderr
+
+
+async def test_what_a_worker_has_worked_is_in_its_account_though_it_is_killed(tmp_path: Path):
+    async with worker_process(account=tmp_path) as worker, httpx2.AsyncClient(base_url=worker.url) as client:
+        whole = await client.post(
+            "/v1/chat/completions", json=asking("Why?", max_tokens=5), headers={"x-request-id": "whole"}
+        )
+        async with client.stream(
+            "POST", "/v1/chat/completions", json=LONG, headers={"x-request-id": "left"}
+        ) as reply:
+            await anext(reply.aiter_lines())
+        async with asyncio.timeout(60):
+            while len(list(accounts_in(tmp_path))) < 2:  # noqa: ASYNC110 - another process sets no event
+                await asyncio.sleep(0.01)
+        async with client.stream("POST", "/v1/chat/completions", json=LONG) as reply:
+            await anext(reply.aiter_lines())
+            worker.kill()
+        (port, finished), (_, aborted) = accounts_in(tmp_path)
+    usage = whole.json()["usage"]
+    assert worker.url.endswith(f":{port}")
+    assert finished == Worked("whole", usage["prompt_tokens"], 0, usage["completion_tokens"], "finished")
+    assert (aborted.request_id, aborted.ended) == ("left", "aborted")
+    assert 0 < aborted.completion_tokens < 5000

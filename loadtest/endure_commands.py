@@ -1,0 +1,70 @@
+"""The command line of the endurance run."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from loadtest import endure as running
+from loadtest.endurance import Plan
+from loadtest.endure_report import markdown, notes, table
+
+
+def endure(
+    *,
+    minutes: Annotated[float, typer.Option(help="For how long calls begin, at least.", min=0.5)] = 15.0,
+    clients: Annotated[int, typer.Option(help="Of all tenants.", min=10)] = 40,
+    seed: Annotated[int, typer.Option(help="The same seed, the same calls and kills.")] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all that was found here.")] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="Write the table here, for a README.")
+    ] = None,
+) -> None:
+    """Replicas, Redis, PostgreSQL, workers and clients for a while; all but clients are restarted, stopped and killed.
+
+    Exit 1 where a client noticed, where an account differs from another, or something is left behind.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does, servers and all
+    plan = Plan.of(minutes, clients, seed)
+    watched = Console(stderr=True)
+    columns = (TimeElapsedColumn(), BarColumn(), TextColumn("{task.description}"))
+    with (
+        tempfile.TemporaryDirectory(prefix="tidegate-endure-") as folder,
+        Progress(*columns, console=watched, transient=True, disable=not watched.is_terminal) as progress,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        bar = progress.add_task("servers and workers are started", total=plan.seconds)
+
+        def show(at_s: float, doing: str, calls: int, failures: int) -> None:
+            described = f"{calls} calls, {failures} failures{doing and f': {doing}'}"
+            progress.update(bar, completed=at_s, description=described)
+
+        try:
+            outcome = runner.run(running.run_endurance(plan, Path(folder), show))
+        except running.CannotRun as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(1) from None
+    console = Console()
+    console.print(table(outcome))
+    for line in notes(outcome):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if json_file is not None:
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(outcome)) + b"\n")
+    if markdown_file is not None:
+        markdown_file.write_text(markdown(outcome))
+    if outcome.wrong:
+        raise typer.Exit(1)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this subcommand to `app`."""
+    app.command()(endure)
