@@ -149,9 +149,8 @@ class _Run:
         clients = Clients(f"{url}/v1", asked, expected, timeout_s=plan.timeout_s, seed=plan.seed)
         await self._under_load(clients, keys, hand)
         self._left += await self._left_running()
-        for replica in self._replicas:
-            await replica.stop()
-            self._left += replica.faults
+        await asyncio.gather(*(each.stop() for each in self._replicas))
+        self._left += [fault for each in self._replicas for fault in each.faults]
         self._carried_out["workers killed"] = len(hand.carried_out)
         with Store.open(self._url) as store:
             books = books_of(store)

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHORT = Plan(
-    seconds=8,
+    seconds=4,
     steps=((0.5, "redis emptied"), (1.0, "postgresql"), (1.5, "replicas")),
     clients=16,
-    workers=4,
-    kill_every_s=4,
+    workers=3,
+    kill_every_s=2,
     database_away_s=1,
-    unready_s=3,
+    unready_s=4,
     budget_usd=0.0001,
     chats=8,
     tokens=(5, 25),
