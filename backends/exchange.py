@@ -53,6 +53,10 @@ DRAIN_S = 0.5
 """For the last bytes of a reply, after its content; a worker that takes longer loses the connection, no more."""
 
 
+class _OutOfStep(Exception):
+    """More than was asked for; raised through the parser, which ends with it."""
+
+
 class Exchange(Incoming):
     """One request and its reply on one connection."""
 
@@ -74,9 +78,12 @@ class Exchange(Incoming):
         "_limit_bytes",
         "_loop",
         "_parser",
+        "_raw_headers",
         "_reusable",
         "deadline_s",
         "headers",
+        "on_body",
+        "on_header",
         "status",
     )
 
@@ -98,6 +105,11 @@ class Exchange(Incoming):
         super()._reset()
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
+        # What llhttp finds is put where it belongs without a call of ours for each: it is looked at when all that has come
+        # is parsed.
+        self._raw_headers: dict[bytes, bytes] = {}
+        self.on_header = self._raw_headers.__setitem__
+        self.on_body = self._blocks.append
         self._parser: Any = httptools.HttpResponseParser(self)
         self._begun = False
         self._head_complete = False
@@ -231,7 +243,7 @@ class Exchange(Incoming):
             self._reusable = False  # more than was asked for: out of step
             return
         self._begun = True
-        self._beside_bytes += len(data)
+        held = len(self._blocks)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -240,8 +252,12 @@ class Exchange(Incoming):
             self._reusable = False
             if not self.complete:
                 self._fail(ReplyMalformed(f"not HTTP: {error}"))
-        if self._beside_bytes > MAX_HEAD_BYTES and not self.complete:
-            self._fail(ReplyOversized(f"more than {MAX_HEAD_BYTES} bytes of headers or the like"))
+        if len(self._blocks) > held:
+            self._count(self._blocks, held)
+        else:
+            self._beside_bytes += len(data)
+            if self._beside_bytes > MAX_HEAD_BYTES and not self.complete:
+                self._fail(ReplyOversized(f"more than {MAX_HEAD_BYTES} bytes of headers or the like"))
         if self._sink is not None and self._blocks:
             self._pour(self._sink)
         # Whoever wants the whole reply, or has it poured, is woken once, at its end.
@@ -302,49 +318,41 @@ class Exchange(Incoming):
         if self._connection is not None:
             self._connection.abort()
 
+    def _count(self, blocks: list[bytes | bytearray], held: int) -> None:
+        """There were so many blocks, and more have come."""
+        self._beside_bytes = 0
+        self._size += len(blocks[held]) if len(blocks) == held + 1 else sum(map(len, blocks[held:]))
+        limit = self._limit_bytes
+        if limit is None:
+            if self._size > HIGH_WATER_BYTES and not self._paused and self._connection is not None:
+                self._paused = True
+                self._connection.transport.pause_reading()
+        elif self._size > limit:
+            self._fail(ReplyOversized(f"a reply of more than {limit} bytes"))
+        elif len(blocks) > 1:
+            # One block grows: a worker may send a whole reply two bytes at a time, and each would take fifty.
+            first = blocks[0]
+            grown = first if isinstance(first, bytearray) else bytearray(first)
+            grown += b"".join(blocks[1:])
+            blocks[:] = (grown,)
+
     # llhttp's side
 
     def on_message_begin(self) -> None:
         if self.complete:
-            self._reusable = False  # more than was asked for: out of step
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._head_complete:  # else a trailer
-            self.headers[name.lower()] = value
+            raise _OutOfStep
 
     def on_headers_complete(self) -> None:
-        if self.complete:
-            return
-        status = self._parser.get_status_code()
+        raw, status = self._raw_headers, self._parser.get_status_code()
         if status < 200:
-            self.headers.clear()  # 100 Continue and the like: the reply is still to come
+            raw.clear()  # 100 Continue and the like: the reply is still to come
         else:
             self.status = status
             self._head_complete = True
-
-    def on_body(self, body: bytes) -> None:
-        if self.complete:
-            return
-        if self._limit_bytes is not None and self._blocks:
-            # One block grows: a worker may send a whole reply two bytes at a time, and each would take fifty.
-            last = self._blocks[-1]
-            grown = last if isinstance(last, bytearray) else bytearray(last)
-            grown += body
-            self._blocks[-1] = grown
-        else:
-            self._blocks.append(body)
-        self._beside_bytes = 0
-        self._size += len(body)
-        limit = self._limit_bytes
-        if limit is not None:
-            if self._size > limit:
-                self._fail(ReplyOversized(f"a reply of more than {limit} bytes"))
-        elif self._size > HIGH_WATER_BYTES and not self._paused and self._connection is not None:
-            self._paused = True
-            self._connection.transport.pause_reading()
+            self.headers = {name.lower(): value for name, value in raw.items()}  # trailers stay outside
 
     def on_message_complete(self) -> None:
-        if self._head_complete and not self.complete:
+        if self._head_complete:
             self.complete = True
             # Asked now, for llhttp forgets it with the message.
             self._reusable = self._parser.should_keep_alive()
