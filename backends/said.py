@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from backends.chunk import NOTHING, is_list
+from backends.chunk import ABSENT, NOTHING, is_list
 
 if TYPE_CHECKING:
     from msgspec import Raw
@@ -117,11 +117,10 @@ class Said:
 
     def take_down(self, choice: Choice, chunk: Chunk) -> None:
         """Add to the account what a chunk says."""
-        for prompt in (choice.prompt_token_ids, chunk.prompt_token_ids):
-            if is_list(prompt):
-                self.prompt(bytes(prompt))
+        if choice.prompt_token_ids is not ABSENT or chunk.prompt_token_ids is not ABSENT:
+            self._note_prompt(choice, chunk)
         ids: bytes | None = None
-        if is_list(choice.token_ids):
+        if choice.token_ids is not ABSENT and is_list(choice.token_ids):
             ids = bytes(choice.token_ids).translate(None, b" []")
             if not _ids_only(ids):
                 ids = None
@@ -138,8 +137,13 @@ class Said:
                 self.unclear = True
         if choice.finish_reason:
             self.finish_reason = choice.finish_reason
-        if choice.delta is None and bytes(choice.logprobs).startswith(b"{"):
+        if delta is None and bytes(choice.logprobs).startswith(b"{"):
             self._note_offsets(choice.logprobs)
+
+    def _note_prompt(self, choice: Choice, chunk: Chunk) -> None:
+        for prompt in (choice.prompt_token_ids, chunk.prompt_token_ids):
+            if is_list(prompt):
+                self.prompt(bytes(prompt))
 
     def _note_offsets(self, logprobs: Raw) -> None:
         try:

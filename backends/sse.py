@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from backends.base import AttemptFailed, Refused, ReplyMalformed, ReplyOversized, ServerFault, StreamTruncated
-from backends.chunk import Chunk, decode_chunk, has_ids, tells_only_ids
+from backends.chunk import Chunk, decode_chunk, has_ids, is_plain, tells_only_ids, texts_of
 from backends.refusal import fault
 from backends.usage import GIVEN_UP
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from routing.types import Usage
 
 DONE = b"data: [DONE]\n\n"
-_plain_text = re.compile(rb'[^"\\\r\n]+').fullmatch
 _TEXTS = (b'"content":"', b'"text":"', b'"arguments":"', b'"reasoning":"', b'"reasoning_content":"')
 """Where a chunk of the usual kind carries its token."""
 _CONTENTS = _TEXTS[:2]
@@ -146,7 +145,7 @@ class CompletionStream:
                 found = self._with_ids(block, len(before))
                 if found is not None and found.end() == len(block):
                     return self._without_ids(found)
-            elif block.endswith(self._behind) and _plain_text(
+            elif block.endswith(self._behind) and is_plain(
                 block, len(before), len(block) - len(self._behind)
             ):
                 self._chunks += 1
@@ -206,27 +205,19 @@ class CompletionStream:
         before, behind, with_ids = self._before, self._behind, self._with_ids
         if before is None or self.done or not text.startswith(before, start):
             return start
-        at, length = start, len(before)
+        at = start
         if with_ids is not None:
-            while text.startswith(before, at) and (found := with_ids(text, at + length)) is not None:
+            while text.startswith(before, at) and (found := with_ids(text, at + len(before))) is not None:
                 shown.append(self._without_ids(found))
                 at = found.end()
             return at
-        escape = text.find(b"\\", start)
-        limit = len(text) if escape < 0 else escape
-        texts: list[bytes] = []
-        while text.startswith(before, at):
-            text_end = text.find(b'"', at + length)
-            if text_end == at + length or text_end > limit or not text.startswith(behind, text_end):
-                break
-            texts.append(text[at + length : text_end])
-            at = text_end + len(behind)
-        if text.count(b"\n", start, at) != 2 * len(texts):
-            return start  # some text has a line end, which no JSON has
-        self._chunks += len(texts)
-        if self.said is not None and texts:
-            self.said.shown(b"".join(texts), None)
-        if at > start:
+        texts = texts_of(text, start, before, behind)
+        if texts:
+            said = b"".join(texts)
+            at += len(texts) * (len(before) + len(behind)) + len(said)
+            self._chunks += len(texts)
+            if self.said is not None:
+                self.said.shown(said, None)
             shown.append(text[start:at].replace(self._model, self._shown_model))
         return at
 
@@ -240,13 +231,15 @@ class CompletionStream:
 
     def _event(self, event: bytes) -> bytes:
         """One event as the client is to see it, b"" where it is not to see it."""
-        lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
-        if not lines:
-            # Comments keep a connection alive; other fields have no meaning in this protocol. Before the first chunk
-            # nothing goes to the client, so what came would be kept, however much an endpoint sends.
-            return event + b"\n\n" if self.begun and event.startswith(b":") else b""
-        # JSON may be spread over lines, but only between its tokens, where a space does as well.
-        content = b" ".join(lines)
+        content = event[6:]
+        if b"\n" in event or not event.startswith(b"data: "):
+            lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
+            if not lines:
+                # Comments keep a connection alive; other fields have no meaning in this protocol. Before the first
+                # chunk nothing goes to the client, so what came would be kept, however much an endpoint sends.
+                return event + b"\n\n" if self.begun and event.startswith(b":") else b""
+            # JSON may be spread over lines, but only between its tokens, where a space does as well.
+            content = b" ".join(lines)
         if self.done:
             return b""
         if content == b"[DONE]":
@@ -268,11 +261,12 @@ class CompletionStream:
         if chunk.usage is not None and not chunk.choices and not self._shown.usage:
             return b""
         if self.said is not None:
-            if not self._shown.ids and tells_only_ids(chunk):
+            hides_ids = not self._shown.ids and has_ids(chunk)
+            if hides_ids and tells_only_ids(chunk):
                 return b""
             if not self.said.head:
                 self.said.head = self._head_shown(fields)
-            if not self._shown.ids and has_ids(chunk):
+            if hides_ids:
                 return self._hiding_ids(event, chunk, fields)
         hides_usage = not self._shown.usage and fields.pop("usage", None) is not None
         hides_tier = self._tier_field is not None and "service_tier" in fields
@@ -386,7 +380,7 @@ class CompletionStream:
         for mark in _TEXTS if self.said is None else _CONTENTS:
             start = event.find(mark, behind) + len(mark)
             end = event.find(b'"', start)
-            if start >= len(mark) and _plain_text(event, start, end):
+            if start >= len(mark) and is_plain(event, start, end):
                 return start, end
         return None
 
