@@ -62,9 +62,11 @@ class Sums:
         self._over = self._under = 0.0
         self._at_s = float("-inf")
 
-    def add(self, now_s: float, over: float, under: float) -> None:
+    def add(self, now_s: float, over: float, under: float) -> tuple[float, float]:
+        """What they are with these."""
         faded_over, faded_under = self.sums(now_s)
         self._over, self._under, self._at_s = faded_over + over, faded_under + under, now_s
+        return self._over, self._under
 
     def sums(self, now_s: float) -> tuple[float, float]:
         fade = 2.0 ** ((self._at_s - now_s) / self._half_life_s)
@@ -95,15 +97,13 @@ class Peers:
     def prefilled(self, now_s: float, guessed_s: float, seconds: float) -> None:
         """A prefill that was guessed at `guessed_s` took `seconds`."""
         self.learned += 1
-        self._prefilled.add(now_s, guessed_s, seconds)
-        guessed, took = self._prefilled.sums(now_s)
+        guessed, took = self._prefilled.add(now_s, guessed_s, seconds)
         self.prefill_faster = max(1.0, (PEERS_PRIOR_S + guessed) / (PEERS_PRIOR_S + took))
 
     def decoded(self, now_s: float, guessed_s: float, seconds: float) -> None:
         """A stream that was guessed at `guessed_s` took `seconds`."""
         self.learned += 1
-        self._decoded.add(now_s, guessed_s, seconds)
-        guessed, took = self._decoded.sums(now_s)
+        guessed, took = self._decoded.add(now_s, guessed_s, seconds)
         self.decode_slower = min(1.0, (PEERS_PRIOR_S + took) / (PEERS_PRIOR_S + guessed))
 
 
@@ -171,8 +171,7 @@ class Pace:
 
     def _learn_now(self, now_s: float, seconds: float, guessed_s: float) -> None:
         """The same of what has just been: it may be far from what was until now."""
-        self._recent.add(now_s, seconds, guessed_s)
-        observed_s, expected_s = self._recent.sums(now_s)
+        observed_s, expected_s = self._recent.add(now_s, seconds, guessed_s)
         usual = self._usually_slower(now_s)
         slower = (RECENT_PRIOR_S * usual + observed_s) / (RECENT_PRIOR_S + expected_s)
         if slower > FAR_SLOWER * usual:

@@ -344,7 +344,9 @@ class Pool:
         held = self.prefixes.held(call.pieces, call.turn) if call.pieces else None
         if not held:
             return NOTHING_CACHED
-        most, names = call.prompt_tokens, self._names
+        most, names, counts = call.prompt_tokens, self._names, set(held.values())
+        if len(counts) == 1 and len(held) == len(names):  # as of what all prompts begin with
+            return dict.fromkeys(self._seen, min(counts.pop() * PIECE_TOKENS, most))
         found: dict[str, int] = {}
         for place, count in held.items():
             tokens = count * PIECE_TOKENS

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, overload
 
 from routing.estimate import MOST_BUSY, STALL_SHARE, expected_cost_nano_usd, prefill_work
@@ -25,6 +26,7 @@ Terms = tuple[str, float, float, float, float, "Price", float, float]
 """Of one endpoint: its name; the seconds that count against it whatever the call, those for each token of output, for each
 unit of the call's own prefill, and for each such unit squared; what it costs; and seconds to the first token beside the
 call's own prefill, and of that for each unit of it."""
+_name_of, _price_of = itemgetter(0), itemgetter(5)
 
 
 def terms_of(endpoint: Endpoint, load: Load, price: Price) -> Terms:
@@ -53,6 +55,42 @@ def foremost(
     call: Call, asked: Ask, terms: Sequence[Terms], roll: float, cached_tokens: Mapping[str, int]
 ) -> tuple[int, float] | None:
     """The place of the one of these that comes first, and its score; None where that one would be late, so that all have to be compared."""
+    counts = set(cached_tokens.values()) or {0}
+    if (
+        len(counts) == 1
+        and (not cached_tokens or all(map(cached_tokens.__contains__, map(_name_of, terms))))
+        and len(set(map(id, map(_price_of, terms)))) == 1
+    ):
+        equals, least = _soonest(call, asked, terms, counts.pop())
+    else:
+        equals, least = _least(call, asked, terms, cached_tokens)
+    target_s = call.tier.max_ttft_s + asked.prompt_tokens / PROMPT_TOKENS_PER_S
+    for place in equals:
+        name, *_, first_s, s_per_work = terms[place]
+        if first_s + prefill_work(asked.prompt_tokens, cached_tokens.get(name, 0)) * s_per_work > target_s:
+            return None
+    return equals[int(roll * len(equals))], least
+
+
+def _soonest(call: Call, asked: Ask, terms: Sequence[Terms], cached: int) -> tuple[list[int], float]:
+    """The places of those that come first, and their score, where all cost the same and hold as much of the prompt: as
+    where they are of one kind and the prompt is new, or begins like all others.
+    """
+    output_tokens, price = float(asked.output_tokens), terms[0][5]
+    work = prefill_work(asked.prompt_tokens, cached) if cached else asked.work
+    seconds = [
+        always_s + output_tokens * token_s + work * (work_s + squared_s * work)
+        for _, always_s, token_s, work_s, squared_s, _, _, _ in terms
+    ]
+    least_s = min(seconds)
+    equals = [place for place, each in enumerate(seconds) if each == least_s]
+    return equals, expected_cost_nano_usd(asked, price, cached) + call.tier.waiting_nano_usd_per_s * least_s
+
+
+def _least(
+    call: Call, asked: Ask, terms: Sequence[Terms], cached_tokens: Mapping[str, int]
+) -> tuple[list[int], float]:
+    """The same of any."""
     output_tokens = float(asked.output_tokens)
     value = call.tier.waiting_nano_usd_per_s
     work, cached, cost_nano_usd = asked.work, 0, 0.0
@@ -79,12 +117,7 @@ def foremost(
             least, least_s, equals = score, seconds, [index]
         elif seconds == least_s:
             equals.append(index)
-    target_s = call.tier.max_ttft_s + asked.prompt_tokens / PROMPT_TOKENS_PER_S
-    for place in equals:
-        name, *_, first_s, s_per_work = terms[place]
-        if first_s + prefill_work(asked.prompt_tokens, cached_tokens.get(name, 0)) * s_per_work > target_s:
-            return None
-    return equals[int(roll * len(equals))], least
+    return equals, least
 
 
 class Foremost(Sequence[Candidate]):

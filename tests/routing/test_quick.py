@@ -55,6 +55,23 @@ def test_the_one_found_first_in_one_pass_scores_as_the_first_of_a_whole_ranking(
         assert quick.cached_tokens == slow.cached_tokens
 
 
+@given(CALLS, MEMBERS, ROLLS, PRICES, st.integers(0, 20_000), st.booleans())
+def test_where_all_cost_the_same_it_is_the_first_of_a_whole_ranking_too(
+    call, members, roll, price, tokens, one_holds_nothing
+):
+    call = undemanding(call)
+    members = [(structs.replace(endpoint, cost=price), load) for endpoint, load in members]
+    tokens = min(tokens, call.prompt_tokens)
+    cached = {endpoint.name: tokens for endpoint, _ in members} if tokens else {}
+    if cached and one_holds_nothing:
+        del cached[members[0][0].name]
+        cached["elsewhere"] = tokens
+    slow = plan(call, members, roll, 100.0, cached).ranked[0]
+    quick = plan(call, members, roll, 100.0, cached, terms=terms(members)).ranked[0]
+    assert quick.on_time == slow.on_time
+    assert abs(quick.score_nano_usd - slow.score_nano_usd) <= 1e-9 * abs(slow.score_nano_usd)
+
+
 @given(CALLS, MEMBERS, ROLLS)
 def test_whoever_looks_further_sees_each_endpoint_once_and_the_others_as_ranked(call, members, roll):
     call = undemanding(call)
