@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EVERY_S = 0.05
-"""Between two batches: in simulation a tenth of a second routes as well as one gateway, half a second nearly so."""
+"""Between two batches: in simulation four gateways then have a tenth longer p99 of times to first token than one, sixteen a third;
+with half a second a quarter and a half longer.
+"""
 AT_PACE = 16
 """Others: where more listen, each says what it has to say less often, in larger batches, so that what all have to hear, and Redis
 to pass on, does not grow with the square of how many they are.

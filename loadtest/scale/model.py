@@ -35,6 +35,7 @@ EXCHANGES_PER_S = 2
 FULL = 0.7
 """Of a core, or of what a database takes: beyond it calls wait for each other."""
 MOST_PROCESSES = 4096
+WORTH_IT = 0.9
 MOST_CALLS_PER_S = 1e6
 _KINDS = 3
 """Accounts of a tenant: requests, tokens, money."""
@@ -84,7 +85,7 @@ class Row(Struct, frozen=True):
     calls_per_s: float
     endpoints: int
     use: Use
-    """With as few processes as can serve them; where none can, with those that get furthest."""
+    """With as few processes as can serve them; where none can, with as many as are still worth it."""
 
     @property
     def parts(self) -> dict[str, float]:
@@ -135,7 +136,7 @@ def row(costs: Costs, calls_per_s: float, endpoints: int, tenants: int) -> Row:
     while best.core > FULL and processes < MOST_PROCESSES:
         processes = ceil(processes * 1.02)
         found = use(costs, calls_per_s, endpoints, processes, tenants)
-        if found.core < best.core:
+        if found.core <= FULL or found.core < WORTH_IT * best.core:
             best = found
     return Row(calls_per_s, endpoints, best)
 

@@ -202,7 +202,7 @@ def notes(grown: Grown) -> list[str]:
 def table(sheet: Sheet) -> Table:
     drawn = Table(title=sheet.title, title_justify="left", box=SIMPLE)
     for number, column in enumerate(sheet.columns):
-        drawn.add_column(column, justify="left" if number == 0 else "right")
+        drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for cells in sheet.rows:
         drawn.add_row(*cells)
     return drawn
