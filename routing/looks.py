@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 LOAD_HOLDS_S = 0.005
 """For so long the passing of time alone changes no decision."""
 
-CALM_HOLDS_S = 0.5
+CALM_HOLDS_S = 0.2
 """The same where nothing but what was learned changes by itself."""
 
 AT_ONCE = 64
-"""Where more than so many are not calm, each is looked at less often: it is not to cost more than a twentieth of the time."""
+"""So few are all looked at each time. Where more than so many are not calm, each is looked at less often: it is not to cost more
+than a twentieth of the time.
+"""
 
 SOON_S = 2.0
 """Who may get calls again so soon is not calm."""
@@ -61,6 +63,8 @@ class Looks:
         if passed_s < LOAD_HOLDS_S * max(1.0, len(self._restless) / AT_ONCE):
             return ()
         self._looked_s = now_s
+        if self._members <= AT_ONCE:
+            return islice(self._round, self._members)
         self._due = min(self._members, self._due + self._members * passed_s / CALM_HOLDS_S)
         turns = islice(self._round, int(self._due))
         self._due %= 1.0

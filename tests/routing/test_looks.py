@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.looks import CALM_HOLDS_S, LOAD_HOLDS_S, SOON_S, Looks
+from routing.looks import AT_ONCE, CALM_HOLDS_S, LOAD_HOLDS_S, SOON_S, Looks
 from routing.pool import Pool
 from routing.types import Call, Endpoint, Load, Tier
 
@@ -16,7 +16,7 @@ def standings(count):
     return [pool.add(Endpoint(name=f"node-{n}", model="m", served_model="m")) for n in range(count)]
 
 
-@given(st.integers(1, 40), st.lists(st.floats(0.0, 1.0), min_size=1, max_size=80))
+@given(st.integers(1, 120), st.lists(st.floats(0.0, 1.0), min_size=1, max_size=80))
 def test_nobody_calm_is_left_for_longer_than_its_load_holds(count, pauses):
     members, looks = standings(count), Looks()
     looks.among(members)
@@ -40,7 +40,14 @@ def test_of_many_calm_endpoints_few_are_looked_at_at_a_time():
     while now_s < 1.0:
         now_s += 0.01
         looked += len(list(looks.due(now_s)))
-    assert looked == pytest.approx(2 * 1000, rel=0.05)
+    assert looked == pytest.approx(1000 / CALM_HOLDS_S, rel=0.05)
+
+
+def test_of_few_all_are_looked_at_each_time():
+    members, looks = standings(AT_ONCE), Looks()
+    looks.among(members)
+    for tick in range(5):
+        assert set(looks.due(tick * 2 * LOAD_HOLDS_S)) == set(members)
 
 
 def test_nothing_is_looked_at_twice_within_a_moment():
