@@ -111,6 +111,11 @@ class Segment:
         self._fd = -1  # a late write then fails, rather than go to whatever has that number next
 
 
+def owners_in(folder: Path) -> set[str]:
+    """Processes of which something is left there, living or not. Blocks."""
+    return {path.name.partition(".")[0] for kind in ("*.journal", "*.calls") for path in folder.glob(kind)}
+
+
 def new_owner() -> str:
     """A name that no other process has or will have."""
     return f"{os.getpid()}-{secrets.token_hex(6)}"

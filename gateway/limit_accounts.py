@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.allowance import Slice
 from gateway.database import StoreAway
+from gateway.doubt import AGAIN_MS, Doubt
 from gateway.drift import drift
 from gateway.limit_store import LimitStoreAway
 from gateway.windows import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from gateway.allowance import Ask, Kind
     from gateway.drift import Drift, Ledger
@@ -51,7 +52,9 @@ class _Committed(NamedTuple):
 class Accounts:
     """All that this process has."""
 
-    def __init__(self, store: LimitStore, ledger: Ledger, process: str) -> None:
+    def __init__(
+        self, store: LimitStore, ledger: Ledger, process: str, owners: Callable[[], Collection[str]] = tuple
+    ) -> None:
         self.store = store
         self.process = process
         self.away = False
@@ -69,6 +72,7 @@ class Accounts:
         self._ready = asyncio.Event()
         """Set once what dead processes have left in their journals is in the ledger."""
         self._since = 0
+        self._doubt = Doubt(store, process, owners)
         self._unread: set[Slice] = set()
         """Budgets of which nobody knows what is spent."""
         self._waiting: dict[Slice, list[int]] = defaultdict(list)
@@ -236,6 +240,9 @@ class Accounts:
         self._begun += 1
         try:
             await self._read_ledger()
+            if await self._doubt.settled():
+                self._unread.update(each for each in self.slices.values() if each.kind == "usd")
+                await self._read_ledger()
             asked = list({**self._waiting, **dict.fromkeys(self._urgent)})
             self._urgent.clear()
             for start in range(0, max(1, len(asked)), _ASKED_AT_ONCE):
@@ -261,14 +268,19 @@ class Accounts:
         if not known:
             # It knows nothing, or not what we knew. What is spent is to be read before it is asked again.
             self._since = since
+            self._doubt.begin()
             self._unread.update(each for each in self.slices.values() if each.kind == "usd")
             self._urgent.update(each for each in self.slices.values() if each.lease > 0)
         now_ns = time.monotonic_ns()
         for each, grant in zip(slices, grants, strict=True):
             each.granted(grant, now_ns)
+            if each.kind == "usd" and self._doubt.stands:
+                each.settling_ms = max(each.settling_ms, AGAIN_MS)
         return known
 
     def _ask_of(self, each: Slice, now_ns: int) -> Ask:
+        if each.kind == "usd" and self._doubt.stands:
+            return each.ask(0, now_ns, max(0, each.free))
         # Where there is nobody else, all of it is at hand.
         spare = None if self.store.shared else each.limit
         waiting = self._waiting.get(each)

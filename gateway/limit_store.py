@@ -56,6 +56,10 @@ class LimitStore(Protocol):
         """A process is dead and all that it has spent is in the ledger, which says so much of each of its accounts."""
         ...
 
+    async def heard(self) -> tuple[int, set[str]]:
+        """For how many ms it still gives nothing of budgets, having just begun; and of which processes it knows."""
+        ...
+
     async def forgotten(self) -> list[str]:
         """Processes that have not been heard of for a day."""
         ...
@@ -118,6 +122,10 @@ class MemoryStore:
         for account in self._accounts.values():
             account.leases.pop(process, None)
         self._heard_ns.pop(process, None)
+
+    async def heard(self) -> tuple[int, set[str]]:
+        settling_ns = self._since_ns + self._settling_ns - self._now_ns()
+        return max(0, math.ceil(settling_ns / 1e6)), set(self._heard_ns)
 
     async def forgotten(self) -> list[str]:
         oldest_ns = self._now_ns() - int(FORGOTTEN_AFTER_S * 1e9)
@@ -184,6 +192,9 @@ class NoStore:
     async def accounts_of(self, process: str) -> list[str]:
         del process
         return []
+
+    async def heard(self) -> tuple[int, set[str]]:
+        return 0, set()
 
     async def forgotten(self) -> list[str]:
         return []

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from gateway.drift import drift
 from gateway.errors import ApiError
+from gateway.journal import owners_in
 from gateway.limit_accounts import Accounts
 from gateway.limit_store import MemoryStore, NoStore
 from gateway.limits import Hold, Limits, Served
@@ -83,7 +85,7 @@ async def limiting(
     page = OpenCalls.open(journal.folder, journal.owner)
     async with AsyncExitStack() as stack:
         shared = await _store(config, stack, alone=alone)
-        accounts = Accounts(shared, Spending(store), journal.owner)
+        accounts = Accounts(shared, Spending(store), journal.owner, partial(owners_in, journal.folder))
         keeping = [asyncio.create_task(accounts.run(), name="limits")]
         keeping.append(asyncio.create_task(shared.listen(journal.owner, accounts.told), name="limits' news"))
         try:

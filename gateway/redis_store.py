@@ -169,6 +169,13 @@ end
 """
 
 
+_KNOWN = """
+-- KEYS: meta, heard.
+local time, since = redis.call('TIME'), redis.call('HGET', KEYS[1], 'since')
+local settling_us = since and tonumber(since) + tonumber(ARGV[1]) - (time[1] * 1000000 + time[2]) or tonumber(ARGV[1])
+return {math.max(0, math.ceil(settling_us / 1000)), redis.call('ZRANGE', KEYS[2], 0, -1)}
+"""
+
 _REPAIR = """
 -- KEYS: meta, and an account for each two of ARGV: what it is expected to have, and what it is to have.
 local repaired = {}
@@ -194,6 +201,7 @@ class _Script:
 
 
 _EXCHANGING, _ENDING, _REPAIRING = _Script(_EXCHANGE), _Script(_ENDED), _Script(_REPAIR)
+_KNOWING = _Script(_KNOWN)
 
 
 class RedisStore:
@@ -240,6 +248,10 @@ class RedisStore:
     async def ended(self, process: str, spent: Mapping[str, int]) -> None:
         keys = [_HEARD, _BUDGETS + process, _ASKED, *(PREFIX + account for account in spent)]
         await self._run(_ENDING, keys, [process, *spent.values()])
+
+    async def heard(self) -> tuple[int, set[str]]:
+        settling_ms, names = await self._run(_KNOWING, [_META, _HEARD], [self._settling_us])
+        return int(settling_ms), set(names)
 
     async def forgotten(self) -> list[str]:
         async with _away():

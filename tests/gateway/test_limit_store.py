@@ -109,6 +109,11 @@ async def test_of_a_process_that_has_ended_only_what_is_in_the_ledger_is_left(st
     assert await granted(store, OTHER, budget(need=67, limit=100)) == Grant(67, 33, 0)
 
 
+async def test_a_store_knows_whom_it_has_heard_and_for_how_long_it_gives_nothing(store: LimitStore):
+    await store.exchange(ONE, 0, [])
+    assert await store.heard() == (0, {ONE})
+
+
 async def test_a_process_has_no_accounts_where_it_has_given_all_back(store: LimitStore):
     await granted(store, ONE, budget(need=80))
     await granted(store, ONE, budget(had=80))
@@ -156,6 +161,7 @@ async def test_a_store_that_has_just_begun_gives_of_budgets_only_what_somebody_h
         grant = await granted(store, ONE, budget(need=1))
         assert grant.lease == 0
         assert 0 < grant.settling_ms <= 500
+        assert (await store.heard())[0] <= 500
         assert (await granted(store, OTHER, budget(had=LIMIT - 1, need=LIMIT - 1))).lease == LIMIT - 1
         assert (await granted(store, ONE, rate(need=1))).lease == 1
         await asyncio.sleep(grant.settling_ms / 1000 + 0.01)
