@@ -149,8 +149,8 @@ class Member(Standing):
             self.kv_events.sent(outgoing.request_id)
         return Attempt(self, outgoing, call, cached_tokens)
 
-    def leave_alone(self, failure: AttemptFailed, now_s: float) -> None:
-        """It has failed so. Where only a key was refused, that is counted with the key."""
+    def leave_alone(self, failure: AttemptFailed, now_s: float, sent_s: float = float("-inf")) -> None:
+        """It has failed so at what was sent then. Where only a key was refused, that is counted with the key."""
         leaves = failure.sort.leaves
         if isinstance(failure, Refused) and failure.of_key:
             leaves = None
@@ -158,7 +158,7 @@ class Member(Standing):
             asked_s = failure.retry_after_s or BUSY_RETRY_S if isinstance(failure, Refused) else LANE_FULL_S
             self.cool_down(now_s, asked_s)
         elif leaves is not None:
-            self.failed(now_s, leaves, random.random())  # noqa: S311 - jitter
+            self.failed(now_s, leaves, random.random(), sent_s)  # noqa: S311 - jitter
 
     def counted(self, outcome: str) -> None:
         """An attempt here has ended so."""
@@ -284,11 +284,11 @@ class Attempt:
         self._run.ended(now_s, self.completion_tokens, None if usage is None else usage.cached_tokens)
         if error is None:
             member.counted("ok")
-            member.succeeded(now_s)
+            member.succeeded(now_s, self._run.started_s)
         elif isinstance(error, AttemptFailed):
             error.crashed = error.sort.crash and self._was_well and member.endpoint.kind == "worker"
             member.counted("rejected" if isinstance(error, Unable) else error.code)
-            member.leave_alone(error, now_s)
+            member.leave_alone(error, now_s, self._run.started_s)
         else:
             member.counted("rejected" if isinstance(error, CallRejected) else "abandoned")
         if self._watch is not None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from gateway.errors import ApiError, shutting_down
+from gateway.errors import ApiError, shutting_down, unserved
 from routing.distribution import Distribution
 from routing.queue import ORDER, Queue, QueueLimits, Waiting, serving_work
 from routing.spare import SPARE_WAIT_S, hosted, spare, wait_s
@@ -88,12 +88,14 @@ class Admission:
         self._max_wait_s = max_wait_s
 
     def worth_waiting(self, plan: Plan, call: Call) -> bool:
-        """Whether somebody who cannot take the call now is only busy or resting, and not for too long."""
-        patience_s = min(LONGEST_PAUSE_S, self.patience_s(call))
+        """Whether somebody who cannot take the call now may in a moment, and not only after too long."""
+        patience_s, now_s = min(LONGEST_PAUSE_S, self.patience_s(call)), time.monotonic()
         return any(
             rejection.retry_after_s is not None and rejection.retry_after_s <= patience_s
             for rejection in plan.rejected
-            if rejection.filter == "availability" and self._is_busy(rejection.endpoint)
+            if rejection.filter == "availability"
+            and (member := self._fleet.find(rejection.endpoint)) is not None
+            and member.soon(now_s)
         )
 
     def patience_s(self, call: Call) -> float:
@@ -217,6 +219,7 @@ class Admission:
                     self._go(place, plan, now_s)
                 else:
                     place.refuse(self._too_late(place, now_s))
+        self._refuse_lost(now_s)
         if self._look is None:
             self._let_go()
 
@@ -239,6 +242,15 @@ class Admission:
         member = self._fleet.find(endpoint)
         return member is not None and not member.out(time.monotonic())
 
+    def _refuse_lost(self, now_s: float) -> None:
+        """Tell those who wait for a model of which nobody is there any more. Flex has time."""
+        for model in self.queue.models():
+            if not any(member.soon(now_s) for member in self._fleet.pool(model)):
+                for waiting in self.queue.ordered(model):
+                    if waiting.tier != "flex":
+                        place = self._places[waiting]
+                        place.refuse(self._too_late(place, now_s))
+
     def _make_room(self, endpoints: Collection[Endpoint]) -> None:
         """Send back the youngest flex call at any of these."""
         for place in reversed(self.may_be_sent_back):
@@ -256,6 +268,9 @@ class Admission:
         return ApiError("overloaded", message, retry_after_s=retry_after_s)
 
     def _too_late(self, place: Place, now_s: float) -> ApiError:
+        pool = self._fleet.pool(place.call.model)
+        if all(member.out(now_s) for member in pool):
+            return unserved([pool.decision(place.call, now_s, 0.0)])
         self.shed["waited_too_long"] += 1
         if now_s >= place.started_s + self._total_s:
             return ApiError(

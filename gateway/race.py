@@ -74,7 +74,8 @@ class Races:
         """Whom to ask beside the race's first one, or why nobody."""
         if self._admission.waiting:
             return "queue"
-        ranked = self._fleet.pool(race.call.model).plan(race.call, time.monotonic(), 0.0).ranked
+        plan = self._fleet.pool(race.call.model).plan(race.call, time.monotonic(), 0.0)
+        ranked = () if plan.last_resort else plan.ranked
         others = (candidate for candidate in ranked if candidate.endpoint not in race.tried)
         return race.hedging.racer(waited_s, race.first, others, race.call)
 

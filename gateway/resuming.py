@@ -215,7 +215,8 @@ class Resume:
         left = left_tokens(broken.tokens, pool.output_tokens(call.tenant), most)
         going = Going(ran_s, tokens, itl_s, left, pace.ratio)
         decided = resuming.planner.again(wanted)
-        heir = pool.hedging.heir(going, begun, decided.plan.ranked, call)
+        others = () if decided.plan.last_resort else decided.plan.ranked
+        heir = pool.hedging.heir(going, begun, others, call)
         if isinstance(heir, str):
             self._stays(heir, call)
             return None

@@ -64,6 +64,11 @@ class SimWorker:
         """Let these go wrong from now on, instead of those ordered before."""
         self.faults.replace(faults)
 
+    def cut(self) -> None:
+        """All its connections are reset, and nothing else happens to it."""
+        for connection in tuple(self._connections):
+            connection.transport.abort()
+
     def terminate(self) -> None:
         """What SIGTERM does to vLLM; a second one changes nothing."""
         if self._leaving is None:
@@ -85,8 +90,7 @@ class SimWorker:
             self._leaving.cancel()
         self._listener.close()
         self.engine.halt()
-        for connection in tuple(self._connections):
-            connection.transport.abort()
+        self.cut()
         await self._deserted.wait()
         self._account.close()
 

@@ -6,18 +6,28 @@ a worker may answer /health while every completion fails. One object for each en
 
 One that joins is on probation first: it gets calls once a probe has succeeded, and then one failure takes it out. One
 that goes and comes back again and again is kept out for longer each time.
+
+An ejection is there to choose better endpoints. Where none is left it would only make a failure of a pause: a machine that
+stands still for a moment makes all workers look late at once. So one that was ejected for what may have been a moment's is
+soon asked again where nobody else could serve a call, as a last resort.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-FailureKind = Literal["connect", "reset", "engine_dead", "model_missing", "timeout", "server_error"]
+from routing.trial import TRIAL_RETRY_S, Trial
+
+FailureKind = Literal[
+    "connect", "connect_timeout", "reset", "engine_dead", "model_missing", "timeout", "server_error"
+]
 """What a failed attempt says of an endpoint; routing/failure.py says which failure says what. connect: no connection.
-reset: closed before the end of its reply. engine_dead: it says that it is going down. model_missing: it has another one.
+connect_timeout: none in time. reset: closed before the end of its reply. engine_dead: it says that it is going down. model_missing: it has another one.
 timeout: no reply in time. server_error: a 5xx, or a reply that breaks off."""
 
-AT_ONCE: frozenset[FailureKind] = frozenset({"connect", "reset", "engine_dead", "model_missing"})
+AT_ONCE: frozenset[FailureKind] = frozenset(
+    {"connect", "connect_timeout", "reset", "engine_dead", "model_missing"}
+)
 """Kinds of which one is enough: nobody is there, or not the model. The others can lie in the call itself."""
 
 FAILURES_IN_A_ROW = 2
@@ -51,8 +61,18 @@ BELIEVED_S = 5.0
 NEXT_CHECK_S = 5.0
 """Seconds to the next active check, where the caller does not say."""
 
+PASSING: frozenset[FailureKind] = frozenset({"connect_timeout", "reset", "timeout", "server_error"})
+"""Kinds that may be a moment's. Where nobody listens, the engine is dead or the model is another, that takes longer."""
+
+RESORT_SHARE = 0.25
+"""Share of its ejection after which such an endpoint is asked where nobody else is left."""
+
+HOPE_S = 10.0
+"""For so long after it began to fail, without an answer since, that it fails may be a moment's."""
+
 _EJECTED: dict[FailureKind, str] = {
     "connect": "ejected: it could not be reached",
+    "connect_timeout": "ejected: it could not be reached",
     "reset": "ejected: it closed the connection",
     "engine_dead": "ejected: its engine crashed",
     "model_missing": "ejected: it does not have the model",
@@ -61,7 +81,7 @@ _EJECTED: dict[FailureKind, str] = {
 }
 
 
-_UNHEARD: frozenset[FailureKind] = frozenset({"connect", "timeout", "engine_dead"})
+_UNHEARD: frozenset[FailureKind] = frozenset({"connect", "connect_timeout", "timeout", "engine_dead"})
 
 _FLAPS = "kept out: it comes and goes"
 
@@ -81,7 +101,9 @@ class Ejection:
         "_cool_until_s",
         "_doublings",
         "_ejected_by",
+        "_ejected_s",
         "_ejected_until_s",
+        "_failing_since_s",
         "_failures",
         "_falls",
         "_flaps",
@@ -97,6 +119,7 @@ class Ejection:
         "cool_downs",
         "ejections",
         "failed_checks",
+        "trial",
     )
 
     def __init__(self) -> None:
@@ -108,6 +131,10 @@ class Ejection:
         self._half_open = False
         self._ejected_by: FailureKind = "connect"
         self._ejected_until_s = self._cool_until_s = self._last_failure_s = float("-inf")
+        self._ejected_s = float("-inf")
+        """When it was ejected last."""
+        self._failing_since_s: float | None = None
+        """When it was ejected first after its last answer."""
         self._falls = 0
         """Times that it went, each soon after the one before."""
         self._flaps = False
@@ -119,19 +146,24 @@ class Ejection:
         self._probes = 0
         self._check_reason: str | None = None
         self._next_check_s = self._next_probe_s = 0.0
+        self.trial: Trial | None = None
+        """From an ejection that may be a moment's until it answers, or gets calls like any other."""
         self.ejections = 0
         """So far, for metrics; likewise the next two."""
         self.cool_downs = 0
         self.failed_checks = 0
 
-    def failed(self, now_s: float, kind: FailureKind, roll: float) -> None:
+    def failed(self, now_s: float, kind: FailureKind, roll: float, sent_s: float = float("-inf")) -> None:
         """A call failed there before any byte of its reply. `roll`, uniform in [0, 1), is the jitter."""
         if now_s < self._ejected_until_s:
             # Calls sent before the ejection fail after it, as one event: they neither extend nor double it.
+            if self._may_tell(sent_s):
+                self._eject_anew(now_s, kind, roll)
             return
         if now_s - max(self._last_failure_s, self._ejected_until_s, self._back_s) >= QUIET_S:
             self._doublings = self._failures = 0
             self._half_open = False
+            self._failing_since_s = None
         self._last_failure_s = now_s
         self._successes = 0
         self._failures += 1
@@ -153,12 +185,12 @@ class Ejection:
             return False
         self._ejected_until_s = now_s + min(max(seconds, 0.0), BELIEVED_S)
         self._ejected_by, self._flaps, self._told, self._half_open = kind, False, True, True
+        self._begins_to_fail(now_s)
         return True
 
-    def succeeded(self, now_s: float) -> None:
+    def succeeded(self, now_s: float, sent_s: float = float("-inf")) -> None:
         """A call was answered there."""
-        if now_s < self._ejected_until_s:
-            # It was sent before the ejection and tells nothing of what came after.
+        if not self.answers(now_s, sent_s):
             return
         self._failures = 0
         self._half_open = False
@@ -166,6 +198,16 @@ class Ejection:
         self._successes += 1
         if self._successes >= SUCCESSES_TO_FORGET:
             self._doublings = 0
+
+    def answers(self, now_s: float, sent_s: float) -> bool:
+        """It answers a call that was sent then, or has begun to; whether that tells anything."""
+        if now_s < self._ejected_until_s:
+            if not self._may_tell(sent_s):
+                # It was sent before the ejection and tells nothing of what came after.
+                return False
+            self._ejected_until_s = now_s
+        self._failing_since_s = self.trial = None
+        return True
 
     @property
     def well(self) -> bool:
@@ -178,6 +220,7 @@ class Ejection:
         self._doublings = max(0, self._doublings - 1)
         self._failures = self._falls = 0
         self._half_open = False
+        self._failing_since_s = self.trial = None
 
     def cool_down(self, now_s: float, seconds: float) -> None:
         """It asked for a pause: 429 or 503 with Retry-After. That is no failure, and it is never longer than a minute."""
@@ -226,7 +269,7 @@ class Ejection:
         if self._check_reason is not None:
             self._check_reason = None
             self._returned(now_s, roll)
-        if self._ejected_by == "connect" and not self._flaps:
+        if self._ejected_by in ("connect", "connect_timeout") and not self._flaps:
             # Somebody is there again, which is all that a refused connection had put in doubt.
             self._ejected_until_s = min(self._ejected_until_s, now_s)
 
@@ -245,11 +288,39 @@ class Ejection:
         if self._probation is not None:
             reason = self._probation
             wait_s = max(wait_s, self._next_probe_s - now_s)
+        if reason is None and self.trial is not None:
+            return self._tried(self.trial, now_s)
         return (None, None) if reason is None else (reason, wait_s)
+
+    def _tried(self, trial: Trial, now_s: float) -> tuple[str | None, float | None]:
+        """The same for one that is back, and has not answered yet."""
+        if trial.has_room(now_s):
+            return None, None
+        return "is back, and has not answered yet", TRIAL_RETRY_S
 
     def out(self, now_s: float) -> bool:
         """Whether it has failed, calls or checks, rather than only asked for a pause."""
         return now_s < self._ejected_until_s or self._check_reason is not None or self._probation is not None
+
+    def is_passing(self, now_s: float) -> bool:
+        """Whether it is ejected, and nothing else, and that may be a moment's: worth waiting for where nobody else is left."""
+        return (
+            now_s < self._ejected_until_s
+            and self._ejected_by in PASSING
+            and not self._flaps
+            and self._check_reason is None
+            and self._probation is None
+            and now_s >= self._cool_until_s
+            and self._failing_since_s is not None
+            and now_s - self._failing_since_s < HOPE_S
+        )
+
+    def resort_s(self, now_s: float) -> float | None:
+        """In how many seconds it may be asked where nobody else is left; None: not before it is back."""
+        if self.trial is None or not self.is_passing(now_s):
+            return None
+        wait_s = self._ejected_s + RESORT_SHARE * (self._ejected_until_s - self._ejected_s) - now_s
+        return max(0.0 if self.trial.has_room(now_s) else TRIAL_RETRY_S, wait_s)
 
     def unheard(self, now_s: float) -> bool:
         """Whether it is out for want of an answer: nobody need wait for what it was asked before."""
@@ -276,9 +347,25 @@ class Ejection:
         self._ejected_until_s = max(self._ejected_until_s, now_s + _jittered(seconds, roll))
         self._flaps, self._told = True, False
 
+    def _may_tell(self, sent_s: float) -> bool:
+        """Whether a call sent then tells how it is after the ejection: one that was asked as a last resort."""
+        return sent_s > self._ejected_s and self._ejected_by in PASSING and not self._flaps
+
+    def _begins_to_fail(self, now_s: float) -> None:
+        self._ejected_s = now_s
+        self.trial = Trial() if self._ejected_by in PASSING else None
+        if self._failing_since_s is None:
+            self._failing_since_s = now_s
+
+    def _eject_anew(self, now_s: float, kind: FailureKind, roll: float) -> None:
+        """It was asked before its time, and failed: that is no reason to leave it alone for twice as long."""
+        self._doublings = max(0, self._doublings - 1)
+        self._eject(now_s, kind, roll)
+
     def _eject(self, now_s: float, kind: FailureKind, roll: float) -> None:
         self._ejected_until_s = now_s + _jittered(_pause_s(self._doublings), roll)
         self._ejected_by = kind
+        self._begins_to_fail(now_s)
         self._flaps = self._told = False
         self._doublings = min(self._doublings + 1, 10)
         self._half_open = True

@@ -54,7 +54,7 @@ class Sort(Struct, frozen=True):
 FAILURES: dict[str, Sort] = {
     "LaneFull": Sort("no free connection to it", "gateway", "room", "upstream_busy", "pause"),
     "ConnectFailed": Sort("connection refused", "endpoint", "next", "upstream_connect_failed", "connect"),
-    "ConnectTimeout": Sort("none within `connect_s`", "endpoint", "next", "upstream_connect_timeout", "connect"),
+    "ConnectTimeout": Sort("none within `connect_s`", "endpoint", "next", "upstream_connect_timeout", "connect_timeout"),
     "TlsFailed": Sort("certificate or handshake", "endpoint", "next", "upstream_tls_failed", "connect"),
     "ReplyBroken": Sort("reset, or end within the reply", "endpoint", "next", "upstream_broken", "reset", "broken", crash=True),
     "StreamTruncated": Sort("no finish_reason, `[DONE]` or not", "endpoint", "next", "upstream_truncated", "server_error", "broken"),

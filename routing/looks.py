@@ -51,7 +51,8 @@ class Looks:
 
     def saw(self, standing: Standing, load: Load) -> None:
         """Its load now."""
-        soon = load.retry_after_s is not None and load.retry_after_s < SOON_S
+        wait_s = load.retry_after_s if load.resort_s is None else load.resort_s
+        soon = wait_s is not None and wait_s < SOON_S
         if soon or standing.ramping or standing.speed.reading:
             self._restless.add(standing)
         else:

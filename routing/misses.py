@@ -67,6 +67,7 @@ def idle(load: Load) -> Load:
         busy=0.0,
         unavailable=None,
         retry_after_s=None,
+        resort_s=None,
     )
 
 
@@ -81,6 +82,7 @@ def _shortfall(call: Call, endpoint: Endpoint, load: Load, now: Estimate, best: 
         return Shortfall(endpoint, tuple(reason for reason, _ in lasting), max(each for _, each in lasting))
     if load.unavailable is not None:
         wait_s = UNKNOWN_WAIT_S if load.retry_after_s is None else load.retry_after_s
+        wait_s = wait_s if load.resort_s is None else min(wait_s, load.resort_s)
         return Shortfall(endpoint, (load.unavailable,), retry_after_s=wait_s)
     slow = list(_too_slow(call.demands, now))
     most_s = math.inf if call.demands.max_ttft_s is None else call.demands.max_ttft_s

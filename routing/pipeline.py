@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from routing.draw import LOOK_AT, Draw, Later
 from routing.estimate import MEAN_OUTPUT_TOKENS, NOTHING_CACHED, ask, estimates, figures
 from routing.filters import context, departure, filters_for
@@ -52,6 +54,10 @@ def plan(
         if found is not None:
             return _led_by(*found, call, asked, snapshot, roll, cached_tokens)
     serving, rejected = _filtered(call, snapshot)
+    last_resort = False
+    if not serving:
+        serving, rejected = _resorted(snapshot, rejected)
+        last_resort = bool(serving)
     if departures:
         serving, leaving = _staying(asked, serving, cached_tokens, departures)
         rejected += leaving
@@ -62,7 +68,7 @@ def plan(
         if ranked and ranked[0].on_time:
             return Plan(ranked, (*rejected, *misses), _others(serving, places))
     ranked, misses = _demanded(call, asked, serving, roll, cached_tokens)
-    return Plan(ranked, (*rejected, *misses))
+    return Plan(ranked, (*rejected, *misses), last_resort=last_resort)
 
 
 def plan_drawn(
@@ -136,6 +142,25 @@ def _filtered(call: Call, snapshot: Sequence[_Member]) -> tuple[Sequence[_Member
             else:
                 rejected.append(Rejection(endpoint, "availability", load.unavailable, load.retry_after_s))
     return serving, rejected
+
+
+def _resorted(
+    snapshot: Sequence[_Member], rejected: Sequence[Rejection]
+) -> tuple[list[_Member], list[Rejection]]:
+    """Where nobody gets calls: those that may be asked all the same, and the others, with when they may be."""
+    members = {member[0].name: member for member in snapshot}
+    serving: list[_Member] = []
+    left: list[Rejection] = []
+    for each in rejected:
+        member = members[each.endpoint.name]
+        resort_s = member[1].resort_s
+        if each.filter != "availability" or resort_s is None:
+            left.append(each)
+        elif resort_s > 0.0:
+            left.append(structs.replace(each, retry_after_s=resort_s))
+        else:
+            serving.append(member)
+    return serving, left
 
 
 def _staying(

@@ -25,7 +25,7 @@ from routing.pace import Peers
 from routing.pipeline import NO_DEPARTURES, plan, plan_drawn
 from routing.prefix import MOST_PIECES_HELD, PIECE_TOKENS, PrefixIndex
 from routing.quick import terms_of
-from routing.ramp import Ramp
+from routing.ramp import BUSY_RETRY_S, RAMP_RETRY_S, Ramp
 from routing.run import Run
 from routing.speed import Speed
 from routing.types import Load
@@ -36,12 +36,6 @@ if TYPE_CHECKING:
     from routing.ejection import FailureKind
     from routing.quick import Terms
     from routing.types import Call, Endpoint, Plan, Price, Turn
-
-BUSY_RETRY_S = 1.0
-"""When to come back to an endpoint that has as many calls as it may have."""
-
-RAMP_RETRY_S = 0.2
-"""The same where it is to have more calls soon."""
 
 OUTPUT_WEIGHT = 0.02
 """Of the newest call in the running mean of output tokens: about the last fifty calls count."""
@@ -94,6 +88,10 @@ class Standing:
         """Whether it is not just busy, or pausing, but gone for now: failed, not probed yet, draining."""
         return self.draining or self.ejection.out(now_s)
 
+    def soon(self, now_s: float) -> bool:
+        """Whether it may be back in a moment, where it gets no calls now: it is busy, pausing, or ejected for what passes."""
+        return not self.draining and (not self.ejection.out(now_s) or self.ejection.is_passing(now_s))
+
     def unavailable(self, now_s: float) -> tuple[str | None, float | None]:
         """Why it gets no call now, and in how many seconds it may again; (None, None) where it gets calls."""
         if self.draining:
@@ -129,7 +127,9 @@ class Standing:
         """Its load now."""
         if now_s >= self._shared_until_s:
             self.shared_with(0, 0, now_s, math.inf)
-        return self.speed.load(now_s, self.inflight, *self.unavailable(now_s))
+        load = self.speed.load(now_s, self.inflight, *self.unavailable(now_s))
+        resort_s = None if load.unavailable is None or self.draining else self.ejection.resort_s(now_s)
+        return load if resort_s is None else structs.replace(load, resort_s=resort_s)
 
     def changed(self) -> None:
         """Something has happened there: what was seen of it does not hold any more."""
@@ -143,6 +143,8 @@ class Standing:
         `watched` where its first token will be seen, which a reply that is no stream does not show.
         """
         self.inflight += 1
+        if self.ejection.trial is not None:
+            self.ejection.trial.sent(now_s)
         self.changed()
         ticket = self.speed.start(now_s, prefill_work(call.prompt_tokens, cached_tokens), watched=watched)
         if call.pieces:
@@ -152,15 +154,15 @@ class Standing:
                 self._pool.news.placed.append((self, call.pieces, call.turn, output_tokens))
         return Run(self, ticket, cached_tokens, call.pieces)
 
-    def succeeded(self, now_s: float) -> None:
-        """A call was answered there."""
-        self.ejection.succeeded(now_s)
+    def succeeded(self, now_s: float, sent_s: float = -math.inf) -> None:
+        """A call was answered there that was sent then."""
+        self.ejection.succeeded(now_s, sent_s)
         if self._ramp is not None:
             self._ramp.answered()
 
-    def failed(self, now_s: float, kind: FailureKind, roll: float) -> None:
-        """A call failed there; `roll`, uniform in [0, 1), is the jitter of how long it is left alone."""
-        self.ejection.failed(now_s, kind, roll)
+    def failed(self, now_s: float, kind: FailureKind, roll: float, sent_s: float = -math.inf) -> None:
+        """A call failed there that was sent then; `roll`, uniform in [0, 1), is the jitter of how long it is left alone."""
+        self.ejection.failed(now_s, kind, roll, sent_s)
         self.changed()
         if kind in ("connect", "engine_dead"):
             self.restarted()

@@ -13,6 +13,11 @@ DOUBLING_S = 2.0
 FULL_CALLS = 64
 """Under way at a time: with these it is one like the others."""
 
+RAMP_RETRY_S = 0.2
+"""When to come back to one that has as many calls as it may for now."""
+BUSY_RETRY_S = 1.0
+"""The same where it is to have no more later."""
+
 
 class Ramp:
     __slots__ = ("_answered", "_since_s")

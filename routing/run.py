@@ -26,6 +26,8 @@ class Run:
 
     def first_token(self, now_s: float) -> None:
         self._standing.speed.first_token(self._ticket, now_s)
+        if self._standing.ejection.trial is not None:
+            self._standing.ejection.answers(now_s, self._ticket.start_s)
         self._standing.changed()
 
     @property

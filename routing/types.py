@@ -149,6 +149,8 @@ class Load(Struct, frozen=True, gc=False):
     """Why it gets no call now, or None."""
     retry_after_s: float | None = None
     """With `unavailable`: in how many seconds it may be available again, where that is known."""
+    resort_s: float | None = None
+    """With `unavailable`: in how many seconds it may be asked all the same, where nobody else could serve the call."""
 
 
 class Estimate(Struct, frozen=True, gc=False):
@@ -188,6 +190,8 @@ class Plan(Struct, frozen=True, gc=False):
     rejected: Sequence[Rejection]
     passed_over: Sequence[Endpoint] = ()
     """Could serve the call, but others were drawn to be looked at; only where there are very many."""
+    last_resort: bool = False
+    """Whether those ranked are all out, and are asked since nobody else could serve the call."""
 
     @property
     def retry_after_s(self) -> float | None:

@@ -78,6 +78,7 @@ def waste() -> str:
 _LEFT = {
     "pause": "paused as long as it asks",
     "connect": "out at once",
+    "connect_timeout": "out at once",
     "reset": "out at once",
     "engine_dead": "out at once",
     "model_missing": "out at once",

@@ -116,3 +116,12 @@ async def test_a_defect_in_a_check_is_logged_and_does_not_end_the_checks(caplog)
             assert not member.checked
             member.__class__ = Member
             await until(lambda: member.checked)
+
+
+async def test_a_check_that_this_process_itself_was_too_late_for_is_made_again():
+    async with member_at(answers(reply(200)), answers(reply(200))) as (_, member):
+        checking = asyncio.create_task(check(member, 0.1, 5.0))
+        await asyncio.sleep(0)
+        time.sleep(1.0)  # noqa: ASYNC251 - nothing here has a turn meanwhile
+        await checking
+        assert unavailable(member) is None

@@ -105,10 +105,10 @@ async def ask(client: AsyncOpenAI, *, stream: bool = False, **more: Any) -> tupl
     return reply.headers, "".join([piece.choices[0].delta.content or "" async for piece in reply.parse()])
 
 
-async def said_by(worker: SimWorker) -> str:
+async def said_by(worker: SimWorker, **more: Any) -> str:
     """What the worker says to the same call without a gateway."""
     async with AsyncOpenAI(base_url=f"{worker.url}/v1", api_key="none", max_retries=0) as client:
-        reply = await client.chat.completions.create(**ASKED | {"model": "sim"})
+        reply = await client.chat.completions.create(**ASKED | more | {"model": "sim"})
     return reply.choices[0].message.content
 
 
