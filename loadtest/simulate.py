@@ -86,6 +86,8 @@ class Setting(Struct, frozen=True):
     gossip_s: float | None = None
     misdeclared: float = 0.0
     scrape_s: float = 0.05
+    wholes: float = 0.0
+    """Share of the calls whose replies are wanted in one piece."""
 
     def check(self) -> None:
         one_of("--workload", self.workload, _WORKLOADS)
@@ -140,6 +142,7 @@ def scene_of(setting: Setting) -> tuple[Scene, Workload]:
         workload = calls.generated(setting.workload, nodes, setting.load, seconds, dice())
     churn = fleet.CHURNS[setting.churn]
     mishaps = fleet.mishaps(churn, len(nodes), seconds, random.Random(setting.seed + 1))
+    workload = calls.with_wholes(workload, setting.wholes, random.Random(setting.seed + 2))
     scene = Scene(
         nodes=fleet.misdeclared(nodes, setting.misdeclared, dice()) if setting.misdeclared else nodes,
         hosted=fleet.HOSTED if setting.fleet == "mixed" else (),
@@ -316,6 +319,16 @@ class Runs:
         return self._scenes[scenario, seed]
 
 
+def _tell(columns: Sequence[str], rows: Sequence[Sequence[str]], markdown_file: Path | None) -> None:
+    """Print a table, and write it down where that is asked for."""
+    drawn = Table(*columns, box=SIMPLE)
+    for row in rows:
+        drawn.add_row(*row)
+    Console().print(drawn)
+    if markdown_file is not None:
+        markdown_file.write_text(markdown_table(columns, rows) + "\n")
+
+
 def targets_command(
     *,
     trace: Annotated[
@@ -335,12 +348,7 @@ def targets_command(
             targets.ask(each, range(first_seed, first_seed + seeds), run)
             for each in progress.track(asked, description="targets")
         ]
-    drawn = Table(*targets.rows(answers)[0], box=SIMPLE)
-    for row in targets.rows(answers)[1]:
-        drawn.add_row(*row)
-    Console().print(drawn)
-    if markdown_file is not None:
-        markdown_file.write_text(targets.markdown(answers) + "\n")
+    _tell(*targets.rows(answers), markdown_file)
     raise typer.Exit(0 if all(answer.met for answer in answers) else 1)
 
 
@@ -349,22 +357,20 @@ def churn_command(
     seeds: Annotated[int, typer.Option(help="How many.", min=1)] = 3,
     minutes: Annotated[float, typer.Option(help="Of simulated time in each run.", min=0.5)] = 15.0,
     load: Annotated[float, typer.Option(help="Share of what the fleet can do.", min=0.01)] = 0.75,
+    wholes: Annotated[
+        float, typer.Option(help="Share of the calls whose replies are wanted in one piece.", min=0, max=1)
+    ] = 0.5,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write a table here.")] = None,
 ) -> None:
     """What hedging and resuming do for the clients of an unequal fleet, by how often its workers leave."""
     run = Runs(minutes, None)
     found = []
     for churn in hiding.CHURNS:
-        scenario = targets.Scenario((("churn", churn), ("load", load)))
+        scenario = targets.Scenario((("churn", churn), ("load", load), ("wholes", wholes)))
         for name in OURS_HIDING:
             outcomes = [run(scenario, seed, name) for seed in range(1, seeds + 1)]
             found.append(hiding.row(churn, name, outcomes))
-    drawn = Table(*hiding.COLUMNS, box=SIMPLE)
-    for row in found:
-        drawn.add_row(*row)
-    Console().print(drawn)
-    if markdown_file is not None:
-        markdown_file.write_text(markdown_table(hiding.COLUMNS, found) + "\n")
+    _tell(hiding.COLUMNS, found, markdown_file)
 
 
 def replicas_command(
@@ -382,12 +388,7 @@ def replicas_command(
         scenario = targets.Scenario(options if every_s is None else (*options, ("gossip_s", every_s)))
         outcomes[count, every_s] = [run(scenario, seed, OURS) for seed in range(1, seeds + 1)]
         found.append(replicas.row(count, every_s, outcomes[count, every_s], outcomes[1, None]))
-    drawn = Table(*replicas.COLUMNS, box=SIMPLE)
-    for row in found:
-        drawn.add_row(*row)
-    Console().print(drawn)
-    if markdown_file is not None:
-        markdown_file.write_text(markdown_table(replicas.COLUMNS, found) + "\n")
+    _tell(replicas.COLUMNS, found, markdown_file)
 
 
 def register(app: typer.Typer) -> None:

@@ -45,6 +45,14 @@ class SimCall(Struct, frozen=True, gc=False):
     """Tokens of its prompt that an earlier turn's prompt had; 0 in a first turn."""
     turn: Turn | None = None
     """Where it stands in its conversation, if that is known."""
+    whole: bool = False
+    """Whether its reply is wanted in one piece."""
+
+    def rest(self, made: int) -> SimCall:
+        """What is left of it when so many tokens of its answer have been made."""
+        return msgspec.structs.replace(
+            self, prompt_tokens=self.prompt_tokens + made, output_tokens=self.output_tokens - made
+        )
 
 
 class Names:
@@ -224,6 +232,14 @@ def generated(name: str, nodes: tuple[Node, ...], load: float, seconds: float, d
     dice.setstate(state)
     calls = sorted(make(dice, rate, seconds), key=_at_s)
     return Workload(calls, PAGE_TOKENS, len(calls) / seconds, capacity)
+
+
+def with_wholes(workload: Workload, share: float, dice: Random) -> Workload:
+    """The same calls, this share of which want their replies in one piece."""
+    if not share:
+        return workload
+    calls = [msgspec.structs.replace(call, whole=dice.random() < share) for call in workload.calls]
+    return msgspec.structs.replace(workload, calls=calls)
 
 
 def replayed(path: Path, nodes: tuple[Node, ...], load: float, seconds: float, dice: Random) -> Workload:

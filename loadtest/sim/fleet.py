@@ -137,7 +137,8 @@ CHURNS: dict[str, Churn] = {
     "60min": Churn(session_s=3600.0),
 }
 
-Kind = Literal["notice", "reset", "silence", "back", "slow", "recover"]
+Kind = Literal["notice", "reset", "silence", "back", "slow", "recover", "blip"]
+"""`blip`: it loses all its connections and is there again at once, with nothing in its cache."""
 
 
 class Mishap(Struct, frozen=True, order=True):

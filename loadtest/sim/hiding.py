@@ -24,6 +24,7 @@ COLUMNS = [
     "hedged",
     "resumed",
     "moved",
+    "anew",
     "wasted",
 ]
 
@@ -40,6 +41,7 @@ def row(churn: str, name: str, outcomes: Sequence[Outcome]) -> list[str]:
         sum(each.hedged for each in outcomes) / count,
         sum(each.resumed for each in outcomes) / count,
         sum(each.moved for each in outcomes) / count,
+        sum(each.anew for each in outcomes) / count,
         sum(each.wasted for each in outcomes) / count,
     )
     return [

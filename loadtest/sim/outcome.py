@@ -21,7 +21,9 @@ SLO_TOKENS_PER_S = 4000.0
 
 
 class Outcome(Struct, frozen=True):
-    """Times in seconds. A call without a first token counts as one that waited as long as the run did."""
+    """Times in seconds. A call without a first token counts as one that waited as long as the run did; times to first token
+    are those of streams, where there are any.
+    """
 
     calls: int
     ttft_p50_s: float
@@ -49,6 +51,8 @@ class Outcome(Struct, frozen=True):
     """How often a broken answer went on elsewhere, to all calls."""
     moved: float = 0.0
     """Streams that ran slowly and went on elsewhere, to all calls."""
+    anew: float = 0.0
+    """Replies in one piece that took too long and were had elsewhere, to all calls."""
     e2e_p99_s: float = 0.0
     wasted: float = 0.0
     """Of the tokens that workers read and made, the share that was for nobody, or read again."""
@@ -70,7 +74,8 @@ def outcome(result: Result, scene: Scene, warm_up_s: float) -> Outcome:
     if not done:
         raise ValueError("no call came after the warm-up")
     worst_s = scene.calls[-1].at_s
-    ttfts = sorted(worst_s if each.ttft_s is None else each.ttft_s for each in done)
+    streams = [each for each in done if not each.whole] or done
+    ttfts = sorted(worst_s if each.ttft_s is None else each.ttft_s for each in streams)
     e2es = sorted(each.e2e_s for each in done if each.e2e_s is not None)
     workers = len(scene.nodes)
     at_workers = [each for each in done if 0 <= each.endpoint < workers]
@@ -80,20 +85,21 @@ def outcome(result: Result, scene: Scene, warm_up_s: float) -> Outcome:
         ttft_p50_s=percentile(ttfts, 0.5),
         ttft_p95_s=percentile(ttfts, 0.95),
         ttft_p99_s=percentile(ttfts, 0.99),
-        ttft_mean_s=sum(ttfts) / count,
+        ttft_mean_s=sum(ttfts) / len(ttfts),
         e2e_p50_s=percentile(e2es, 0.5) if e2es else worst_s,
-        within_slo=sum(map(in_time, done)) / count,
+        within_slo=sum(map(in_time, streams)) / len(streams),
         hit_rate=sum(each.cached_tokens for each in at_workers)
         / max(1, sum(each.prompt_tokens for each in at_workers)),
         spilled=sum(each.endpoint >= workers for each in done) / count,
         broken=sum(each.ttft_s is not None and each.e2e_s is None for each in done) / count,
         failed=sum(each.ttft_s is None for each in done) / count,
         usd_per_1000=1000 * sum(each.cost_usd for each in done) / count,
-        weighted_s=2 * sum(ttfts) / count + sum(e2es) / max(1, len(e2es)),
+        weighted_s=2 * sum(ttfts) / len(ttfts) + sum(e2es) / max(1, len(e2es)),
         ttft_p999_s=percentile(ttfts, 0.999),
         hedged=toll.hedges / len(result.done),
         resumed=toll.resumes / len(result.done),
         moved=toll.moves / len(result.done),
+        anew=toll.anew / len(result.done),
         e2e_p99_s=percentile(e2es, 0.99) if e2es else worst_s,
         wasted=toll.wasted_tokens / max(1, toll.worked_tokens),
     )

@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from msgspec import Struct
 
+from gateway.config import QueueSection
+from gateway.resuming import WAIT_S
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from loadtest.sim.calls import SimCall
     from loadtest.sim.fleet import Hosted, Node
     from loadtest.sim.worker import Job
+
+
+MOST_WAIT_S = QueueSection().max_wait_s
+"""For so long calls wait at most, by default, and answers that go on for WAIT_S."""
 
 
 class Scraped(Struct, frozen=True):
@@ -44,6 +51,16 @@ class Story(Struct, eq=False):
     call: SimCall
     first_s: float | None = None
     resumed: bool = False
+    hurried: bool = False
+    """Whether it has been had elsewhere since it took too long."""
+    waits_since_s: float | None = None
+    """Since when there has been nobody for it."""
+
+    def waits_until_s(self, now_s: float) -> float:
+        """Until when it waits for somebody, as in the gateway."""
+        if self.waits_since_s is None:
+            self.waits_since_s = now_s
+        return self.waits_since_s + (MOST_WAIT_S if self.first_s is None else WAIT_S)
 
 
 class Flight(Struct, eq=False):
@@ -66,6 +83,8 @@ class Flight(Struct, eq=False):
     read_tokens: int = 0
     made_tokens: int = 0
     """Of its prompt and its answer, when its worker went down, or somebody was asked to go on with it."""
+    watched: bool = True
+    """Whether the worker was asked for a stream, so that its first token is seen."""
     heir: Flight | None = None
     """Who is to go on with it, since it runs slowly; and of that one, the first."""
     origin: Flight | None = None
@@ -111,6 +130,12 @@ class Hides(Protocol):
 
     def slow(self, flight: Flight, made_tokens: int, now_s: float) -> bool:
         """A stream has come to so many tokens: whether it runs far below its speed."""
+
+    def overdue(self, flight: Flight, open_to: Sequence[int], now_s: float) -> bool:
+        """Of a reply in one piece: whether it takes far longer than it should, and one of `open_to` could do it."""
+
+    def back_in_s(self, open_to: Sequence[int], now_s: float) -> float | None:
+        """Where `choose` found nobody: in how many seconds one of `open_to` may be back, if that is worth waiting for."""
 
     def heir(
         self, flight: Flight, rest: SimCall, open_to: Sequence[int], now_s: float, roll: float

@@ -11,14 +11,12 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING
 
-from msgspec import structs
-
-from gateway.lookout import TICK_S
 from gateway.race import LOOKS_AGAIN
 from loadtest.sim.box import Box
 from loadtest.sim.gossip import gossip
+from loadtest.sim.lookout import Lookout
 from loadtest.sim.policy import Flight, Hides, Place, Scraped, Story
-from loadtest.sim.scene import Done, Result, Sample, Toll, done_of
+from loadtest.sim.scene import Done, Result, Sample, Toll, done_of, unserved
 from loadtest.sim.worker import Job
 
 if TYPE_CHECKING:
@@ -41,44 +39,46 @@ class Run:
         self, scene: Scene, make: Callable[[Place], Policy], progress: Callable[[int], None] | None = None
     ) -> None:
         self.scene = scene
-        self._boxes = [Box(node, scene.page_tokens) for node in scene.nodes]
-        self._dice = random.Random(scene.seed)
+        self.boxes = [Box(node, scene.page_tokens) for node in scene.nodes]
+        self.dice = random.Random(scene.seed)
         self._scraped: tuple[list[Scraped], list[Scraped]] = ([], [])
         """Before last, and last."""
         self._scraped_s = float("-inf")
         place = Place(scene.nodes, scene.hosted, scene.page_tokens, self._scrape)
-        self._policies = [make(place) for _ in range(scene.replicas)]
+        self.policies = [make(place) for _ in range(scene.replicas)]
         self._holds = [node.spec.kv_tokens for node in scene.nodes]
         self._open = [True] * len(scene.nodes)
         self._hosted = list(range(len(scene.nodes), len(scene.nodes) + len(scene.hosted)))
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._number = count()
-        self._now_s = 0.0
+        self.now_s = 0.0
         self._inflight = 0
+        self.wholes: list[Flight] = []
+        """Of which nothing will be seen before their end, and some that have ended."""
         self._result = Result([], [], 0, Toll())
-        self._toll = self._result.toll
+        self.toll = self._result.toll
         self._progress = progress
 
     def run(self) -> Result:
         calls = self.scene.calls
-        self._at(calls[0].at_s, self._arrives, 0)
+        self.at(calls[0].at_s, self._arrives, 0)
         for mishap in self.scene.mishaps:
-            self._at(mishap.at_s, self._befalls, mishap)
-        self._at(0.0, self._sample)
-        if any(isinstance(policy, Hides) and policy.moves for policy in self._policies):
-            self._at(TICK_S, self._look)
+            self.at(mishap.at_s, self._befalls, mishap)
+        self.at(0.0, self._sample)
         heap, events, end_s = self._heap, 0, calls[-1].at_s + PATIENCE_S
-        gossip(self._policies, self.scene.gossip_s, end_s, self._at)
+        if any(isinstance(policy, Hides) and policy.moves for policy in self.policies):
+            Lookout(self, end_s).begin()
+        gossip(self.policies, self.scene.gossip_s, end_s, self.at)
         while heap and heap[0][0] <= end_s:
-            self._now_s, _, action, arguments = heappop(heap)
+            self.now_s, _, action, arguments = heappop(heap)
             action(*arguments)
             events += 1
             if len(self._result.done) == len(calls):
                 break
         self._give_up()
-        return Result(self._result.done, self._result.samples, events, self._toll)
+        return Result(self._result.done, self._result.samples, events, self.toll)
 
-    def _at(self, at_s: float, action: Callable[..., None], *arguments: object) -> None:
+    def at(self, at_s: float, action: Callable[..., None], *arguments: object) -> None:
         heappush(self._heap, (at_s, next(self._number), action, arguments))
 
     # The gateway's side.
@@ -86,30 +86,31 @@ class Run:
     def _arrives(self, index: int) -> None:
         calls = self.scene.calls
         if index + 1 < len(calls):
-            self._at(calls[index + 1].at_s, self._arrives, index + 1)
+            self.at(calls[index + 1].at_s, self._arrives, index + 1)
         if self._progress is not None and index % 500 == 0:
             self._progress(index)
         self._inflight += 1
-        self._dispatch(Story(calls[index]), calls[index], index % self.scene.replicas, ())
+        self.dispatch(Story(calls[index]), calls[index], index % self.scene.replicas, ())
 
-    def _dispatch(self, story: Story, call: SimCall, replica: int, tried: tuple[int, ...]) -> None:
-        policy = self._policies[replica]
-        endpoint = policy.choose(call, self._open_to(call, tried), self._now_s, self._dice.random())
+    def dispatch(self, story: Story, call: SimCall, replica: int, tried: tuple[int, ...]) -> None:
+        policy, open_to = self.policies[replica], self.open_to(call, tried)
+        endpoint = policy.choose(call, open_to, self.now_s, self.dice.random())
         if endpoint is None:
-            ttft_s = None if story.first_s is None else story.first_s - story.call.at_s
-            told = story.call
-            self._done(
-                Done(told.at_s, told.prompt_tokens, told.output_tokens, ttft_s, None, 0, -1, len(tried), 0.0)
-            )
+            wait_s = policy.back_in_s(open_to, self.now_s) if isinstance(policy, Hides) else None
+            if wait_s is None or self.now_s + wait_s > story.waits_until_s(self.now_s):
+                self._done(unserved(story, len(tried)))
+            else:
+                self.at(self.now_s + wait_s, self.dispatch, story, call, replica, tried)
             return
-        flight = Flight(call, endpoint, replica, self._now_s, story, tried)
-        self._send(flight)
-        if isinstance(policy, Hides) and story.first_s is None:
+        story.waits_since_s = None
+        flight = Flight(call, endpoint, replica, self.now_s, story, tried, watched=not story.call.whole)
+        self.send(flight)
+        if isinstance(policy, Hides) and flight.watched and story.first_s is None:
             late_s = policy.late_s(flight)
             if late_s is not None:
-                self._at(self._now_s + late_s, self._late, flight)
+                self.at(self.now_s + late_s, self._late, flight)
 
-    def _open_to(self, call: SimCall, tried: tuple[int, ...]) -> list[int]:
+    def open_to(self, call: SimCall, tried: tuple[int, ...]) -> list[int]:
         need = call.prompt_tokens + call.output_tokens
         open_to = [
             index
@@ -118,114 +119,85 @@ class Run:
         ]
         return open_to + [index for index in self._hosted if index not in tried]
 
-    def _send(self, flight: Flight) -> None:
+    def send(self, flight: Flight) -> None:
         call, endpoint = flight.call, flight.endpoint
-        self._policies[flight.replica].sent(flight, self._now_s)
-        if endpoint < len(self._boxes):
-            box = self._boxes[endpoint]
-            self._at(self._now_s + box.node.rtt_s / 2, self._submitted, flight, box)
+        self.policies[flight.replica].sent(flight, self.now_s)
+        if not flight.watched:
+            self.wholes.append(flight)
+        if endpoint < len(self.boxes):
+            box = self.boxes[endpoint]
+            self.at(self.now_s + box.node.rtt_s / 2, self._submitted, flight, box)
         else:
-            hosted = self.scene.hosted[endpoint - len(self._boxes)]
-            first_s = self._now_s + hosted.first_token_s(call.prompt_tokens, self._dice)
-            self._at(first_s, self._first, flight)
-            self._at(first_s + (call.output_tokens - 1) * hosted.itl_s, self._ends, flight)
+            hosted = self.scene.hosted[endpoint - len(self.boxes)]
+            first_s = self.now_s + hosted.first_token_s(call.prompt_tokens, self.dice)
+            self.at(first_s, self._first, flight)
+            self.at(first_s + (call.output_tokens - 1) * hosted.itl_s, self._ends, flight)
 
     def _late(self, flight: Flight) -> None:
         """Its first token should have come: race it, if the policy knows somebody to."""
-        policy = self._policies[flight.replica]
+        policy = self.policies[flight.replica]
         if flight.ended or flight.first_s is not None or not isinstance(policy, Hides):
             return
         call, tried = flight.call, (*flight.tried, flight.endpoint)
-        endpoint = policy.second(flight, self._open_to(call, tried), self._now_s, self._dice.random())
+        endpoint = policy.second(flight, self.open_to(call, tried), self.now_s, self.dice.random())
         if endpoint is None:
-            waited_s = self._now_s - flight.sent_s
-            self._at(flight.sent_s + LOOKS_AGAIN * waited_s, self._late, flight)
+            waited_s = self.now_s - flight.sent_s
+            self.at(flight.sent_s + LOOKS_AGAIN * waited_s, self._late, flight)
             return
-        self._toll.hedges += 1
-        second = Flight(call, endpoint, flight.replica, self._now_s, flight.story, tried, rival=flight)
+        self.toll.hedges += 1
+        second = Flight(call, endpoint, flight.replica, self.now_s, flight.story, tried, rival=flight)
         flight.rival = second
-        self._send(second)
-
-    def _look(self) -> None:
-        """As the gateway's lookout does: see how streams go, and move those that are far too slow."""
-        if self._now_s < self.scene.calls[-1].at_s + PATIENCE_S:
-            self._at(self._now_s + TICK_S, self._look)
-        for box in self._boxes:
-            if box.state != "up":
-                continue
-            box.worker.advance(self._now_s)
-            self._deliver(box)
-            for job, made_tokens in box.worker.running_jobs():
-                flight = box.flights.get(job)
-                if flight is not None and flight.first_s is not None and not (flight.ended or flight.heir):
-                    self._look_at_stream(flight, made_tokens)
-
-    def _look_at_stream(self, flight: Flight, made_tokens: int) -> None:
-        policy, call = self._policies[flight.replica], flight.call
-        if not (isinstance(policy, Hides) and policy.moves) or made_tokens >= call.output_tokens:
-            return
-        if not policy.slow(flight, made_tokens, self._now_s):
-            return
-        rest = rest_of(call, made_tokens)
-        endpoint = policy.heir(
-            flight, rest, self._open_to(rest, (flight.endpoint,)), self._now_s, self._dice.random()
-        )
-        if endpoint is not None:
-            # It stays where it is until the other one has answered; what it makes until then is in vain.
-            flight.made_tokens = made_tokens
-            heir = Flight(rest, endpoint, flight.replica, self._now_s, flight.story, (flight.endpoint,))
-            flight.heir, heir.origin = heir, flight
-            self._send(heir)
+        self.send(second)
 
     def _inherits(self, flight: Flight, origin: Flight) -> None:
         """The other one has answered: it goes on there."""
-        self._toll.moves += 1
-        box = self._boxes[origin.endpoint]
+        self.toll.moves += 1
+        box = self.boxes[origin.endpoint]
         _, made_tokens = (
             box.worker.progress(origin.job) if origin.job in box.flights else (0, origin.call.output_tokens)
         )
         read_tokens = origin.call.prompt_tokens - origin.cached_tokens
-        self._tally(read_tokens, 0, wasted=flight.story.resumed)
-        self._tally(0, origin.made_tokens, wasted=False)
-        self._tally(0, max(0, made_tokens - origin.made_tokens), wasted=True)
+        self.tally(read_tokens, 0, wasted=flight.story.resumed)
+        self.tally(0, origin.made_tokens, wasted=False)
+        self.tally(0, max(0, made_tokens - origin.made_tokens), wasted=True)
         flight.story.resumed = True
         origin.ended = True
-        self._policies[origin.replica].ended(origin, self._now_s, "moved")
-        self._at(self._now_s + box.node.rtt_s / 2, self._cancelled, origin, box)
+        self.policies[origin.replica].ended(origin, self.now_s, "moved")
+        self.at(self.now_s + box.node.rtt_s / 2, self.cancelled, origin, box)
 
-    def _cancelled(self, flight: Flight, box: Box) -> None:
+    def cancelled(self, flight: Flight, box: Box) -> None:
         """What it has done has been accounted for."""
         job = flight.job
         if job is not None and box.flights.pop(job, None) is not None and box.state == "up":
-            box.worker.abort(self._now_s, job)
-            self._deliver(box)
+            box.worker.abort(self.now_s, job)
+            self.deliver(box)
 
     def _first(self, flight: Flight) -> None:
-        if flight.ended or flight.first_s is not None:
+        if flight.ended or flight.first_s is not None or not flight.watched:
             return
-        flight.first_s = self._now_s
+        flight.first_s = self.now_s
         if flight.origin is not None and not flight.origin.ended:
             self._inherits(flight, flight.origin)
-        self._policies[flight.replica].first_token(flight, self._now_s)
+        self.policies[flight.replica].first_token(flight, self.now_s)
         story, rival = flight.story, flight.rival
         if story.first_s is None:
-            story.first_s = self._now_s
+            story.first_s = self.now_s
         if rival is not None and not rival.ended:
             rival.ended = True
-            self._policies[rival.replica].ended(rival, self._now_s, "outrun")
-            if rival.endpoint < len(self._boxes):
-                box = self._boxes[rival.endpoint]
-                self._at(self._now_s + box.node.rtt_s / 2, self._aborted, rival, box)
+            self.policies[rival.replica].ended(rival, self.now_s, "outrun")
+            if rival.endpoint < len(self.boxes):
+                box = self.boxes[rival.endpoint]
+                self.at(self.now_s + box.node.rtt_s / 2, self._aborted, rival, box)
 
     def _aborted(self, flight: Flight, box: Box) -> None:
         job = flight.job
         if job is not None and box.flights.pop(job, None) is not None and box.state == "up":
-            self._tally(*box.worker.abort(self._now_s, job), wasted=True)
-            self._deliver(box)
+            self.tally(*box.worker.abort(self.now_s, job), wasted=True)
+            self.deliver(box)
 
-    def _tally(self, read_tokens: int, made_tokens: int, *, wasted: bool) -> None:
-        self._toll.worked_tokens += read_tokens + made_tokens
-        self._toll.wasted_tokens += wasted * (read_tokens + made_tokens)
+    def tally(self, read_tokens: int, made_tokens: int, *, wasted: bool) -> None:
+        self.toll.worked_tokens += read_tokens + made_tokens
+        self.toll.wasted_tokens += wasted * (read_tokens + made_tokens)
 
     def _ends(self, flight: Flight) -> None:
         if flight.ended:
@@ -235,46 +207,49 @@ class Run:
             return
         self._first(flight)
         flight.ended = True
-        self._policies[flight.replica].ended(flight, self._now_s, None)
+        self.policies[flight.replica].ended(flight, self.now_s, None)
         read_tokens = flight.call.prompt_tokens - flight.cached_tokens
-        self._tally(read_tokens, 0, wasted=flight.story.resumed)
-        self._tally(0, flight.call.output_tokens, wasted=False)
+        self.tally(read_tokens, 0, wasted=flight.story.resumed)
+        self.tally(0, flight.call.output_tokens, wasted=False)
         self._finish(flight, whole=True)
 
-    def _fails(self, flight: Flight, failure: str) -> None:
+    def fails(self, flight: Flight, failure: str) -> None:
         if flight.ended:
             return
         flight.ended = True
-        policy, story, rival = self._policies[flight.replica], flight.story, flight.rival
-        policy.ended(flight, self._now_s, failure)
+        policy, story, rival = self.policies[flight.replica], flight.story, flight.rival
+        policy.ended(flight, self.now_s, failure)
         if flight.first_s is None and flight.origin is not None and not flight.origin.ended:
-            self._tally(flight.read_tokens, 0, wasted=True)
+            self.tally(flight.read_tokens, 0, wasted=True)
             flight.origin.heir = None  # it goes on where it was
             if flight.origin.is_done:
                 self._ends(flight.origin)
             return
         if flight.heir is not None and not flight.heir.ended:
-            self._tally(flight.read_tokens, flight.made_tokens, wasted=False)
+            self.tally(flight.read_tokens, flight.made_tokens, wasted=False)
             story.resumed = True
             return  # the other one has it
         call, tried = flight.call, tuple({*flight.tried, flight.endpoint, *(rival.tried if rival else ())})
         if flight.first_s is None:
-            self._tally(flight.read_tokens, 0, wasted=True)
+            self.tally(flight.read_tokens, flight.made_tokens, wasted=True)
             if rival is None or rival.ended:
-                self._dispatch(story, call, flight.replica, tried)
+                self.dispatch(story, call, flight.replica, tried)
         elif isinstance(policy, Hides) and policy.resumes:
-            self._tally(flight.read_tokens, 0, wasted=story.resumed)
+            self.tally(flight.read_tokens, 0, wasted=story.resumed)
             made = min(flight.made_tokens, call.output_tokens - 1)  # its end at the least has not come
-            self._tally(0, made, wasted=False)
-            self._toll.resumes += 1
+            self.tally(0, made, wasted=False)
+            self.toll.resumes += 1
             story.resumed = True
-            self._dispatch(story, rest_of(call, made), flight.replica, (flight.endpoint,))
+            self.dispatch(story, call.rest(made), flight.replica, (flight.endpoint,))
+        elif story.call.whole:  # nothing has been shown
+            self.tally(flight.read_tokens, flight.made_tokens, wasted=True)
+            self.dispatch(story, story.call, flight.replica, tried)
         else:
-            self._tally(flight.read_tokens, flight.made_tokens, wasted=True)
+            self.tally(flight.read_tokens, flight.made_tokens, wasted=True)
             self._finish(flight, whole=False)
 
     def _finish(self, flight: Flight, *, whole: bool) -> None:
-        self._done(done_of(self.scene, flight, self._now_s, whole=whole))
+        self._done(done_of(self.scene, flight, self.now_s, whole=whole))
 
     def _done(self, done: Done) -> None:
         self._inflight -= 1
@@ -284,7 +259,7 @@ class Run:
 
     def _submitted(self, flight: Flight, box: Box) -> None:
         if box.state == "refuses":
-            self._at(self._now_s + box.node.rtt_s / 2, self._fails, flight, "connect")
+            self.at(self.now_s + box.node.rtt_s / 2, self.fails, flight, "connect")
             return
         if flight.ended:
             return
@@ -292,15 +267,15 @@ class Run:
         job = flight.job = Job(call.prompt_tokens, call.output_tokens, call.pages, call.answer)
         box.flights[job] = flight
         if box.state == "up":
-            box.worker.submit(self._now_s, job)
-            self._deliver(box)
+            box.worker.submit(self.now_s, job)
+            self.deliver(box)
 
     def _wakes(self, box: Box, wake: int) -> None:
         if wake == box.wake:
-            box.worker.advance(self._now_s)
-            self._deliver(box)
+            box.worker.advance(self.now_s)
+            self.deliver(box)
 
-    def _deliver(self, box: Box) -> None:
+    def deliver(self, box: Box) -> None:
         """Send out what the worker has made, and come back when it makes the next."""
         half_s = box.node.rtt_s / 2
         for event in box.worker.events():
@@ -309,51 +284,58 @@ class Run:
             if not event.last:
                 flight = box.flights[event.job]
                 flight.cached_tokens = event.job.cached_tokens
-                self._at(event.at_s + half_s, self._first, flight)
+                self.at(event.at_s + half_s, self._first, flight)
             else:
-                self._at(event.at_s + half_s, self._ends, box.flights.pop(event.job))
+                self.at(event.at_s + half_s, self._ends, box.flights.pop(event.job))
         box.wake += 1
         next_s = box.worker.next_s()
         if next_s < float("inf"):
-            self._at(next_s, self._wakes, box, box.wake)
+            self.at(next_s, self._wakes, box, box.wake)
 
     def _befalls(self, mishap: Mishap) -> None:
-        box, index, now_s = self._boxes[mishap.index], mishap.index, self._now_s
+        box, index, now_s = self.boxes[mishap.index], mishap.index, self.now_s
         if box.state == "up":
             box.worker.advance(now_s)
-            self._deliver(box)
+            self.deliver(box)
         match mishap.kind:
             case "notice":
                 self._leaves(index)
             case "reset":
-                for flight in box.fail("refuses"):
-                    self._at(now_s + box.node.rtt_s / 2, self._fails, flight, "reset")
-                self._at(now_s + box.node.rtt_s / 2, self._leaves, index)
+                self._cuts(box, "refuses")
+                self.at(now_s + box.node.rtt_s / 2, self._leaves, index)
             case "silence":
                 lost = box.fail("silent")
-                self._at(now_s + self.scene.churn.silence_s, self._noticed, box, index, lost)
+                self.at(now_s + self.scene.churn.silence_s, self._noticed, box, index, lost)
+            case "blip":
+                self._cuts(box, "up")
+                box.restart(now_s)
             case "back":
                 box.restart(now_s)
                 self._open[index] = True
-                for policy in self._policies:
+                for policy in self.policies:
                     policy.back(index, now_s)
             case _:
                 slowness = self.scene.churn.slowness if mishap.kind == "slow" else 1.0
                 if box.state == "up":
                     box.worker.slow_down(now_s, slowness)
-                    self._deliver(box)
+                    self.deliver(box)
+
+    def _cuts(self, box: Box, state: str) -> None:
+        """All its connections are reset."""
+        for flight in box.fail(state):
+            self.at(self.now_s + box.node.rtt_s / 2, self.fails, flight, "reset")
 
     def _noticed(self, box: Box, index: int, lost: list[Flight]) -> None:
         """A silent worker's checks have failed: everybody who waits on it is told."""
         self._leaves(index)
         for flight in [*lost, *box.fail("refuses")]:
-            self._fails(flight, "silence")
+            self.fails(flight, "silence")
 
     def _leaves(self, index: int) -> None:
         if self._open[index]:
             self._open[index] = False
-            for policy in self._policies:
-                policy.gone(index, self._now_s)
+            for policy in self.policies:
+                policy.gone(index, self.now_s)
 
     # What is looked at from outside.
 
@@ -361,37 +343,30 @@ class Run:
         """The metrics of the scrape before last: what a gateway works with is under way for a while, too."""
         if now_s - self._scraped_s >= self.scene.scrape_s:
             self._scraped_s = now_s
-            last = [self._look_at(box) for box in self._boxes]
+            last = [self._look_at(box) for box in self.boxes]
             self._scraped = (self._scraped[1] or last, last)
         return self._scraped[0]
 
     def _look_at(self, box: Box) -> Scraped:
         worker = box.worker
         if box.state == "up":
-            worker.advance(self._now_s)
-            self._deliver(box)
+            worker.advance(self.now_s)
+            self.deliver(box)
         return Scraped(len(worker.waiting), worker.running, worker.cache.usage)
 
     def _sample(self) -> None:
-        waiting = sum(len(box.worker.waiting) for box in self._boxes if box.state == "up")
-        self._result.samples.append(Sample(self._now_s, self._inflight, waiting))
-        if self._now_s < self.scene.calls[-1].at_s:
-            self._at(self._now_s + SAMPLE_S, self._sample)
+        waiting = sum(len(box.worker.waiting) for box in self.boxes if box.state == "up")
+        self._result.samples.append(Sample(self.now_s, self._inflight, waiting))
+        if self.now_s < self.scene.calls[-1].at_s:
+            self.at(self.now_s + SAMPLE_S, self._sample)
 
     def _give_up(self) -> None:
         """Whoever is still waiting has met with nothing."""
-        left = [flight for box in self._boxes for flight in box.fail("refuses")]
+        left = [flight for box in self.boxes for flight in box.fail("refuses")]
         for flight in {
             id(flight.story): flight for flight in left
         }.values():  # one of two that race, or take over
             self._finish(flight, whole=False)
-
-
-def rest_of(call: SimCall, made: int) -> SimCall:
-    """What is left of a call when so many tokens of its answer have been made."""
-    return structs.replace(
-        call, prompt_tokens=call.prompt_tokens + made, output_tokens=call.output_tokens - made
-    )
 
 
 def simulate(

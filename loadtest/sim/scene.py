@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from loadtest.sim.calls import SimCall
     from loadtest.sim.fleet import Churn, Hosted, Mishap, Node
-    from loadtest.sim.policy import Flight
+    from loadtest.sim.policy import Flight, Story
 
 
 class Scene(Struct, frozen=True):
@@ -45,6 +45,17 @@ class Done(Struct, frozen=True, gc=False):
     """The last one tried; -1: there was nobody."""
     attempts: int
     cost_usd: float
+    whole: bool = False
+    """Whether its reply was wanted in one piece: then nothing comes before its end."""
+
+
+def unserved(story: Story, attempts: int) -> Done:
+    """What became of a call for which nobody is left."""
+    call = story.call
+    ttft_s = None if story.first_s is None or call.whole else story.first_s - call.at_s
+    return Done(
+        call.at_s, call.prompt_tokens, call.output_tokens, ttft_s, None, 0, -1, attempts, 0.0, call.whole
+    )
 
 
 def done_of(scene: Scene, flight: Flight, now_s: float, *, whole: bool) -> Done:
@@ -52,17 +63,21 @@ def done_of(scene: Scene, flight: Flight, now_s: float, *, whole: bool) -> Done:
     story, served = flight.story, flight.endpoint
     call = story.call
     by = scene.nodes[served] if served < len(scene.nodes) else scene.hosted[served - len(scene.nodes)]
+    first_s = story.first_s
+    if call.whole:
+        first_s = now_s if whole else None
     usd = call.prompt_tokens * by.input_usd_per_million + call.output_tokens * by.output_usd_per_million
     return Done(
         at_s=call.at_s,
         prompt_tokens=call.prompt_tokens,
         output_tokens=call.output_tokens,
-        ttft_s=None if story.first_s is None else story.first_s - call.at_s,
+        ttft_s=None if first_s is None else first_s - call.at_s,
         e2e_s=now_s - call.at_s if whole else None,
         cached_tokens=flight.cached_tokens,
         endpoint=served,
         attempts=len(flight.tried) + 1,
         cost_usd=usd / 1e6,
+        whole=call.whole,
     )
 
 
@@ -82,6 +97,8 @@ class Toll(Struct):
     resumes: int = 0
     moves: int = 0
     """Streams that ran slowly and went on elsewhere."""
+    anew: int = 0
+    """Replies in one piece that took too long and were had elsewhere."""
 
 
 class Result(Struct, frozen=True):

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
-from loadtest.report import markdown_table
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -141,7 +139,3 @@ def rows(answers: Sequence[Answer]) -> tuple[list[str], list[list[str]]]:
         each = " ".join(f"{figure:.3g}" for figure in answer.figures)
         found.append([target.text, bound, f"{answer.figure:.3g}", each, "yes" if answer.met else "no"])
     return columns, found
-
-
-def markdown(answers: Sequence[Answer]) -> str:
-    return markdown_table(*rows(answers))

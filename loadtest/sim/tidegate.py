@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, structs
 
+from gateway.lookout import LEAST_WAIT_S as LOOKS_FROM_S
+from gateway.whole import LONG_S
 from routing.gossip import Batch, Gossip
-from routing.hedging import SLOW_AFTER_S, Going, is_slow, left_tokens
+from routing.hedging import SLOW_AFTER_S, Going, is_slow, left_tokens, longest_s
 from routing.pool import Pool
 from routing.prefix import PIECE_TOKENS
 from routing.types import Call, Candidate, Endpoint, Price, Tier
@@ -31,6 +33,10 @@ _KINDS: dict[str, FailureKind] = {"connect": "connect", "reset": "reset", "silen
 
 MOST_MOVES = 2
 """Of one answer, as in `gateway.resuming`."""
+
+
+LEAST_WAIT_S = 0.05
+"""Between two looks of a call that waits, as in `gateway.admission`."""
 
 
 class _Attempt(Struct):
@@ -78,7 +84,7 @@ class Tidegate:
         return self._take(asked, self._ranked(asked, open_to, now_s, roll)[:1])
 
     def late_s(self, flight: Flight) -> float | None:
-        if not self._hedges or not isinstance(flight.note, _Attempt):
+        if not self._hedges or not isinstance(flight.note, _Attempt) or not flight.watched:
             return None
         self._pool.hedging.budget.call()
         return self._pool.hedging.lateness.late_after_s(flight.note.planned.estimate.ttft_s)
@@ -127,6 +133,22 @@ class Tidegate:
         note.moves += 1
         return self._take(asked, [found])
 
+    def overdue(self, flight: Flight, open_to: Sequence[int], now_s: float) -> bool:
+        note, waited_s = flight.note, now_s - flight.sent_s
+        assert isinstance(note, _Attempt)  # noqa: S101 - it was sent by us
+        if not self._pool.hedging.overdue(waited_s, self._longest_s(note)):
+            return False
+        return bool(self._ranked(note.asked, open_to, now_s, 0.0))
+
+    def _longest_s(self, note: _Attempt) -> float:
+        return longest_s(note.planned, None, self._pool.output_tokens(""))
+
+    def back_in_s(self, open_to: Sequence[int], now_s: float) -> float | None:
+        standings = [self._standings[index] for index in open_to]
+        loads = [each.load(now_s) for each in standings if each.soon(now_s)]
+        waits_s = [each.retry_after_s if each.resort_s is None else each.resort_s for each in loads]
+        return min((max(LEAST_WAIT_S, each) for each in waits_s if each is not None), default=None)
+
     def _ranked(self, asked: Call, open_to: Sequence[int], now_s: float, roll: float) -> list[Candidate]:
         allowed = set(open_to)
         ranked = self._pool.plan(asked, now_s, roll).ranked
@@ -147,11 +169,18 @@ class Tidegate:
     def sent(self, flight: Flight, now_s: float) -> None:
         assert self._planned is not None  # noqa: S101 - nothing is sent that was not planned
         asked, planned = self._planned
-        run = self._standings[flight.endpoint].begin(asked, now_s, planned.cached_tokens)
+        if flight.call.whole:
+            expected = planned.estimate
+            takes_s = expected.ttft_s + self._pool.output_tokens("") * expected.itl_s
+            at_worker = self._standings[flight.endpoint].endpoint.kind == "worker"
+            flight.watched = at_worker and (takes_s >= LONG_S or bool(flight.tried))
+        run = self._standings[flight.endpoint].begin(
+            asked, now_s, planned.cached_tokens, watched=flight.watched
+        )
         origin = flight.origin
         moves = origin.note.moves if origin is not None and isinstance(origin.note, _Attempt) else 0
         flight.note = _Attempt(run, asked, planned, moves=moves)
-        if origin is None:
+        if origin is None and flight.watched:
             self._pool.hedging.moves.call()
 
     def first_token(self, flight: Flight, now_s: float) -> None:
@@ -165,7 +194,9 @@ class Tidegate:
         if not isinstance(note, _Attempt):
             return
         if failure is None:
-            standing.succeeded(now_s)
+            standing.succeeded(now_s, flight.sent_s)
+            if not flight.watched and now_s - flight.sent_s >= LOOKS_FROM_S:
+                self._pool.hedging.wholes.saw(now_s - flight.sent_s, self._longest_s(note))
             note.run.ended(now_s, flight.call.output_tokens, flight.cached_tokens)
             self._pool.wrote("", flight.call.output_tokens)
             return
@@ -175,7 +206,7 @@ class Tidegate:
             self._saw(flight, note, now_s)
         elif failure != "moved":
             # No dice: the jitter keeps replicas apart, which a simulation of one need not.
-            standing.failed(now_s, _KINDS[failure], 0.5)
+            standing.failed(now_s, _KINDS[failure], 0.5, flight.sent_s)
 
     def say(self, now_s: float) -> object | None:
         self._gossip.forget(now_s)

@@ -143,4 +143,50 @@ def test_the_table_has_a_line_for_each_way_to_hide_churn():
         found = outcome(simulate(whole, ours(name, simulated_tier("default"))), whole, 0.0)
         line = hiding.row("20min", name, [found, found])
         assert len(line) == len(hiding.COLUMNS)
-        assert line[6:] == ["0.00%"] * 5
+        assert line[6:] == ["0.00%"] * 6
+
+
+def a_whole(at_s: float = 0.0, output_tokens: int = 100) -> SimCall:
+    return structs.replace(call(at_s, output_tokens), whole=True)
+
+
+def test_a_whole_reply_that_is_expected_to_take_long_goes_on_elsewhere_from_where_it_broke_off():
+    reset = Mishap(1.0, chosen(), "reset")
+    result = run(RESUMING, reset, calls=[a_whole()])
+    [done] = result.done
+    assert done.e2e_s is not None
+    assert done.ttft_s == done.e2e_s
+    assert result.toll.resumes == 1
+    assert result.toll.worked_tokens == result.toll.wasted_tokens + 1280 + 100
+
+
+def test_a_whole_reply_that_breaks_off_is_begun_anew_where_nothing_is_gone_on_with():
+    reset = Mishap(1.0, chosen(), "reset")
+    result = run("tidegate", reset, calls=[a_whole()])
+    [done] = result.done
+    assert done.e2e_s is not None
+    assert done.endpoint != chosen()
+    assert result.toll.resumes == 0
+    assert result.toll.worked_tokens == result.toll.wasted_tokens + 1280 + 100
+
+
+def test_a_short_whole_reply_that_takes_far_too_long_is_had_elsewhere_once():
+    calls = [a_whole(2.0 * number, output_tokens=60) for number in range(701)]
+    [*_, undisturbed] = run(HIDING, calls=calls).done
+    silent = Mishap(1400.1, undisturbed.endpoint, "silence")
+    churn = structs.replace(fleet.CHURNS["20min"], silence_s=240.0)
+    result = simulate(
+        structs.replace(scene(calls, silent), churn=churn), ours(HIDING, simulated_tier("default"))
+    )
+    [*_, last] = result.done
+    assert result.toll.anew == 1
+    assert last.endpoint != undisturbed.endpoint
+    assert 5.0 < last.e2e_s < 60.0
+
+
+def test_calls_that_lose_all_workers_at_once_are_served_when_they_are_back():
+    calls = [call(second * 0.05, output_tokens=50) for second in range(100)]
+    blips = [Mishap(2.0, index, "blip") for index in range(3)]
+    done = run(HIDING, *blips, calls=calls).done
+    assert len(done) == 100
+    assert all(each.e2e_s is not None for each in done)

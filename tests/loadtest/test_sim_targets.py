@@ -2,7 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from loadtest.sim.targets import CHAT, MISDECLARED, OURS, SPILL, TARGETS, Scenario, Target, ask, markdown
+from loadtest.report import markdown_table
+from loadtest.sim.targets import CHAT, MISDECLARED, OURS, SPILL, TARGETS, Scenario, Target, ask, rows
 from loadtest.simulate import OURS_HIDING, PEERS, Runs
 
 
@@ -26,7 +27,7 @@ def test_a_reference_compares_us_with_ourselves():
     answer = ask(target, (1,), answers(tidegate=2.0))
     assert answer.figure == pytest.approx(1.1)
     assert not answer.met
-    assert "| p99 | at most 1.05 | 1.1 | 1.1 | no |" in markdown([answer])
+    assert "| p99 | at most 1.05 | 1.1 | 1.1 | no |" in markdown_table(*rows([answer]))
 
 
 def test_the_targets_name_policies_that_there_are():
