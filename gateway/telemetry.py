@@ -7,6 +7,7 @@ prometheus-client's locked floats; that library makes the page of it when it is 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from itertools import chain
@@ -195,6 +196,7 @@ class FleetCollector(Collector):
                     keys.add_metric([*names, state], count)
         yield from (available, inflight, connections, speed, ejections, checks, attempts, keys)
         yield GaugeMetricFamily("tidegate_calls_running", "Calls under way.", value=self._running())
+        yield GaugeMetricFamily("tidegate_tasks", "Tasks of asyncio that have not ended.", value=_tasks())
         yield from chain(self._of_probes(), self._of_scrapes(now_s), self._of_kv_events())
         yield from chain(self._of_journal(), self._of_decisions(), foresight_of(self._fleet))
 
@@ -325,3 +327,11 @@ class AdmissionCollector(Collector):
             ["model"],
             {(model,): count for model, count in admission.sent_back.items()},
         )
+
+
+def _tasks() -> int:
+    """0 outside of a loop, where the page may be asked for its names."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0

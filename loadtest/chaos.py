@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import httpx2
 from msgspec import Struct, structs
@@ -40,7 +40,8 @@ MODEL = "sim"
 _SETTLES_S = 15.0
 _WATCH_S = 0.05
 _HELD_UP_S = 1.0
-_MORE_DESCRIPTORS = 16
+_MORE = 16
+"""Descriptors and tasks: connections to workers are kept for a while."""
 _PRICE = Price(50_000, 100_000, 25_000)
 """What `loadtest.proxies.Tidegate` charges."""
 
@@ -116,6 +117,17 @@ class Outcome(Struct, frozen=True):
     problems: tuple[str, ...]
 
 
+class Open(Struct, frozen=True):
+    """What a router has that has to be let go of."""
+
+    descriptors: int
+    tasks: float = 0.0
+
+    @classmethod
+    def now(cls, target: Running, metrics: dict[str, float]) -> Self:
+        return cls(procfs.descriptors(target.pid), metrics.get("tidegate_tasks", 0.0))
+
+
 async def run_chaos(
     plan: Plan, proxies: Sequence[Proxy], folder: Path, say: Callable[[str], None]
 ) -> Outcome:
@@ -170,7 +182,7 @@ async def _one(
             ours = isinstance(proxy, Tidegate)
             origin = target.url.removesuffix("/v1")
             hand = await stack.enter_async_context(Hand(workers, origin if ours else None, MASTER_KEY))
-            before = procfs.descriptors(target.pid)
+            before = Open.now(target, await _metrics(origin) if ours else {})
             held_up_s, calls = await _calls(plan, target, questions, hand, mishaps)
             left = await _left_running(target, origin, before) if ours else []
             metrics = await _metrics(origin) if ours else {}
@@ -241,21 +253,24 @@ async def _metrics(origin: str) -> dict[str, float]:
         "tidegate_limits_holds",
         "tidegate_endpoint_inflight",
         "tidegate_calls_running",
+        "tidegate_tasks",
     )
     lines = [line for line in text.splitlines() if line.startswith(told) and "_created" not in line]
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
 
-async def _left_running(target: Running, origin: str, before: int) -> list[str]:
+async def _left_running(target: Running, origin: str, before: Open) -> list[str]:
     """What the gateway has not let go of a while after the last call."""
     until_s = time.monotonic() + _SETTLES_S
     while True:
         shown = await _metrics(origin)
         at_work = ("tidegate_calls_running", "tidegate_endpoint_inflight", "tidegate_limits_holds")
         left = [f"{name} is {value:g}" for name, value in shown.items() if value and name.startswith(at_work)]
-        after = procfs.descriptors(target.pid)
-        if after > before + _MORE_DESCRIPTORS:
-            left.append(f"{after} descriptors after {before}")
+        after = Open.now(target, shown)
+        if after.descriptors > before.descriptors + _MORE:
+            left.append(f"{after.descriptors} descriptors after {before.descriptors}")
+        if after.tasks > before.tasks + _MORE:
+            left.append(f"{after.tasks:g} tasks after {before.tasks:g}")
         if not left or time.monotonic() > until_s:
             return left
         await asyncio.sleep(0.2)
