@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,6 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from loadtest import endure as running
 from loadtest.endurance import Plan
 from loadtest.endure_report import markdown, notes, table
 
@@ -33,6 +33,11 @@ def endure(
 
     Exit 1 where a client noticed, where an account differs from another, or something is left behind.
     """
+    if find_spec("psycopg") is None:
+        typer.echo("it takes PostgreSQL's driver: pip install 'tidegate[postgres]'", err=True)
+        raise typer.Exit(1)
+    from loadtest import endure as running  # noqa: PLC0415 - that driver is an extra
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does, servers and all
     plan = Plan.of(minutes, clients, seed)
     watched = Console(stderr=True)
