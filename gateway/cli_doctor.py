@@ -12,6 +12,7 @@ import typer
 from gateway.cli_options import DEFAULT_CONFIG, ConfigOption, ReportFormatOption, unfolded
 from gateway.config_file import ConfigError
 from gateway.output import ReportFormat
+from gateway.waiting import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +32,7 @@ def doctor(
     Exit code 0: a gateway can serve with it (there may be warnings); 1: something does not work; 2: the file is not valid.
     A worker is asked for one token. Nothing is changed anywhere.
     """
-    from rich.console import Console  # noqa: PLC0415 - takes time to import
-
-    from backends.checkup import Finding  # noqa: PLC0415 - as above
+    from backends.checkup import Finding  # noqa: PLC0415 - takes time to import
     from gateway.config import load  # noqa: PLC0415 - as above
     from gateway.doctor import examine  # noqa: PLC0415 - as above
 
@@ -45,7 +44,7 @@ def doctor(
             [Finding(each.path or "config", "error", each.message, advice) for each in error.problems], output
         )
         raise typer.Exit(2) from None
-    with Console(stderr=True).status("asking the database, Redis and every endpoint"):
+    with waiting("asking the database, Redis and every endpoint"):
         found = asyncio.run(examine(parsed))
     _show([Finding("config", "ok", f"{config} is valid"), *found], output)
     if any(finding.level == "error" for finding in found):

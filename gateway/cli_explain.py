@@ -16,6 +16,7 @@ import typer
 
 from gateway.cli_options import DEFAULT_CONFIG, ReportFormatOption, open_store, unfolded
 from gateway.output import Format, ReportFormat, show, usd
+from gateway.waiting import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -82,7 +83,9 @@ def explain(  # noqa: PLR0913 - a command's options are its parameters
     if (request is None) == (replay is None):
         _fail("needs REQUEST.json or --replay FILE, and not both")
     if replay is not None:
-        _show_report(_replayed(replay, config), output)
+        with waiting(f"planning the decisions in {replay} again"):
+            report = _replayed(replay, config)
+        _show_report(report, output)
         return
     question = _question(request or "-", api, header or ())
     question = structs.replace(question, tenant=tenant or question.tenant, key=key_id or question.key)

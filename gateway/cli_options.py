@@ -24,6 +24,7 @@ from urllib.parse import quote
 import typer
 
 from gateway.output import Format, ReportFormat, show
+from gateway.waiting import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,9 +76,10 @@ class Place(NamedTuple):
         """The same as it comes, of formats other than JSON. `content` is a body that is no JSON either."""
         given = {name: value for name, value in parameters.items() if value is not None}
         options = {"json": body, "content": content, "params": given}
-        if self.url is not None:
-            return asked_over_http(self.url, self.admin_key, method, below(*path), **options)
-        return _content(_in_process(self.config, method, below(*path), options), "")
+        with waiting(f"{path[0]}: asking {self.url or 'the database'}"):
+            if self.url is not None:
+                return asked_over_http(self.url, self.admin_key, method, below(*path), **options)
+            return _content(_in_process(self.config, method, below(*path), options), "")
 
     def all(self, *path: str, **parameters: Any) -> list[dict[str, Any]]:
         """The rows of all pages."""

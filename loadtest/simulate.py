@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from functools import partial
+from itertools import product
 from pathlib import Path  # noqa: TC003 - typer reads annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ import typer
 from msgspec import Struct
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.table import Table
 
 from loadtest.report import markdown_table
@@ -27,6 +28,7 @@ from loadtest.sim.run import simulate
 from loadtest.sim.scene import Scene
 from loadtest.sim.targets import HEDGING, HIDING, OURS, RESUMING
 from loadtest.sim.tidegate import Tidegate
+from loadtest.steps import on_terminal, steps
 from routing.types import Tier
 
 if TYPE_CHECKING:
@@ -170,7 +172,7 @@ def simulate_all(
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("calls")
     outcomes: dict[str, Outcome] = {}
     results: dict[str, Result] = {}
-    with Progress(*columns, console=console, transient=True) as progress:
+    with on_terminal(*columns) as progress:
         task = progress.add_task("calls", total=None)
         scene, workload = scene_of(setting)
         warm_up_s = min(WARM_UP_S, workload.calls[-1].at_s / 4)
@@ -342,11 +344,9 @@ def targets_command(
     """Ask of the simulation what routing is to reach; exit 1 if it does not."""
     asked = [each for each in targets.TARGETS if trace is not None or each.scenario != targets.TRACE]
     run = Runs(minutes, trace)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with steps() as track:
         answers = [
-            targets.ask(each, range(first_seed, first_seed + seeds), run)
-            for each in progress.track(asked, description="targets")
+            targets.ask(each, range(first_seed, first_seed + seeds), run) for each in track(asked, "targets")
         ]
     _tell(*targets.rows(answers), markdown_file)
     raise typer.Exit(0 if all(answer.met for answer in answers) else 1)
@@ -365,9 +365,9 @@ def churn_command(
     """What hedging and resuming do for the clients of an unequal fleet, by how often its workers leave."""
     run = Runs(minutes, None)
     found = []
-    for churn in hiding.CHURNS:
-        scenario = targets.Scenario((("churn", churn), ("load", load), ("wholes", wholes)))
-        for name in OURS_HIDING:
+    with steps() as track:
+        for churn, name in track([*product(hiding.CHURNS, OURS_HIDING)], "rows"):
+            scenario = targets.Scenario((("churn", churn), ("load", load), ("wholes", wholes)))
             outcomes = [run(scenario, seed, name) for seed in range(1, seeds + 1)]
             found.append(hiding.row(churn, name, outcomes))
     _tell(hiding.COLUMNS, found, markdown_file)
@@ -383,11 +383,12 @@ def replicas_command(
     """How nearly 4 and 16 gateways route as well as one, by how often they tell each other what they do."""
     run = Runs(minutes, None)
     found, outcomes = [], {}
-    for count, every_s in replicas.ASKED:
-        options: tuple[tuple[str, str | float], ...] = (("load", load), ("replicas", count))
-        scenario = targets.Scenario(options if every_s is None else (*options, ("gossip_s", every_s)))
-        outcomes[count, every_s] = [run(scenario, seed, OURS) for seed in range(1, seeds + 1)]
-        found.append(replicas.row(count, every_s, outcomes[count, every_s], outcomes[1, None]))
+    with steps() as track:
+        for count, every_s in track([*replicas.ASKED], "rows"):
+            options: tuple[tuple[str, str | float], ...] = (("load", load), ("replicas", count))
+            scenario = targets.Scenario(options if every_s is None else (*options, ("gossip_s", every_s)))
+            outcomes[count, every_s] = [run(scenario, seed, OURS) for seed in range(1, seeds + 1)]
+            found.append(replicas.row(count, every_s, outcomes[count, every_s], outcomes[1, None]))
     _tell(replicas.COLUMNS, found, markdown_file)
 
 

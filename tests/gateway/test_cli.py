@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -283,3 +285,49 @@ def test_json_is_short_for_format_json_and_goes_with_no_other(valid: str):
     both = tidegate("keys", "list", "--json", "--format", "csv", "--config", valid)
     assert both.returncode == 2
     assert "--json and --format csv are two things" in both.stderr
+
+
+def test_bash_completes_the_commands_of_a_group():
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash")
+    folder = Path(sys.executable).parent
+    script = (
+        'eval "$(_TIDEGATE_COMPLETE=source_bash tidegate)"; COMP_WORDS=(tidegate nodes dr); COMP_CWORD=2\n'
+    )
+    script += '_tidegate_completion tidegate; echo "${COMPREPLY[@]}"'
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [bash, "-c", script], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["drain"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shell", "word"), [("zsh", "#compdef tidegate"), ("fish", "complete --command tidegate")]
+)
+def test_other_shells_are_told_how_to_complete(shell: str, word: str):
+    assert word in tidegate_installed(_TIDEGATE_COMPLETE=f"source_{shell}")
+
+
+def tidegate_installed(**environ: str) -> str:
+    command = Path(sys.executable).with_name("tidegate")
+    return subprocess.run(
+        [command], env=os.environ | environ, capture_output=True, text=True, check=False
+    ).stdout
+
+
+def test_ctrl_c_before_there_is_anything_to_stop_is_130():
+    # A shell that has put the tests into the background lets them ignore it; it is to be as where somebody sits.
+    program = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    command = [sys.executable, "-c", program, sys.executable, "-m", "gateway", "explain", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            # More than a pipe holds: when it has been written, the command is reading.
+            process.stdin.write(b" " * 1_000_000)
+            process.stdin.flush()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+    assert "| 130 | " in (Path(__file__).parents[2] / "gateway" / "README.md").read_text()
