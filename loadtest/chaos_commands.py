@@ -15,6 +15,7 @@ from rich.console import Console
 
 from loadtest import chaos as running
 from loadtest.proxies import LiteLlm, Proxy, RustRouter, Tidegate
+from loadtest.steps import doing
 
 
 def chaos(  # noqa: PLR0913 - each argument is an option of the command line
@@ -44,8 +45,8 @@ def chaos(  # noqa: PLR0913 - each argument is an option of the command line
     names = [name.strip() for name in routers.split(",")]
     if unknown := set(names) - known.keys():
         raise typer.BadParameter(f"--routers: no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    say = Console(stderr=True).print
     with (
+        doing() as say,
         tempfile.TemporaryDirectory(prefix="tidegate-chaos-") as folder,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):

@@ -29,6 +29,7 @@ from loadtest.comparison import comparison_table, markdown, notes
 from loadtest.mock import run_mock
 from loadtest.proxies import DidNotStartError, every_proxy, pinned
 from loadtest.report import latency_table, summarise
+from loadtest.steps import doing
 from loadtest.workloads import Workload
 
 if TYPE_CHECKING:
@@ -188,7 +189,8 @@ def bench(  # noqa: PLR0913 - each argument is an option of the command line
         if hold:
             _hold(place, chosen, console)
             return
-        comparison = benching.run_bench(place, chosen, direct="mock" in names, say=Console(stderr=True).print)
+        with doing() as say:
+            comparison = benching.run_bench(place, chosen, direct="mock" in names, say=say)
     console.print(comparison_table(comparison))
     for line in notes(comparison):
         console.print(line, markup=False, highlight=False)
@@ -239,8 +241,9 @@ def soak(
         benching.site(plan, Path(folder)) as place,
         benching.started(place, proxy, "tidegate") as target,
         pinned(plan.load_core),
+        doing() as say,
     ):
-        verdict = soaking.run_soak(target, calls, abort_fraction, Console(stderr=True).print)
+        verdict = soaking.run_soak(target, calls, abort_fraction, say)
     for line in soaking.lines(verdict):
         console.print(line, markup=False, highlight=False)
     if json_file is not None:

@@ -13,10 +13,11 @@ import msgspec
 import typer
 import uvloop
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from loadtest.endurance import Plan
 from loadtest.endure_report import markdown, notes, table
+from loadtest.steps import on_terminal
 
 
 def endure(
@@ -40,11 +41,10 @@ def endure(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does, servers and all
     plan = Plan.of(minutes, clients, seed)
-    watched = Console(stderr=True)
     columns = (TimeElapsedColumn(), BarColumn(), TextColumn("{task.description}"))
     with (
         tempfile.TemporaryDirectory(prefix="tidegate-endure-") as folder,
-        Progress(*columns, console=watched, transient=True, disable=not watched.is_terminal) as progress,
+        on_terminal(*columns) as progress,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         bar = progress.add_task("servers and workers are started", total=plan.seconds)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from loadtest import bench, routing_bench
 from loadtest.conversations import WorkloadName
+from loadtest.steps import doing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,8 +57,8 @@ def route_bench(  # noqa: PLR0913 - each argument is an option of the command li
         server_core=cores.server_core,
         load_core=cores.load_core,
     )
-    say = Console(stderr=True).print
     with (
+        doing() as say,
         tempfile.TemporaryDirectory(prefix="tidegate-routing-") as folder,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):

@@ -13,6 +13,7 @@ from rich.console import Console
 from loadtest.proxies import DidNotStartError
 from loadtest.scale.report import markdown, notes, sheets, table
 from loadtest.scale.run import Asked, quick, run_scale
+from loadtest.steps import doing
 
 
 def scale(  # noqa: PLR0913 - each argument is an option of the command line
@@ -41,10 +42,10 @@ def scale(  # noqa: PLR0913 - each argument is an option of the command line
     if counts[0] < 1:
         raise typer.BadParameter("at least one", param_hint="--endpoints")
     asked = Asked(counts, calls_per_s, rows, seconds, tenants)
-    progress, console = Console(stderr=True), Console()
+    console = Console()
     try:
-        with progress.status("begins") as shown:
-            grown = run_scale(quick(asked) if only_a_look else asked, shown.update)
+        with doing() as say:
+            grown = run_scale(quick(asked) if only_a_look else asked, say)
     except DidNotStartError as error:
         console.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from error

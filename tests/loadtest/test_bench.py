@@ -314,11 +314,17 @@ def test_a_familys_use_includes_its_children():
         process.communicate(b"\n")
 
 
+MOCK_PORTS = 8
+
+
 def test_a_bench_that_is_terminated_leaves_nothing_running():
     command = [sys.executable, "-m", "loadtest", "bench", "--targets", "mock", "--quick"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        process.stderr.readline()  # a round has begun
-        started = procfs.family(process.pid)
+    with subprocess.Popen(command) as process:
+        # The mock listens on its ports: it is not only just being started.
+        while (
+            len(started := procfs.family(process.pid)) < 2 or procfs.descriptors(started[1]) < 3 + MOCK_PORTS
+        ):
+            assert process.poll() is None
         process.terminate()
         assert process.wait(15) != 0
     assert len(started) > 1
