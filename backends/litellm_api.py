@@ -58,6 +58,7 @@ class LiteLLMBackend:
         """What the operator gives, over which the call's own arguments win."""
         key = {"api_key": access.api_keys[0]} if access.api_keys else {}
         # Its own retries off: failover is the gateway's.
+        self.model = access.model
         self.fixed = {**key, "model": access.model, "num_retries": 0, "max_retries": 0}
         secrets = (*access.api_keys, *_secrets(access.params))
         self.secrets = tuple(secret for secret in secrets if len(secret) >= _LEAST_SECRET)
@@ -204,7 +205,7 @@ class LiteLLMReply(Incoming):
             self._room.set()
 
     async def _call(self) -> None:
-        wire = Wire(self._outgoing.api, self._outgoing.body)
+        wire = Wire(self._outgoing.api, self._outgoing.body, self._backend.model)
         function = getattr(self._thread.sdk, wire.function)
         given = {**self._backend.params, **wire.arguments, **self._backend.fixed}
         reply = await function(timeout=self._ends_s - time.monotonic(), **given)

@@ -34,7 +34,7 @@ _SETTINGS: dict[str, bool | int] = {
     "turn_off_message_logging": True,
     "telemetry": False,
     "disable_hf_tokenizer_download": True,
-    "user_url_validation": True,  # pictures are fetched from public addresses only
+    "user_url_validation": True,  # should it fetch anything after all (see litellm_media), then from public addresses
     "num_retries": 0,  # failover is the gateway's
 }
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from backends.base import StreamTruncated, Unsupported
+from backends.litellm_media import refuse_urls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,7 +56,7 @@ _encode = msgspec.json.Encoder().encode
 class Wire:
     """One call: its arguments for litellm, and the bytes of what comes back. Raises Unsupported."""
 
-    def __init__(self, api: str, body: bytes) -> None:
+    def __init__(self, api: str, body: bytes, model: str) -> None:
         given = msgspec.json.decode(body)
         self.function, fields = FIELDS[api]
         self.arguments: dict[str, Any] = {name: given[name] for name in fields if given.get(name) is not None}
@@ -63,6 +64,7 @@ class Wire:
         self._base64 = api == "/embeddings" and given.get("encoding_format") == "base64"
         if self._text:
             self.arguments["messages"] = _messages(given)
+        refuse_urls(self.arguments.get("messages", ()), model)
         if "tools" in self.arguments:
             # Tools are the client's to run. litellm would look whether any is one of its proxy's, and call it.
             self.arguments["_skip_mcp_handler"] = True

@@ -16,7 +16,7 @@ from litellm_backend import (
     streamed,
     whole,
 )
-from provider_wire import ANTHROPIC, ARGUMENTS, AZURE, GEMINI, KEY, TEXT, TOOL, never, sends
+from provider_wire import ANTHROPIC, ARGUMENTS, AZURE, BEDROCK, GEMINI, KEY, TEXT, TOOL, VERTEX, never, sends
 
 from backends.base import Unsupported
 from backends.sse import CompletionStream, Shown
@@ -137,6 +137,33 @@ async def test_a_picture_and_a_schema_reach_the_provider(provider):
         text = json.dumps(sent(server)[2])
     assert PIXEL in text
     assert "kind" in text
+
+
+BY_URL = {
+    "picture": {"type": "image_url", "image_url": {"url": "https://pictures.example/tide.png"}},
+    "picture as text": {"type": "image_url", "image_url": "https://pictures.example/tide.png"},
+    "file": {"type": "file", "file": {"file_id": "https://pictures.example/tide.pdf"}},
+    "source": {"type": "document", "source": {"type": "url", "url": "https://pictures.example/tide.pdf"}},
+    "hidden": {"type": "image_url", "image_url": {"url": "x https://pictures.example/tide.png"}},
+}
+
+
+@pytest.mark.parametrize("part", BY_URL)
+@pytest.mark.parametrize("provider", [BEDROCK, GEMINI, VERTEX], ids=lambda provider: provider.name)
+async def test_what_a_provider_does_not_take_by_url_is_not_fetched_for_it(provider, part: str):
+    content = [{"type": "text", "text": "What is this?"}, BY_URL[part]]
+    async with at(provider, sends(provider.whole)) as (server, backend):
+        with pytest.raises(Unsupported, match="send a data: URL"):
+            await whole(backend, messages=[{"role": "user", "content": content}])
+        assert server.peers == []
+
+
+@pytest.mark.parametrize("provider", [ANTHROPIC, AZURE], ids=lambda provider: provider.name)
+async def test_a_picture_by_url_goes_to_a_provider_that_takes_it_as_it_is(provider):
+    content = [{"type": "text", "text": "See http://text.example"}, BY_URL["picture"]]
+    async with at(provider, sends(provider.whole)) as (server, backend):
+        await whole(backend, messages=[{"role": "user", "content": content}])
+        assert "https://pictures.example/tide.png" in json.dumps(sent(server)[2])
 
 
 @pytest.mark.parametrize("provider", [ANTHROPIC, GEMINI], ids=lambda provider: provider.name)
