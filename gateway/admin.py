@@ -83,7 +83,7 @@ class Administrators:
         self._admin_keys = admin_keys
         self._sources = sources
         self._sessions = sessions
-        self.anyone = config.auth.mode == "none" and config.listen.is_loopback
+        self.anyone = config.auth.mode == "none" and config.is_loopback
         self._explain_to = config.auth.explain_to
 
     def admit(self, request: Request, *, looks: bool) -> Actor:

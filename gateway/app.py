@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvloop
+from msgspec import structs
 
 from backends.rounds import rounds
 from gateway.admin import Administration, Administrators, admin_routes
@@ -25,9 +26,9 @@ from gateway.beside import Beside
 from gateway.cache_salt import CacheSalts
 from gateway.callers import Callers
 from gateway.catalog import Catalog
-from gateway.console.routes import ConsoleParts, console_routes
+from gateway.console.routes import ADMINISTRATORS, TENANTS, ConsoleParts, console_routes
 from gateway.console.session import Sessions
-from gateway.control import control_app
+from gateway.control import control_app, health_routes, metrics_routes, models_routes
 from gateway.cors import Origins
 from gateway.decision_log import DecisionLog, RotatingFile
 from gateway.desk import Desk
@@ -39,7 +40,7 @@ from gateway.gossip import gossiping
 from gateway.http import Edge
 from gateway.journal import Journal
 from gateway.limiting import Limiter, limiting
-from gateway.listeners import listeners_on
+from gateway.listeners import listeners_of
 from gateway.logs import begin_log
 from gateway.mover import moving
 from gateway.node_store import NodeStore
@@ -53,7 +54,7 @@ from gateway.process import need_shared_state, need_shared_state_for, obeying, p
 from gateway.process_metrics import shared
 from gateway.race import Races
 from gateway.reload import Parts, Reload, latest, queue_limits
-from gateway.server import Server
+from gateway.server import Server, stopped_by_signals
 from gateway.source import Sources
 from gateway.store import Store
 from gateway.supervisor import Seat, Supervisor
@@ -71,7 +72,9 @@ if TYPE_CHECKING:
 
     from backends.fleet import Fleet
     from gateway.config import Config
+    from gateway.config_tls import TlsSection
     from gateway.limiting import Limiting
+    from gateway.listeners import Listeners
     from gateway.policy import Policies
     from gateway.reload import ConfigFile
 
@@ -95,9 +98,9 @@ def _run_one_of(processes: int, config: Config, file: ConfigFile | None) -> int:
     # Garbage that is not there need not be shared; what is there is copied when the collector looks at it.
     gc.collect()
     gc.freeze()
-    listeners = listeners_on(config.listen, processes)
+    listeners = listeners_of(config, processes)
     ending_s = float(config.timeouts.unready_s) + float(config.timeouts.drain_s)
-    supervisor = Supervisor(listeners, ending_s, config.server.scheme)
+    supervisor = Supervisor(listeners, ending_s, _serving(config, listeners))
     seat = supervisor.run()
     if isinstance(seat, int):
         return seat
@@ -128,7 +131,7 @@ async def serve(
 
     def ready() -> None:
         if seat is None:
-            log.info("serving on %s://%s:%d", config.server.scheme, *listeners[0].getsockname()[:2])
+            log.info("%s", _serving(config, listeners))
         else:
             seat.ready()
         if on_ready is not None:
@@ -136,30 +139,61 @@ async def serve(
 
     _allow_descriptors(config.limits.client_connections)
     async with AsyncExitStack() as stack:
-        listeners = listeners_on(config.listen) if seat is None else seat.listeners
-        for listener in listeners:
+        listeners = listeners_of(config) if seat is None else seat.listeners
+        for listener in listeners.all:
             stack.enter_context(listener)
-        app = await stack.enter_async_context(application(config, file, seat))
-        server = Server(
-            app,
-            drain_s=float(config.timeouts.drain_s),
-            unready_s=float(config.timeouts.unready_s),
-            header_limit_bytes=config.limits.header_bytes,
-            most_connections=config.limits.client_connections,
-            body_limit_bytes=config.limits.body_bytes,
-            on_ready=ready,
-        )
-        server.take_times(config.timeouts)
-        if config.server.tls is not None:
-            certificate = Certificate(config.server.tls)
-            server.tls = certificate.context
-            looking = rounds(lambda _: certificate.look(), 1.0, "looking at the certificate")
-            await stack.enter_async_context(looking)
+        edge = await stack.enter_async_context(application(config, file, seat))
+        admin_ready = asyncio.Event()
+        servers = [_server(edge, config, ready)]
+        if edge.for_admins is not None:
+            servers.append(_server(edge.for_admins, config, admin_ready.set))
+        await _show_certificate(stack, config.server.tls, *servers)
+        await _show_certificate(stack, config.admin.tls, *servers[1:])
         if seat is not None:
-            await stack.enter_async_context(obeying(seat, server))
+            await stack.enter_async_context(obeying(seat, servers))
+        stack.enter_context(stopped_by_signals(servers))
         _spare_the_collector()
-        await server.serve(*listeners, number=0 if seat is None else seat.number)
+        number = 0 if seat is None else seat.number
+        async with asyncio.TaskGroup() as serving:
+            for admin in servers[1:]:
+                serving.create_task(admin.serve(*listeners.admin, number=number), name="administration")
+                await admin_ready.wait()
+            await servers[0].serve(*listeners.calls, number=number)
     return 0
+
+
+def _server(edge: Edge, config: Config, on_ready: Callable[[], None]) -> Server:
+    server = Server(
+        edge,
+        drain_s=float(config.timeouts.drain_s),
+        unready_s=float(config.timeouts.unready_s),
+        header_limit_bytes=config.limits.header_bytes,
+        most_connections=config.limits.client_connections,
+        body_limit_bytes=config.limits.body_bytes,
+        on_ready=on_ready,
+    )
+    server.take_times(config.timeouts)
+    return server
+
+
+async def _show_certificate(stack: AsyncExitStack, section: TlsSection | None, *servers: Server) -> None:
+    """Where there is one; kept in step with its files for as long as `stack` stands."""
+    if section is not None:
+        certificate = Certificate(section)
+        for server in servers:
+            server.tls = certificate.context
+        looking = rounds(lambda _: certificate.look(), 1.0, "looking at the certificate")
+        await stack.enter_async_context(looking)
+
+
+def _serving(config: Config, listeners: Listeners) -> str:
+    """Where, in words."""
+    said = "serving on {}://{}:{}".format(config.server.scheme, *listeners.calls[0].getsockname()[:2])
+    for listener in listeners.admin[:1]:
+        said += " and for administrators on {}://{}:{}".format(
+            config.admin_scheme, *listener.getsockname()[:2]
+        )
+    return said
 
 
 def _allow_descriptors(client_connections: int) -> None:
@@ -221,15 +255,29 @@ async def application(
         beside = Beside(seat, watch, nodes.everywhere, lambda: edge.running)
         board = FleetBoard(nodes, store, await stack.enter_async_context(beside.telling()))
         about = Administration(administrators, catalog, planner, nodes, desk, limits, board, reload)
-        routes = _routes(about, ConsoleParts(about, sessions, sources, watch, callers))
-        edge.control = origins.around(control_app(catalog, fleet, telemetry, callers.asking, *routes))
+        console = ConsoleParts(about, sessions, sources, watch, callers)
+        _give_control(edge, config, origins, console, health_routes(fleet), metrics_routes(telemetry))
         await stack.enter_async_context(reload.running())
         yield edge
 
 
-def _routes(about: Administration, console: ConsoleParts) -> tuple[APIRouter, ...]:
-    own = own_usage_routes(about.desk.store, console.callers.asking, about.limiter)
-    return admin_routes(about), own, console_routes(console)
+def _give_control(
+    edge: Edge, config: Config, origins: Origins, console: ConsoleParts, health: APIRouter, metrics: APIRouter
+) -> None:
+    """Decide which routes are where."""
+    about, caller = console.about, console.callers.asking
+    own = own_usage_routes(about.desk.store, caller, about.limiter)
+    for_calls = [models_routes(about.catalog, caller), own, health]
+    if config.admin.listen is None:
+        app = control_app(admin_routes(about), *for_calls, console_routes(console), metrics)
+        edge.control = origins.around(app)
+        return
+    if config.auth.mode == "keys":  # else no tenant has a key to log in with
+        for_calls.append(console_routes(structs.replace(console, roles=TENANTS)))
+    edge.control = origins.around(control_app(None, *for_calls))
+    for_admins = structs.replace(console, roles=ADMINISTRATORS)
+    app = control_app(admin_routes(about), console_routes(for_admins), health, metrics)
+    edge.for_admins = edge.without_calls(app)
 
 
 def _keys(config: Config, policies: Policies, store: Store, seat: Seat | None) -> Keyring | Key:

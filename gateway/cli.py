@@ -168,6 +168,8 @@ def _masked(config: Config) -> dict[str, Any]:
 
 def _summary(config: Config) -> Iterator[str]:
     yield f"listen    {config.listen.host}:{config.listen.port}, auth {config.auth.mode}"
+    if config.admin.listen is not None:
+        yield f"admin     {config.admin.listen.host}:{config.admin.listen.port}"
     yield f"database  {config.database_shown()}"
     yield f"journal   {config.journal.folder}"
     if config.decision_log is not None:

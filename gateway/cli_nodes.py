@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli_options import (
-    DEFAULT_URL,
     FormatOption,
     KeyOption,
     ReportFormatOption,
     UrlOption,
+    administration_at,
     asked_over_http,
     below,
     decoded,
@@ -37,9 +37,7 @@ _LEASE = ("name", "leaves_in_s", "drained")
 
 @app.command("list")
 @unfolded
-def list_nodes(
-    url: UrlOption = DEFAULT_URL, key: KeyOption = None, as_format: FormatOption = Format.TABLE
-) -> None:
+def list_nodes(url: UrlOption = None, key: KeyOption = None, as_format: FormatOption = Format.TABLE) -> None:
     """All workers: how each stands, and why it gets no calls where it gets none."""
     found = _ask("GET", url, key)
     stays = found["histories"]
@@ -51,7 +49,7 @@ def list_nodes(
 @unfolded
 def show_node(
     name: NameArgument,
-    url: UrlOption = DEFAULT_URL,
+    url: UrlOption = None,
     key: KeyOption = None,
     as_format: ReportFormatOption = ReportFormat.JSON,
 ) -> None:
@@ -74,7 +72,7 @@ def drain(
         typer.Option(help="Seconds after which running calls are taken from it; else `timeouts.total_s`."),
     ] = None,
     cancel: Annotated[bool, typer.Option("--cancel", help="It does not leave after all.")] = False,
-    url: UrlOption = DEFAULT_URL,
+    url: UrlOption = None,
     key: KeyOption = None,
     as_format: FormatOption = Format.TABLE,
 ) -> None:
@@ -85,11 +83,13 @@ def drain(
 
 
 @app.command()
-def remove(name: NameArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
+def remove(name: NameArgument, url: UrlOption = None, key: KeyOption = None) -> None:
     """Take out a node that has registered. What runs there finishes."""
     _ask("DELETE", url, key, name)
 
 
-def _ask(method: str, url: str, key: str | None, *path: str, body: dict[str, Any] | None = None) -> Any:
+def _ask(
+    method: str, url: str | None, key: str | None, *path: str, body: dict[str, Any] | None = None
+) -> Any:
     """What the gateway answers. Ends the command with one line where it refuses, or is none."""
-    return decoded(asked_over_http(url, key, method, below("nodes", *path), json=body))
+    return decoded(asked_over_http(administration_at(url), key, method, below("nodes", *path), json=body))

@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 import typer
 
+from gateway.config_file import ConfigError
 from gateway.output import Format, ReportFormat, show
 from gateway.waiting import waiting
 
@@ -47,7 +48,13 @@ KEYS_IN_ENVIRONMENT = ["TIDEGATE_ADMIN_KEY", "TIDEGATE_MASTER_KEY"]
 
 # Of commands that only a running gateway can answer.
 DEFAULT_URL = "http://127.0.0.1:8000"
-UrlOption = Annotated[str, typer.Option("--url", help="Where the gateway runs.")]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        help=f"Where its administration is. [default: as {DEFAULT_CONFIG} in this folder says, or {DEFAULT_URL}]",
+    ),
+]
 KeyOption = Annotated[
     str | None,
     typer.Option("--key", envvar=KEYS_IN_ENVIRONMENT, help="An admin key, or the master key."),
@@ -90,6 +97,21 @@ class Place(NamedTuple):
             if page.get("after") is None:
                 return rows
             parameters["after"] = page["after"]
+
+
+def administration_at(url: str | None) -> str:
+    """That of `--url`, or else of the gateway whose configuration is in this folder."""
+    if url is not None:
+        return url
+    if not DEFAULT_CONFIG.exists():
+        return DEFAULT_URL
+    from gateway.config import load  # noqa: PLC0415 - takes time to import
+
+    try:
+        return load(DEFAULT_CONFIG, os.environ).administration_url or DEFAULT_URL
+    except ConfigError:
+        typer.echo(f"{DEFAULT_CONFIG} is not valid here: {DEFAULT_URL} is asked", err=True)
+        return DEFAULT_URL
 
 
 def below(*path: str) -> str:

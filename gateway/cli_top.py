@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli_options import DEFAULT_URL, KeyOption, ReportFormatOption, UrlOption, fail, unfolded
+from gateway.cli_options import KeyOption, ReportFormatOption, UrlOption, administration_at, fail, unfolded
 from gateway.output import Format, ReportFormat, show
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def top(
     once: Annotated[
         bool, typer.Option("--once", help="One picture; so it is where there is no terminal.")
     ] = False,
-    url: UrlOption = DEFAULT_URL,
+    url: UrlOption = None,
     key: KeyOption = None,
     output: ReportFormatOption = ReportFormat.TABLE,
 ) -> None:
@@ -70,7 +70,7 @@ def top(
     """
     from gateway.top import Top  # noqa: PLC0415 - takes time to import, for commands that do not need it
 
-    told = _Gateway(url, key)
+    told = _Gateway(administration_at(url), key)
     known = Top(told.url)
     as_json = output is ReportFormat.JSON
     live = not once and (as_json or sys.stdout.isatty())

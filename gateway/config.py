@@ -7,7 +7,6 @@ module says what may stand in it.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +20,7 @@ from gateway.config_events import (  # noqa: TC001 - pydantic reads annotations 
     WebhookSection,
 )
 from gateway.config_file import ConfigError, Problem, Stamp, path_of, read
+from gateway.config_listen import Admin, Listen, Server, open_to_anyone, same_twice
 from gateway.config_model import AliasSection, ModelSection, aliases_of_nothing, all_names, names_used_twice
 from gateway.config_policy import TenantSection, no_such_model
 from gateway.config_section import (
@@ -29,7 +29,6 @@ from gateway.config_section import (
     Location,
     Multiplier,
     Name,
-    NetworkText,
     Origin,
     Seconds,
     Secret,
@@ -41,38 +40,9 @@ from gateway.config_section import (
     given_in,
     millionths,
     no_boolean,
-    processes,
 )
 from gateway.config_telemetry import LogSection, TelemetrySection
-from gateway.config_tls import TlsSection  # noqa: TC001 - pydantic reads annotations at run time
 from routing.types import Endpoint, Tier, TierName
-
-
-class Listen(Section):
-    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all.")
-    port: Annotated[int, BeforeValidator(no_boolean)] = Field(
-        8000, ge=0, le=65_535, description="Port to listen on; 0 lets the system choose one."
-    )
-    trusted_proxies: frozenset[NetworkText] = Field(
-        frozenset(),
-        description="Networks of proxies whose `x-forwarded-for` is believed, where keys are bound to networks.",
-    )
-
-    @property
-    def is_loopback(self) -> bool:
-        return _is_loopback(self.host)
-
-
-class Server(Section):
-    workers: Annotated[int | Literal["auto"], BeforeValidator(processes)] = Field(
-        1,
-        description="Processes that serve, on one address; `auto`: one for each core. With limits, more than one takes Redis.",
-    )
-    tls: TlsSection | None = Field(None, description="Speak TLS with clients; without it, plain HTTP.")
-
-    @property
-    def scheme(self) -> str:
-        return "http" if self.tls is None else "https"
 
 
 class Cors(Section):
@@ -245,6 +215,7 @@ class Config(Section):
 
     listen: Listen = Listen()
     server: Server = Server()
+    admin: Admin = Admin()
     cors: Cors = Cors()
     database: DatabaseUrl = Field(
         SecretStr("sqlite:///tidegate.db"),
@@ -292,11 +263,8 @@ class Config(Section):
 
     @classmethod
     def cross_check(cls, given: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
-        auth, host = given.get("auth"), given_in(given.get("listen"), "host") or "127.0.0.1"
-        meant = str(given_in(auth, "allow_public")).lower() in {"true", "yes", "on", "1"}
-        if given_in(auth, "mode") == "none" and not meant and not _is_loopback(str(host)):
-            advice = "set auth.allow_public: true if that is meant"
-            yield ("auth", "mode"), f"none on listen.host {host} lets anyone in; {advice}"
+        yield from open_to_anyone(given)
+        yield from same_twice(given)
         if given_in(given_in(given.get("tenants"), "*"), "billing") is not None:
             yield ("tenants", "*", "billing"), "is for tenants by their names"
         models = given.get("models")
@@ -322,6 +290,21 @@ class Config(Section):
     def shares_state(self) -> bool:
         """Whether processes share what is not in the database."""
         return self.shared_state.get_secret_value() != "memory://"
+
+    @property
+    def admin_scheme(self) -> str:
+        return "http" if self.admin.tls is None and self.server.tls is None else "https"
+
+    @property
+    def administration_url(self) -> str | None:
+        """Where this machine finds it; None where the system is to choose the port."""
+        listen = self.admin.listen or self.listen
+        return f"{self.admin_scheme}://{listen.reached_at}:{listen.port}" if listen.port else None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches any of it."""
+        return self.listen.is_loopback and (self.admin.listen is None or self.admin.listen.is_loopback)
 
     def database_shown(self) -> str:
         """The database's URL without user, password and options, for printing."""
@@ -382,13 +365,6 @@ def load(
 
 def _path(location: Location) -> str:
     return path_of(location[:-1] if location and location[-1] == "[key]" else location)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _policies_on_nothing(names: frozenset[str], tenants: Any) -> Iterator[tuple[Location, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _READ = ["GET", "HEAD"]
 _DOCUMENT = "/admin/openapi.json"
+_ELSEWHERE = " here: administration has an address of its own (admin.listen)"
 
 
 class ModelCard(BaseModel):
@@ -56,40 +56,39 @@ class Health(BaseModel):
     status: str
 
 
-def control_app(
-    catalog: Catalog,
-    fleet: Fleet,
-    telemetry: Telemetry,
-    caller: Callable[[Request], Key],
-    administration: APIRouter,
-    *others: APIRouter,
-) -> FastAPI:
-    """`caller` says who asks, with a key for calls, or raises ApiError."""
+def control_app(administration: APIRouter | None, *others: APIRouter) -> FastAPI:
+    """What is described as OpenAPI is administration, where it is there; the rest is OpenAI's and Prometheus'."""
     app = FastAPI(
         title="Tidegate",
         version=version("tidegate"),
         docs_url=None,  # FastAPI's own page loads scripts from elsewhere
         redoc_url=None,
-        openapi_url=_DOCUMENT,
+        openapi_url=None if administration is None else _DOCUMENT,
         # A redirect from a path with a slash too many would be to whatever the request's Host header says.
         redirect_slashes=False,
     )
-    app.include_router(administration)
-    # What is described as OpenAPI is administration; the rest is OpenAI's and Prometheus'.
-    app.include_router(_models(catalog, caller), include_in_schema=False)
+    if administration is not None:
+        app.include_router(administration)
+
+        @app.api_route("/admin/docs", methods=_READ, include_in_schema=False)
+        async def docs() -> Response:
+            return HTMLResponse(page(app.openapi(), _DOCUMENT), headers={"content-security-policy": POLICY})
+
     for each in others:
         app.include_router(each, include_in_schema=False)
-    read = partial(app.api_route, methods=_READ, include_in_schema=False)
+    show_errors(app)
+    app.add_middleware(Secured)
+    return app
 
-    @read("/admin/docs")
-    async def docs() -> Response:
-        return HTMLResponse(page(app.openapi(), _DOCUMENT), headers={"content-security-policy": POLICY})
 
-    @read("/health/live")
+def health_routes(fleet: Fleet) -> APIRouter:
+    routes = APIRouter(prefix="/health")
+
+    @routes.api_route("/live", methods=_READ)
     async def live() -> Health:
         return Health(status="ok")
 
-    @read("/health/ready")
+    @routes.api_route("/ready", methods=_READ)
     async def ready(request: Request, response: Response) -> Health:
         leaving = request.state.leaving()
         if fleet.ready and not leaving:
@@ -97,14 +96,18 @@ def control_app(
         response.status_code = 503
         return Health(status="shutting down" if leaving else "no endpoint can serve")
 
-    @read("/metrics")
+    return routes
+
+
+def metrics_routes(telemetry: Telemetry) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.api_route("/metrics", methods=_READ)
     async def metrics() -> Response:
         collector = None if telemetry.of_all is None else await telemetry.of_all()
         return Response(telemetry.page(collector), media_type=CONTENT_TYPE_LATEST)
 
-    show_errors(app)
-    app.add_middleware(Secured)
-    return app
+    return routes
 
 
 def show_errors(app: FastAPI) -> None:
@@ -117,7 +120,9 @@ def show_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _shown_http)
 
 
-def _models(catalog: Catalog, caller: Callable[[Request], Key]) -> APIRouter:
+def models_routes(catalog: Catalog, caller: Callable[[Request], Key]) -> APIRouter:
+    """`caller` says who asks, with a key for calls, or raises ApiError."""
+
     def policy_of(request: Request) -> Policy | None:
         policy = caller(request).policy
         if policy is not None:
@@ -199,6 +204,11 @@ def _meant(path: str) -> str:
     return f"; did you mean {found[0]}? A base URL ends with /v1, once" if found else ""
 
 
+def _is_elsewhere(request: Request) -> bool:
+    """Whether it is for administrators, and has come where they have nothing."""
+    return request.app.openapi_url is None and request.url.path.startswith(("/admin", "/metrics"))
+
+
 async def _shown_http(request: Request, error: Any) -> Response:
     path = request.url.path[:200]
     if error.status_code == 405:
@@ -209,5 +219,6 @@ async def _shown_http(request: Request, error: Any) -> Response:
             headers=[(b"allow", allow.encode())],
         )
     else:
-        failure = ApiError("unknown_url", f"there is no {request.method} {path}{_meant(path)}")
+        elsewhere = _ELSEWHERE if _is_elsewhere(request) else _meant(path)
+        failure = ApiError("unknown_url", f"there is no {request.method} {path}{elsewhere}")
     return await _shown(request, failure)

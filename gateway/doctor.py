@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from backends.checkup import Level
     from gateway.config import Config
     from gateway.config_endpoint import EndpointSection
+    from gateway.config_listen import Address
     from routing.types import Endpoint, Price
 
 AT_ONCE = 32
@@ -50,14 +51,15 @@ _ASK_S = 3.0
 async def examine(config: Config) -> list[Finding]:
     """Everything, in the order in which a gateway would come to need it."""
     here = await asyncio.to_thread(lambda: [*_machine(config), *_folders(config)])
-    listening, database, redis, webhooks, *endpoints = await asyncio.gather(
-        _listening(config),
+    listening, for_admins, database, redis, webhooks, *endpoints = await asyncio.gather(
+        _listening("listen", config.listen, config.server.scheme),
+        _listening("admin.listen", config.admin.listen, config.admin_scheme),
         asyncio.to_thread(lambda: list(database_findings(config))),
         redis_findings(config),
         webhook_findings(config),
         *_endpoints(config),
     )
-    found = [*_access(config), *listening, *here, *database, *redis, *webhooks]
+    found = [*_access(config), *listening, *for_admins, *here, *database, *redis, *webhooks]
     return found + [finding for findings in endpoints for finding in findings]
 
 
@@ -85,9 +87,10 @@ def _access(config: Config) -> Iterator[Finding]:
         )
 
 
-async def _listening(config: Config) -> list[Finding]:
-    """Whether the address can be taken, or a gateway has it already."""
-    listen = config.listen
+async def _listening(key: str, listen: Address | None, scheme: str) -> list[Finding]:
+    """Whether the address of that key can be taken, or a gateway has it already."""
+    if listen is None:
+        return []
     where = f"{listen.host}:{listen.port}"
     try:
         infos = await asyncio.get_running_loop().getaddrinfo(
@@ -99,13 +102,13 @@ async def _listening(config: Config) -> list[Finding]:
             listener.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return [await _who_listens(where, config.server.scheme, str(address[0]), listen.port)]
-        advice = "listen.host has to be an address of this machine; ports below 1024 take a privilege"
-        return [Finding("listen", "error", f"cannot listen on {where}: {error.strerror}", advice)]
-    return [Finding("listen", "ok", f"{where} is free")]
+            return [await _who_listens(key, where, scheme, str(address[0]), listen.port)]
+        advice = f"{key}.host has to be an address of this machine; ports below 1024 take a privilege"
+        return [Finding(key, "error", f"cannot listen on {where}: {error.strerror}", advice)]
+    return [Finding(key, "ok", f"{where} is free")]
 
 
-async def _who_listens(where: str, scheme: str, host: str, port: int) -> Finding:
+async def _who_listens(key: str, where: str, scheme: str, host: str, port: int) -> Finding:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     base = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     anybody = ssl.SSLContext(
@@ -119,9 +122,9 @@ async def _who_listens(where: str, scheme: str, host: str, port: int) -> Finding
     except (httpx2.HTTPError, ValueError):
         ours = False
     if ours:
-        return Finding("listen", "ok", f"a gateway serves on {where} already")
-    advice = "end what listens there (ss -ltnp shows it), or choose another listen.port"
-    return Finding("listen", "error", f"another program listens on {where}", advice)
+        return Finding(key, "ok", f"a gateway serves on {where} already")
+    advice = f"end what listens there (ss -ltnp shows it), or choose another {key}.port"
+    return Finding(key, "error", f"another program listens on {where}", advice)
 
 
 def _machine(config: Config) -> Iterator[Finding]:
@@ -131,7 +134,7 @@ def _machine(config: Config) -> Iterator[Finding]:
     need = limits.client_connections + min(
         limits.client_connections, endpoints * limits.connections_per_endpoint
     )
-    need += BESIDE
+    need += BESIDE if config.admin.listen is None else BESIDE + limits.client_connections
     if most != resource.RLIM_INFINITY and most < need:
         yield Finding(
             "ulimit -n",

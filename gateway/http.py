@@ -6,6 +6,7 @@ Calls are served here; all other paths are the control routes' (FastAPI), where 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import re
 import time
@@ -67,10 +68,19 @@ class Edge:
         self._vocabularies = Vocabularies()
         self.control: Any = None
         """The ASGI application for all other paths. It shows how many calls run here, so it is made after this."""
+        self.for_admins: Edge | None = None
+        """What answers where administration has an address of its own."""
         self.tracing: Tracing | None = None
         """Where calls are traced."""
+        self._calls = PATHS
         self._running: dict[Client, float] = {}
         """By when each call has to be over."""
+
+    def without_calls(self, control: Any) -> Edge:
+        """The same for another address, where this application answers everything."""
+        edge = copy.copy(self)
+        edge.control, edge._calls = control, {}  # noqa: SLF001 - our own
+        return edge
 
     async def __call__(self, client: Client) -> None:
         headers = client.headers
@@ -81,7 +91,7 @@ class Edge:
             request_id = given_id
         client.lines = b"x-request-id: %b\r\n" % request_id
         try:
-            api = PATHS.get(client.target) or PATHS.get(client.target.partition(b"?")[0])
+            api = self._calls.get(client.target) or self._calls.get(client.target.partition(b"?")[0])
             if api is None or (client.method == b"OPTIONS" and self._origins):
                 await answer(self.control, client, self._catalog.limits.body_bytes)
             else:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from gateway.config import Listen
+    from gateway.config import Config
+    from gateway.config_listen import Address
 
 _SPREADS = sys.platform == "linux"
 """Elsewhere SO_REUSEPORT gives all connections to the last that asked, or is missing."""
@@ -23,7 +24,31 @@ class CannotListen(Exception):
     """The address is taken, or not ours."""
 
 
-def listeners_on(listen: Listen, count: int = 1) -> list[socket.socket]:
+class Listeners(NamedTuple):
+    """A socket of each process, or none where there is no such address."""
+
+    calls: list[socket.socket]
+    admin: list[socket.socket]
+    """For administration, where that has an address of its own."""
+
+    @property
+    def all(self) -> list[socket.socket]:
+        return self.calls + self.admin
+
+
+def listeners_of(config: Config, count: int = 1) -> Listeners:
+    """For so many processes. Raises CannotListen."""
+    calls = listeners_on(config.listen, count)
+    try:
+        admin = [] if config.admin.listen is None else listeners_on(config.admin.listen, count)
+    except CannotListen:
+        for listener in calls:
+            listener.close()
+        raise
+    return Listeners(calls, admin)
+
+
+def listeners_on(listen: Address, count: int = 1) -> list[socket.socket]:
     """So many on one address, listening only once somebody serves there. Raises CannotListen."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(

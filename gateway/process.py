@@ -19,7 +19,7 @@ from gateway.policy import prepaid_tenants, tenant_policies
 from gateway.supervisor import MESSAGE_BYTES, numbers_in
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
     from gateway.auth import Key
     from gateway.config import Config
@@ -77,9 +77,9 @@ def _limited_in(config: Config) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def obeying(seat: Seat, server: Server) -> AsyncIterator[None]:
+async def obeying(seat: Seat, servers: Sequence[Server]) -> AsyncIterator[None]:
     """Do what the supervisor says, as long as the block runs."""
-    task = asyncio.create_task(_obey(seat, server), name="the supervisor's word")
+    task = asyncio.create_task(_obey(seat, servers), name="the supervisor's word")
     try:
         yield
     finally:
@@ -87,11 +87,13 @@ async def obeying(seat: Seat, server: Server) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _obey(seat: Seat, server: Server) -> None:
+async def _obey(seat: Seat, servers: Sequence[Server]) -> None:
     loop = asyncio.get_running_loop()
     seat.control.setblocking(False)
     while said := await loop.sock_recv(seat.control, MESSAGE_BYTES):
-        await server.accept_from(numbers_in(said))
-    if not server.leaving:
+        for server in servers:
+            await server.accept_from(numbers_in(said))
+    if not any(server.leaving for server in servers):
         log.error("the supervisor is gone: running calls are finished, and then this process ends")
-        server.stop()
+        for server in servers:
+            server.stop()

@@ -59,6 +59,7 @@ Outcome = Literal["applied", "unchanged", "invalid"]
 FIXED = (
     "server",
     "listen",
+    "admin",
     "cors",
     "database",
     "shared_state",

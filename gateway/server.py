@@ -1,7 +1,7 @@
 """The HTTP server: it listens, keeps the time of all connections, and ends without cutting calls short.
 
 Ours, like the lane on the other side, since it is on the way of every byte of every call. One timer serves all
-connections; a signal ends in exit code 0 once running calls have finished.
+connections; it ends once running calls have finished.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TICK_S = 0.5
 
 
 class Server:
-    """Runs until SIGTERM or SIGINT; a second SIGINT cuts running calls short."""
+    """Serves until it is told to stop; told so again, it cuts running calls short."""
 
     def __init__(
         self,
@@ -88,20 +88,18 @@ class Server:
 
     async def serve(self, *listeners: socket.socket, number: int = 0) -> None:
         """Accept connections from the one of these with that number, and from others as it is told. All are closed then."""
-        loop = asyncio.get_running_loop()
         self._listeners = listeners
         await self.accept_from([number])
         ticking = asyncio.create_task(self._tick(), name="connections' clock")
         try:
-            with self._signals(loop):
-                self._on_ready()
-                await self._stop.wait()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self.unready_s):
-                        await self._hurried.wait()
-                self.stopping = True
-                await self._stop_accepting()
-                await self._drain()
+            self._on_ready()
+            await self._stop.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.unready_s):
+                    await self._hurried.wait()
+            self.stopping = True
+            await self._stop_accepting()
+            await self._drain()
         finally:
             ticking.cancel()
             await asyncio.gather(ticking, return_exceptions=True)
@@ -192,16 +190,25 @@ class Server:
             async with asyncio.timeout(limit_s if self.busy else 0):
                 await self._drained.wait()
 
-    @contextlib.contextmanager
-    def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        def terminate() -> None:
-            if not self.leaving:
-                self.stop()
 
-        loop.add_signal_handler(signal.SIGTERM, terminate)
-        loop.add_signal_handler(signal.SIGINT, self.stop)
-        try:
-            yield
-        finally:
-            loop.remove_signal_handler(signal.SIGTERM)
-            loop.remove_signal_handler(signal.SIGINT)
+@contextlib.contextmanager
+def stopped_by_signals(servers: Sequence[Server]) -> Iterator[None]:
+    """SIGTERM and SIGINT stop all of these, as long as the block runs; a second SIGINT cuts running calls short."""
+    loop = asyncio.get_running_loop()
+
+    def terminate() -> None:
+        for server in servers:
+            if not server.leaving:
+                server.stop()
+
+    def interrupt() -> None:
+        for server in servers:
+            server.stop()
+
+    loop.add_signal_handler(signal.SIGTERM, terminate)
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        loop.remove_signal_handler(signal.SIGINT)

@@ -28,7 +28,7 @@ from msgspec import Struct
 from gateway.process_metrics import bury
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from gateway.listeners import Listeners
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Seat(Struct):
     """From 0 on: that of its own socket."""
     name: str
     """Which none before it has had."""
-    listeners: Sequence[socket.socket]
+    listeners: Listeners
     """Those of all of them."""
     control: socket.socket
     """To the supervisor, which says there from which sockets to accept. It ends with it."""
@@ -77,16 +77,16 @@ class _Process(Struct):
 
 
 class Supervisor:
-    def __init__(self, listeners: Sequence[socket.socket], ending_s: float, scheme: str) -> None:
-        """`ending_s`: for so long at the most a process serves after SIGTERM."""
+    def __init__(self, listeners: Listeners, ending_s: float, serving: str) -> None:
+        """`ending_s`: for so long at the most a process serves after SIGTERM. `serving` is to be said once all do."""
         self._listeners = listeners
-        self._scheme = scheme
+        self._said_serving = serving
         self._ending_s = ending_s
         self._folder = Path(tempfile.mkdtemp(prefix="tidegate-"))
         """Only we may look into it."""
         self._processes: dict[int, _Process] = {}
         """By number."""
-        self._due_s = dict.fromkeys(range(len(listeners)), 0.0)
+        self._due_s = dict.fromkeys(range(len(listeners.calls)), 0.0)
         """When those are to be started that are not there."""
         self._pauses_s: dict[int, float] = {}
         self._started = 0
@@ -192,17 +192,16 @@ class Supervisor:
         log.info("process %d is ready (pid %d)", number, process.pid)
         self._assign()
         ready = sum(each.ready for each in self._processes.values())
-        if ready == len(self._listeners) and not self._serving and self._stop_until_s is None:
+        if ready == len(self._listeners.calls) and not self._serving and self._stop_until_s is None:
             self._serving = True
-            address = self._listeners[0].getsockname()[:2]
-            log.info("serving on %s://%s:%d by %d processes", self._scheme, *address, ready)
+            log.info("%s by %d processes", self._said_serving, ready)
 
     def _assign(self) -> None:
         """Tell each process from which sockets to accept: its own, and those that nobody else does."""
         if self._stop_until_s is not None:
             return
         ready = {number for number, process in self._processes.items() if process.ready}
-        vacant = set(range(len(self._listeners))) - ready
+        vacant = set(range(len(self._listeners.calls))) - ready
         for number in ready:
             with contextlib.suppress(
                 OSError
@@ -247,7 +246,7 @@ class Supervisor:
         if number != signal.SIGHUP:
             if self._stop_until_s is None:
                 self._stop_until_s = time.monotonic() + self._ending_s + OVERTIME_S
-                for listener in self._listeners:
+                for listener in self._listeners.all:
                     listener.close()  # kept open here, it would take connections that nobody serves
             elif number == signal.SIGTERM:
                 return

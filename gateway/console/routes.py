@@ -66,6 +66,10 @@ class OwnKeys(BaseModel):
     data: list[KeyShown]
 
 
+ADMINISTRATORS: frozenset[Role] = frozenset({"admin", "read"})
+TENANTS: frozenset[Role] = frozenset({"tenant"})
+
+
 class ConsoleParts(Struct, frozen=True):
     """What the console stands on."""
 
@@ -74,6 +78,8 @@ class ConsoleParts(Struct, frozen=True):
     sources: Sources
     watch: Watch
     callers: Callers
+    roles: frozenset[Role] = ADMINISTRATORS | TENANTS
+    """Whom it is for: where administration has an address of its own, administrators there and tenants where calls are."""
 
     @property
     def administrators(self) -> Administrators:
@@ -88,8 +94,10 @@ class ConsoleParts(Struct, frozen=True):
 def console_routes(parts: ConsoleParts) -> APIRouter:
     routes = APIRouter(prefix=ROOT)
     _add_sessions(routes, parts)
-    _add_events(routes, parts)
-    _add_own(routes, parts)
+    if ADMINISTRATORS & parts.roles:
+        _add_events(routes, parts)
+    if TENANTS & parts.roles:
+        _add_own(routes, parts)
     _add_files(routes, Assets())  # last: its page is there for any path
     return routes
 
@@ -150,7 +158,18 @@ class _Found(Struct, frozen=True):
 
 
 def _found(parts: ConsoleParts, digest: bytes, request: Request) -> _Found:
-    """Who has the key of this digest. Raises ApiError."""
+    """Who has the key of this digest. Raises ApiError where nobody has, or it is for another address."""
+    found = _anywhere(parts, digest, request)
+    if found.role in parts.roles:
+        return found
+    if found.role == "tenant":
+        raise ApiError(
+            "admin_key_required", "This address is for administrators: log in where calls are made."
+        )
+    raise ApiError("invalid_api_key", "This address is for tenants: administration has one of its own.")
+
+
+def _anywhere(parts: ConsoleParts, digest: bytes, request: Request) -> _Found:
     key = parts.administrators.of_digest(digest)
     if not isinstance(key, Key):
         return _Found(key.role, key.name or key.id, None)
@@ -167,7 +186,7 @@ def _shown(parts: ConsoleParts, found: _Found | None = None, session: Session | 
     if found is not None and session is not None:
         shown.role, shown.name, shown.tenant = found.role, found.name, found.tenant
         shown.token, shown.ends = session.token, iso(round(session.ends_s * 1000))
-    elif parts.administrators.anyone:
+    elif parts.administrators.anyone and ADMINISTRATORS & parts.roles:
         shown.role, shown.asks_for_keys = "admin", False
     if shown.role in ("admin", "read"):
         shown.models = list(parts.about.catalog.names)

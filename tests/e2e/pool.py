@@ -28,7 +28,7 @@ from gateway.app import application
 from gateway.config import Config
 from gateway.ledger import Share, UsageRow
 from gateway.policy import Policy
-from gateway.server import Server
+from gateway.server import Server, stopped_by_signals
 from gateway.store import Store
 from gateway.subjects import Subjects
 from loadtest.worker import WorkerSpec
@@ -194,13 +194,14 @@ async def _serving(app: Any, config: Config) -> AsyncIterator[str]:
         )
         server.take_times(config.timeouts)
         serving = asyncio.create_task(server.serve(listener))
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                await started.wait()
-            yield "http://{}:{}".format(*listener.getsockname())
-        finally:
-            server.stop()
-            await serving
+        with stopped_by_signals([server]):
+            try:
+                async with asyncio.timeout(LIMIT_S):
+                    await started.wait()
+                yield "http://{}:{}".format(*listener.getsockname())
+            finally:
+                server.stop()
+                await serving
 
 
 async def until(true: Callable[[], Awaitable[bool]]) -> None:

@@ -178,6 +178,14 @@ def test_a_port_that_another_program_has_is_an_error(folder: Path):
     assert (code, found["listen"]) == (1, [("error", f"another program listens on 127.0.0.1:{port}")])
 
 
+def test_the_address_of_administration_is_looked_at_as_well(folder: Path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, found = doctor(folder, admin={"listen": {"port": port}})
+    said = ("error", f"another program listens on 127.0.0.1:{port}")
+    assert (code, found["listen"][0][0], found["admin.listen"]) == (1, "ok", [said])
+
+
 def test_what_dead_gateways_have_left_is_told_apart_from_what_is_in_use(folder: Path):
     journal = folder / "tidegate-journal"
     journal.mkdir()

@@ -93,3 +93,18 @@ async def test_what_could_be_taken_over_only_in_part_is_taken_over_again(tmp_pat
     await reload.look()
     await reload.look()
     assert taken[-1] == 5 != before
+
+
+async def test_an_address_for_administration_takes_a_restart(tmp_path: Path):
+    path = tmp_path / "tidegate.yaml"
+    path.write_text(MINIMAL)
+    file = ConfigFile.at(path, {}, {})
+
+    async def take(new: Config) -> None:
+        assert new.admin.listen is None
+
+    reload = Reload(file, file.load(), take)
+    path.write_text(MINIMAL + "admin: {listen: {port: 9}}\nqueue: {calls: 5}\n")
+    reload.ask()
+    await reload.look()
+    assert (reload.shown().valid, reload.shown().waiting) == (True, ["admin.listen"])
