@@ -32,6 +32,9 @@ AGAIN_S = 1.0
 QUIET_S = 10.0
 """It tells something once a second. One that does not is away."""
 _ANSWER_S = 30.0
+_IN_LEDGER_TICKS = 3
+"""A call that ended after the first look and before there were events is in neither. After so many seconds it is in the ledger."""
+_LATEST_CALLS = 200
 _NODES = (
     *("name", "model", "state", "inflight", "waiting", "busy", "kv_usage", "cache_hits"),
     *("prefill_tokens_per_s", "decode_tokens_per_s", "tokens_per_s", "answered", "errors", "reason"),
@@ -117,6 +120,7 @@ class _Gateway:
                 await self.begin(top)
 
     async def _listen(self, client: httpx2.AsyncClient, top: Top) -> None:
+        ticks = 0
         async for name, told in self._events(client, "/console/events?fleet=true&calls=true"):
             if name == "fleet":
                 top.take_fleet(told)
@@ -124,6 +128,10 @@ class _Gateway:
                 top.take_calls(told)
             elif name == "tick":
                 top.take_tick(told)
+                ticks += 1
+                if ticks == _IN_LEDGER_TICKS:
+                    page = await self._asked(client, f"/admin/calls?most={_LATEST_CALLS}")
+                    top.take_calls(page["data"])
             elif name == "over":
                 raise RefusedError(f"{self.url} tells nothing more: {told['error']['message']}")
 

@@ -133,6 +133,9 @@ class Door:
 
     def __init__(self, gw: Gateway) -> None:
         self.open = True
+        self.later = asyncio.Event()
+        """Whether more than the first connection get through."""
+        self.later.set()
         self._port = int(gw.url.rpartition(":")[2])
         self._within: set[asyncio.StreamWriter] = set()
 
@@ -140,6 +143,8 @@ class Door:
         if not self.open:
             writer.close()
             return
+        if self._within:
+            await self.later.wait()
         their_reader, their_writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._within |= {writer, their_writer}
         await asyncio.gather(_pass(reader, their_writer), _pass(their_reader, writer))
@@ -170,6 +175,21 @@ async def test_a_gateway_that_goes_away_is_said_to_and_is_found_again(tmp_path: 
             await top.until("live", "worker-1")
             top.press(b"q")
             assert await top.ended() == 0
+        server.close()
+        door.close()
+
+
+async def test_a_call_after_the_first_look_and_before_there_are_events_is_not_missed(tmp_path: Path):
+    async with serving(tmp_path) as gw:
+        door = Door(gw)
+        door.later.clear()
+        server = await asyncio.start_server(door.pass_through, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with terminal("--url", f"http://127.0.0.1:{port}") as top:
+            await top.until("No calls of late")
+            await gw.client().chat.completions.create(**HELLO)
+            door.later.set()
+            await top.until("worker-1", "ok", "default")
         server.close()
         door.close()
 

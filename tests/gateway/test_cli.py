@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -317,15 +320,28 @@ def tidegate_installed(**environ: str) -> str:
     ).stdout
 
 
+def unread(pipe) -> int:
+    """Bytes in a pipe that nobody has taken yet."""
+    found = bytearray(4)
+    fcntl.ioctl(pipe, termios.FIONREAD, found)
+    return int.from_bytes(found, sys.byteorder)
+
+
+def sleeps(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def test_ctrl_c_before_there_is_anything_to_stop_is_130():
     # A shell that has put the tests into the background lets them ignore it; it is to be as where somebody sits.
     program = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
     command = [sys.executable, "-c", program, sys.executable, "-m", "gateway", "explain", "-"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
-            # More than a pipe holds: when it has been written, the command is reading.
             process.stdin.write(b" " * 1_000_000)
             process.stdin.flush()
+            # Python looks for signals before it waits for more, not as it begins to: it has to be waiting.
+            while unread(process.stdin) or not sleeps(process.pid):
+                time.sleep(0.01)
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 130
         finally:
