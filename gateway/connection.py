@@ -46,12 +46,6 @@ class Connection(asyncio.Protocol):
         """What is coming in now."""
         self._answering: Client | None = None
         self._task: asyncio.Task[None] | None = None
-        """Answers one request after another: to make a task for each costs more than to wake one."""
-        self._is_busy = False
-        """Whether it is answering one."""
-        self._turn: asyncio.Future[None] | None = None
-        """Where it is not: when there is one to answer, or none will come any more."""
-        self._is_lost = False
         self._ahead: deque[Client] = deque()
         self._in_head = False
         self._field_bytes = 0
@@ -108,14 +102,11 @@ class Connection(asyncio.Protocol):
         self._parser = None  # the two know each other
         self._ahead.clear()
         self.resume_writing()
-        self._is_lost = True
         answering = self._answering
         if answering is not None:
             answering.gone = True
-            if self._task is not None and self._is_busy and not answering.replied:
+            if self._task is not None and not answering.replied:
                 self._task.cancel("the client left")
-        if not self._is_busy:
-            self._wake()
 
     def pause_writing(self) -> None:
         self.full = True
@@ -183,41 +174,21 @@ class Connection(asyncio.Protocol):
         incoming.ended()
         if incoming is self._answering:
             self.deadline_s = math.inf
-            if incoming.replied and not self._is_busy:
+            if incoming.replied and self._task is None:
                 self._next()
 
     # Answers
 
     def _answer(self, request: Client) -> None:
-        self._answering, self._is_busy = request, True
+        self._answering = request
         self._server.busy.add(self)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
-        else:
-            self._wake()
+        self._task = asyncio.get_running_loop().create_task(self._run(request))
 
-    def _wake(self) -> None:
-        turn, self._turn = self._turn, None
-        if turn is not None and not turn.done():
-            turn.set_result(None)
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while not self._is_lost:
-                if self._answering is not None and self._is_busy:
-                    await self._run_one(self._answering)
-                else:
-                    self._turn = loop.create_future()
-                    await self._turn
-        finally:
-            self.transport.abort()  # nobody answers here any more, whatever it was that ended this
-
-    async def _run_one(self, request: Client) -> None:
+    async def _run(self, request: Client) -> None:
         try:
             await self._server.app(request)
         finally:
-            self._is_busy = False
+            self._task = None
             self._server.finished(self)
             if not request.replied:
                 self.transport.abort()  # the client must not take what it has for a whole reply
@@ -246,7 +217,7 @@ class Connection(asyncio.Protocol):
 
     def stop(self) -> None:
         """Close now if nothing is being answered, else when that has been. What only waits for its turn gets none."""
-        if not self._is_busy or self._answering is None:
+        if self._task is None or self._answering is None:
             self._close()
         else:
             self._answering.keep_alive = False
@@ -275,7 +246,7 @@ class Connection(asyncio.Protocol):
 
     def cut_short(self) -> None:
         """Cancel what is being answered; it may still say why."""
-        if self._task is not None and self._is_busy:
+        if self._task is not None:
             self._task.cancel("the server is shutting down")
 
     async def drain(self) -> None:
