@@ -115,16 +115,22 @@ class Watched:
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
         self.url = f"redis+sentinel://:{PASSWORD}@{hosts}/{SERVICE}/0?sentinel_password={SENTINEL_PASSWORD}"
 
-    def kill_primary(self) -> None:
-        """Once they are ready to fail over, which they do after a second."""
+    def be_ready(self) -> None:
+        """To fail over."""
         for sentinel in self.sentinels:
             until(sentinel.is_ready)
-        self.primary.stop()
+
+    def kill_primary(self) -> None:
+        """Once they are ready to fail over, which they do after a second."""
+        self.be_ready()
+        self.now().stop()
+
+    def now(self) -> Member:
+        """The primary."""
+        return self.primary if self.sentinels[0].names() == self.primary.port else self.replica
 
     def client(self) -> Redis:
-        """Of the primary of now."""
-        port = self.sentinels[0].names()
-        return (self.primary if port == self.primary.port else self.replica).client()
+        return self.now().client()
 
 
 class Node(Member):
