@@ -224,7 +224,8 @@ class Config(Section):
     shared_state: SharedStateUrl = Field(
         SecretStr("memory://"),
         description="Where limits are counted: `memory://`, for each process by itself, or for all `redis://HOST:PORT/NUMBER`, "
-        "`redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/NUMBER` or `redis+cluster://HOST:PORT,HOST:PORT`.",
+        "`redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/NUMBER` or `redis+cluster://HOST:PORT,HOST:PORT`; "
+        "by TLS `rediss` in its place, with `?ssl_ca_certs=FILE` for a CA of one's own.",
     )
     auth: Auth = Auth()
     journal: JournalFolder = JournalFolder()

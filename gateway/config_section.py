@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from ipaddress import ip_network
+from pathlib import Path
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
@@ -32,9 +33,6 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from gateway.policy import OTHERS, TENANT_NAME
 from gateway.redis_url import RedisUrl
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Location = tuple[str | int, ...]
 
@@ -278,8 +276,29 @@ def _database_url(secret: SecretStr) -> SecretStr:
 def _shared_state_url(secret: SecretStr) -> SecretStr:
     url = secret.get_secret_value()
     if url != "memory://":
-        RedisUrl.parse(url)
+        _can_be_loaded(RedisUrl.parse(url).tls or {})
     return secret
+
+
+def _can_be_loaded(tls: Mapping[str, str | bool]) -> None:
+    """The files in a URL of Redis: found out now, and not only when it is connected to. Their paths are not quoted."""
+    files = {name: Path(file) for name, file in tls.items() if isinstance(file, str)}
+    try:
+        if "ssl_ca_certs" in files:
+            _authority(files["ssl_ca_certs"])
+    except ValueError as problem:
+        raise ValueError(f"ssl_ca_certs {problem}") from None
+    try:
+        if "ssl_certfile" in files:
+            # An empty passphrase: without one, OpenSSL would ask for it at the terminal.
+            ours = SSLContext(PROTOCOL_TLS_CLIENT)
+            ours.load_cert_chain(files["ssl_certfile"], files.get("ssl_keyfile"), password="")
+    except SSLError:
+        raise ValueError(
+            "ssl_certfile and ssl_keyfile should hold a certificate and its key in PEM"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"ssl_certfile or ssl_keyfile cannot be read: {error.strerror}") from None
 
 
 Name = Annotated[str, AfterValidator(_sane_name)]

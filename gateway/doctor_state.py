@@ -119,10 +119,26 @@ async def redis_findings(config: Config) -> list[Finding]:
         return [Finding("shared_state", "error", f"Redis at {shown} does not let us in", advice)]
     except (RedisError, OSError, TimeoutError) as failure:
         words = str(failure) or type(failure).__name__
-        advice = "see that it runs, that its address is right, and that it takes writes (no replica)"
+        advice = _redis_advice(failure, by_tls=where.tls is not None)
         return [Finding("shared_state", "error", f"Redis at {shown} cannot be used: {words}", advice)]
     finally:
         await redis.aclose()
+
+
+def _redis_advice(failure: Exception, *, by_tls: bool) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in str(failure):
+        return (
+            "name it as its certificate does, and where that is of a CA of your own, put its file behind the URL: "
+            "?ssl_ca_certs=FILE"
+        )
+    port = "it does not ask for TLS there (else say rediss://)"
+    if by_tls:
+        # It may just close the connection of a client that shows no certificate.
+        port = (
+            "it speaks TLS there (else say redis://) and asks for no certificate of ours "
+            "(else put ?ssl_certfile=FILE&ssl_keyfile=FILE behind the URL)"
+        )
+    return f"see that it runs, that its address is right, that {port}, and that it takes writes (no replica)"
 
 
 async def _asked_redis(redis: Any, where: RedisUrl) -> Any:

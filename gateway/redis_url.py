@@ -128,4 +128,6 @@ def _options(query: str, *, kind: Kind, by_tls: bool) -> tuple[dict[str, str | b
         if said not in _BOOLEANS:
             raise ValueError("ssl_check_hostname should be true or false")
         tls["ssl_check_hostname"] = _BOOLEANS[said]
+    if "ssl_keyfile" in tls and "ssl_certfile" not in tls:
+        raise ValueError("ssl_keyfile is the key of ssl_certfile, which is missing")
     return (tls if by_tls else None), login
