@@ -3,7 +3,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -252,19 +251,6 @@ def test_exit_codes_are_those_of_the_readme(tmp_path: Path, code: int, arguments
     assert f"| {code} | " in (Path(__file__).parents[2] / "gateway" / "README.md").read_text()
 
 
-def test_a_shell_can_complete_commands_and_options():
-    def asked(**environ: str) -> str:
-        command = Path(sys.executable).with_name("tidegate")
-        done = subprocess.run(
-            [command], env=os.environ | environ, capture_output=True, text=True, check=False
-        )
-        return done.stdout
-
-    assert "_tidegate_completion" in asked(_TIDEGATE_COMPLETE="source_bash")
-    words = {"COMP_WORDS": "tidegate doc", "COMP_CWORD": "1"}
-    assert asked(_TIDEGATE_COMPLETE="complete_bash", **words).split() == ["doctor"]
-
-
 def test_whatever_takes_a_format_takes_json_for_short():
     def below(group: typer.core.TyperGroup, prefix: tuple[str, ...] = ()):
         for name, command in group.commands.items():
@@ -288,36 +274,6 @@ def test_json_is_short_for_format_json_and_goes_with_no_other(valid: str):
     both = tidegate("keys", "list", "--json", "--format", "csv", "--config", valid)
     assert both.returncode == 2
     assert "--json and --format csv are two things" in both.stderr
-
-
-def test_bash_completes_the_commands_of_a_group():
-    bash = shutil.which("bash")
-    if bash is None:
-        pytest.skip("there is no bash")
-    folder = Path(sys.executable).parent
-    script = (
-        'eval "$(_TIDEGATE_COMPLETE=source_bash tidegate)"; COMP_WORDS=(tidegate nodes dr); COMP_CWORD=2\n'
-    )
-    script += '_tidegate_completion tidegate; echo "${COMPREPLY[@]}"'
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [bash, "-c", script], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.split() == ["drain"], done.stderr
-
-
-@pytest.mark.parametrize(
-    ("shell", "word"), [("zsh", "#compdef tidegate"), ("fish", "complete --command tidegate")]
-)
-def test_other_shells_are_told_how_to_complete(shell: str, word: str):
-    assert word in tidegate_installed(_TIDEGATE_COMPLETE=f"source_{shell}")
-
-
-def tidegate_installed(**environ: str) -> str:
-    command = Path(sys.executable).with_name("tidegate")
-    return subprocess.run(
-        [command], env=os.environ | environ, capture_output=True, text=True, check=False
-    ).stdout
 
 
 def unread(pipe) -> int:
