@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.auth import Keyring
-    from gateway.config import Config
     from gateway.own_limits import OwnLimiter
 
 
@@ -24,13 +23,6 @@ class ConfigShown(BaseModel):
     valid: bool = Field(description="False: the file has changed to something that is not valid.")
     waiting: list[str] = Field(description="Keys that have changed in the file and take a restart.")
     config: dict[str, Any] = Field(description="As loaded, defaults included; secrets are masked.")
-
-
-def shown(config: Config) -> dict[str, Any]:
-    """All of it, with no secret in it."""
-    found = config.model_dump(mode="json")
-    found["database"] = config.database_shown()
-    return found
 
 
 def config_routes(

@@ -12,7 +12,7 @@ import sys
 from decimal import Decimal
 from importlib.metadata import version as installed_version
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -108,7 +108,7 @@ def check(
         typer.echo(json.dumps({"valid": False, "errors": [problem._asdict() for problem in error.problems]}))
         raise typer.Exit(2) from None
     if output is ReportFormat.JSON:
-        typer.echo(json.dumps({"valid": True, "config": _masked(parsed)}))
+        typer.echo(json.dumps({"valid": True, "config": parsed.shown()}))
         return
     for line in _summary(parsed):
         typer.echo(line)
@@ -159,11 +159,6 @@ def main() -> None:
 def _fail(message: str, code: int) -> NoReturn:
     typer.echo(message, err=True)
     sys.exit(code)
-
-
-def _masked(config: Config) -> dict[str, Any]:
-    """The whole configuration as JSON values; of secrets, only whether they are set."""
-    return config.model_dump(mode="json") | {"database": config.database_shown()}
 
 
 def _summary(config: Config) -> Iterator[str]:

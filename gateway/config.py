@@ -309,8 +309,12 @@ class Config(Section):
 
     def database_shown(self) -> str:
         """The database's URL without user, password and options, for printing."""
-        url = urlsplit(self.database.get_secret_value())
-        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+        return _place(self.database)
+
+    def shown(self) -> dict[str, Any]:
+        """All of it as JSON values, with no secret in it: of most, only whether they are set."""
+        urls = {"database": self.database_shown(), "shared_state": _place(self.shared_state)}
+        return self.model_dump(mode="json") | urls
 
     def tier(self, name: TierName) -> Tier:
         section: TierSection = getattr(self.tiers, name)
@@ -325,6 +329,12 @@ class Config(Section):
         """What they are multiplied with for tenants of whom there is anything said."""
         billing = {name: section.billing.price_multiplier for name, section in self.tenants.items()}
         return {name: millionths(factor) for name, factor in billing.items() if factor != 1}
+
+
+def _place(secret: SecretStr) -> str:
+    """Of a URL, neither who asks there nor how."""
+    url = urlsplit(secret.get_secret_value())
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
 
 
 def load(

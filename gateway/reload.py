@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from backends.member import CONFIG
 from backends.rounds import rounds
-from gateway.admin_config import ConfigShown, shown
+from gateway.admin_config import ConfigShown
 from gateway.auth import ANYONE, Keyring
 from gateway.config import load
 from gateway.config_file import ConfigError, Stamp, stamp_of
@@ -195,7 +195,7 @@ class Reload(Collector):
 
     def shown(self) -> ConfigShown:
         """What is in force, for administrators to see."""
-        config = shown(self._in_force or self._started_with)
+        config = (self._in_force or self._started_with).shown()
         path = None if self._file is None else str(self._file.path)
         return ConfigShown(file=path, valid=self._valid, waiting=list(self._waiting), config=config)
 

@@ -268,6 +268,7 @@ async def test_the_configuration_is_shown_without_its_secrets(tmp_path: Path):
             reply = await gw.http.get("/admin/config", headers={"authorization": f"Bearer {MASTER}"})
     shown = reply.json()
     assert shown["valid"]
+    assert shown["config"]["shared_state"] == "memory://"
     assert shown["config"]["models"]["llama"]["endpoints"][0]["name"] == "w"
     assert MASTER not in reply.text
     assert "sk-of-the-worker" not in reply.text

@@ -242,6 +242,20 @@ def test_secrets_are_masked_in_every_print(read: Read):
 
 
 @pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("memory://", "memory://"),
+        ("redis://user:hunter2@host:6380/1", "redis://host:6380/1"),
+        ("redis+sentinel://:hunter2@a,b:26380/tides/2?sentinel_password=hunter2", "redis+sentinel://a,b:26380/tides/2"),
+    ],
+)  # fmt: skip
+def test_where_state_is_shared_is_shown_without_its_password(read: Read, url: str, shown: str):
+    config = read(f"{MINIMAL}shared_state: {url}\n").shown()
+    assert config["shared_state"] == shown
+    assert "hunter2" not in str(config)
+
+
+@pytest.mark.parametrize(
     ("url", "allowed"),
     [
         ("sqlite:///tidegate.db", True),
