@@ -1,144 +1,33 @@
-"""Calls that wait for an endpoint, flex calls that give way, and calls for which there is no place."""
+"""Calls that wait for an endpoint, and flex calls that give way."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 from failing import attempts, hosted, model
 from held import HeldWorker
-from pool import LIMIT_S, endpoint, gateway, until
+from pool import endpoint
+from waiting_calls import (
+    LONG,
+    ONE_AT_A_TIME,
+    PATIENT,
+    SENT_BACK,
+    Callers,
+    callers,
+    depth,
+    left,
+    reached,
+    refused,
+    shed,
+)
 
 from gateway.admission import MOST_TIMES_SENT_BACK
 from loadtest.worker import SimWorker, WorkerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
-
-    from openai import AsyncOpenAI
-    from pool import Gateway
-
-LONG = "tide " * 80_000
-"""A prompt that a worker is expected to read for most of a minute."""
-RARELY = {"interval_s": 3600, "timeout_s": 60}
-ONE_AT_A_TIME: dict[str, Any] = {"health": RARELY, "limits": {"connections_per_endpoint": 1}}
-PATIENT: dict[str, Any] = {
-    "queue": {"max_wait_s": LIMIT_S},
-    "tiers": {"default": {"max_ttft_ms": 1000 * LIMIT_S}, "priority": {"max_ttft_ms": 1000 * LIMIT_S}},
-}
-
-Answered = tuple["Mapping[str, str]", str]
-
-
-class Callers:
-    """Those who call, each by a name of its own."""
-
-    def __init__(self, gw: Gateway, client: AsyncOpenAI) -> None:
-        self.gw = gw
-        self.calls: dict[str, asyncio.Task[Answered]] = {}
-        self._client = client
-
-    async def call(
-        self,
-        name: str,
-        tier: str,
-        prompt: str = "Why?",
-        *,
-        client: AsyncOpenAI | None = None,
-        **more: Any,
-    ) -> asyncio.Task[Answered]:
-        self.calls[name] = asyncio.create_task(
-            self._answered(client or self._client, user=name, service_tier=tier, prompt=prompt, **more)
-        )
-        return self.calls[name]
-
-    async def reaches(
-        self, worker: HeldWorker, name: str, tier: str, prompt: str = "Why?", **more: Any
-    ) -> None:
-        """Make a call, and wait until it is with the worker."""
-        before = len(worker.reached)
-        await self.call(name, tier, prompt, **more)
-        await reached(worker, before + 1)
-
-    async def waits(self, name: str, tier: str, prompt: str = "Why?", **more: Any) -> asyncio.Task[Answered]:
-        """Make a call, and wait until it waits in the queue."""
-        before = (await self.gw.metrics())[depth(tier)]
-        call = await self.call(name, tier, prompt, **more)
-        await self.until_metric(depth(tier), before + 1)
-        return call
-
-    async def until_metric(self, name: str, value: float) -> None:
-        async def is_so() -> bool:
-            return (await self.gw.metrics()).get(name) == value
-
-        await until(is_so)
-
-    async def endpoint_of(self, name: str) -> str:
-        return (await self.calls[name])[0]["x-tidegate-endpoint"]
-
-    async def all(self) -> None:
-        await asyncio.gather(*self.calls.values())
-
-    @staticmethod
-    async def _answered(client: AsyncOpenAI, prompt: str, **fields: Any) -> Answered:
-        fields = {"model": "llama", "max_tokens": 8, "stream": True, **fields}
-        messages = [{"role": "user", "content": prompt}]
-        reply = await client.chat.completions.with_raw_response.create(messages=messages, **fields)
-        if not fields["stream"]:
-            return reply.headers, reply.parse().choices[0].message.content
-        pieces = [piece.choices[0].delta.content or "" async for piece in reply.parse() if piece.choices]
-        return reply.headers, "".join(pieces)
-
-
-def depth(tier: str) -> str:
-    return f'tidegate_queue_calls{{tier="{tier}"}}'
-
-
-def shed(reason: str) -> str:
-    return f'tidegate_queue_shed_total{{reason="{reason}"}}'
-
-
-SENT_BACK = 'tidegate_flex_sent_back_total{model="llama"}'
-
-
-@asynccontextmanager
-async def callers(home: Path, *workers: Any, **sections: Any) -> AsyncIterator[Callers]:
-    async with gateway(home, *workers, **{"health": RARELY, **sections}) as gw:
-        made = Callers(gw, gw.client())
-        try:
-            yield made
-        finally:
-            for call in made.calls.values():
-                call.cancel()
-            await asyncio.gather(*made.calls.values(), return_exceptions=True)
-
-
-async def reached(worker: HeldWorker, calls: int) -> None:
-    async def here() -> bool:
-        return len(worker.reached) >= calls
-
-    await until(here)
-
-
-async def left(worker: HeldWorker, *names: str) -> None:
-    """Wait until these have left the worker, and nobody else has."""
-
-    async def gone() -> bool:
-        return len(worker.left) >= len(names)
-
-    await until(gone)
-    assert worker.left == list(names)
-
-
-async def refused(call: asyncio.Task[Answered]) -> openai.APIStatusError:
-    with pytest.raises(openai.APIStatusError) as raised:
-        await call
-    return raised.value
 
 
 @pytest.mark.parametrize("how", ["stream", "whole"])
@@ -386,100 +275,3 @@ async def test_flex_at_the_end_of_its_patience_goes_to_a_provider_rather_than_no
             assert headers["x-tidegate-endpoint"] == "provider"
             assert float(headers["x-tidegate-queued-ms"]) >= 1000
             assert worker.reached == ["tide"]
-
-
-async def test_a_tenant_with_its_share_of_calls_waiting_gets_a_429_and_others_none(tmp_path: Path):
-    queue = {"calls": 3, "calls_per_tenant": 2}
-    async with HeldWorker() as worker, callers(tmp_path, worker, queue=queue) as made:
-        other = made.gw.client(await made.gw.new_key("lagoon"))
-        await made.reaches(worker, "tide", "default", LONG)
-        for name in ("a1", "a2"):
-            await made.waits(name, "flex")
-        error = await refused(await made.call("a3", "flex"))
-        assert isinstance(error, openai.RateLimitError)
-        assert (error.code, int(error.response.headers["retry-after"]) >= 1) == (
-            "queue_full_for_tenant",
-            True,
-        )
-        await made.waits("b1", "flex", client=other)
-        worker.answer("tide", "a1", "a2", "b1")
-        del made.calls["a3"]
-        await made.all()
-        assert (await made.gw.metrics())[shed("queue_full_for_tenant")] == 1
-
-
-async def test_a_full_queue_sheds_the_last_call_of_whoever_has_most_in_the_lowest_tier(tmp_path: Path):
-    sections = {**ONE_AT_A_TIME, **PATIENT, "queue": {"calls": 2, "max_wait_s": LIMIT_S}}
-    async with HeldWorker() as worker, callers(tmp_path, worker, **sections) as made:
-        await made.reaches(worker, "now", "default")
-        for name in ("a1", "a2"):
-            await made.waits(name, "flex")
-        error = await refused(await made.call("a3", "flex"))
-        assert (error.status_code, error.code) == (503, "overloaded")
-        other = made.gw.client(await made.gw.new_key("lagoon"))
-        await made.call("b1", "flex", client=other)
-        error = await refused(made.calls["a2"])
-        assert (error.status_code, error.code) == (503, "overloaded")
-        for name in ("a2", "a3"):
-            del made.calls[name]
-        await made.waits("more", "default")
-        lost = (await asyncio.wait((made.calls["a1"], made.calls["b1"]), return_when="FIRST_COMPLETED"))[0]
-        assert [(await refused(call)).code for call in lost] == ["overloaded"]
-        assert (await made.gw.metrics())[shed("queue_full")] == 3
-
-
-async def test_a_client_that_leaves_the_queue_is_gone_from_it_at_once(tmp_path: Path):
-    async with HeldWorker() as worker, callers(tmp_path, worker) as made:
-        await made.reaches(worker, "tide", "default", LONG)
-        call = await made.waits("ebb", "flex")
-        call.cancel()
-        await made.until_metric(depth("flex"), 0)
-        worker.answer("tide")
-        await made.calls["tide"]
-        tide, ebb = await made.gw.rows(2)
-        assert (tide.outcome, ebb.outcome, ebb.status, ebb.attempts) == ("ok", "client_left", 499, 0)
-        assert (ebb.charge_nano_usd, ebb.prompt_tokens) == (0, 0)
-        assert worker.reached == ["tide"]
-
-
-async def test_sigterm_tells_waiting_calls_at_once_and_lets_running_ones_finish(tmp_path: Path):
-    async with HeldWorker() as worker, AsyncExitStack() as clients:
-        async with gateway(tmp_path, worker, health=RARELY, timeouts={"drain_s": LIMIT_S}) as gw:
-            client = openai.AsyncOpenAI(base_url=f"{gw.url}/v1", api_key=gw.key, max_retries=0)
-            await clients.enter_async_context(client)
-            made = Callers(gw, client)
-            await made.reaches(worker, "tide", "default", LONG)
-            call = await made.waits("ebb", "flex")
-            signal.raise_signal(signal.SIGTERM)
-            error = await refused(call)
-            assert (error.status_code, error.code) == (503, "shutting_down")
-            worker.answer("tide")
-            assert (await made.calls["tide"])[1] == "high"
-
-
-async def test_flex_is_told_at_once_where_nothing_can_serve(tmp_path: Path):
-    async with HeldWorker() as worker, callers(tmp_path, worker) as made:
-        await worker.__aexit__(None, None, None)
-        for code in ("upstream_connect_failed", "no_endpoint_available"):
-            error = await refused(await made.call("ebb", "flex"))
-            assert error.code == code
-
-
-async def test_a_flood_of_flex_holds_up_no_other_call(tmp_path: Path):
-    spec = WorkerSpec(prefill_tokens_per_s=20_000, max_num_seqs=64)
-    async with SimWorker(spec) as worker, callers(tmp_path, worker) as made:
-        for number in range(30):
-            await made.call(f"flex-{number}", "flex", f"{number}: " + "tide " * 1500)
-
-        async def queued() -> bool:
-            return (await made.gw.metrics())[depth("flex")] > 10
-
-        await until(queued)
-        for number in range(5):
-            await (await made.call(f"default-{number}", "default"))
-        page = await made.gw.metrics()
-        assert page[depth("flex")] > 0
-        done = {name for name, call in made.calls.items() if call.done()}
-        assert {name for name in made.calls if name.startswith("default")} <= done
-        await made.all()
-        assert len(await made.gw.rows(35)) == 35
