@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import redis_server
+from loadtest import bench, redis_server
 from loadtest.comparison import Reading, compare
 from loadtest.scale.model import FULL, Costs, full_at, row, use
 from loadtest.scale.report import markdown, notes, sheets, table
 from loadtest.scale.routed import routed
 from loadtest.scale.run import Asked, Grown, costs_of
+from loadtest.scale.served import served
 from loadtest.scale.shared import Exchanged, PassedOn, exchanged, passed_on
 from loadtest.scale.told import told
 from loadtest.scale.written import written
@@ -74,6 +75,20 @@ def test_what_processes_tell_each_other_is_counted():
 def test_plans_are_timed_in_a_process_of_their_own():
     found = routed(70, pieces=2000)
     assert (found.endpoints, found.plan_us > 0, found.round_us > 0) == (70, True, True)
+
+
+def test_a_gateway_is_started_with_so_many_endpoints_and_asked_for_its_pages(tmp_path: Path):
+    plan = bench.Plan(
+        duration_s=0.3, endpoints=2, server_core=None, load_core=None, warm_up_s=0.1, with_wrk=False
+    )
+    found = served(5, plan, tmp_path / "served")
+    # Of a busy machine it may say that the core was not all the gateway's; that calls failed, it may not.
+    assert all("of its core used" in problem for problem in found.problems)
+    assert (found.endpoints, found.json_per_s > 0, found.json_cpu_us > 0) == (5, True, True)
+    assert min(found.metrics_ms, found.fleet_ms, found.resident_mb, found.start_s) > 0
+    # More than four hundred bytes of an endpoint: with those of the plan alone it would be half as much.
+    assert found.metrics_kb > found.fleet_kb > 5 * 0.4
+    assert 0 <= found.idle_core_share < os.cpu_count()
 
 
 def test_rows_are_counted_in_each_kind_of_database(tmp_path: Path, postgresql_url: str):
