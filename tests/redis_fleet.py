@@ -104,9 +104,13 @@ class Watched:
     """A primary and a replica that three Sentinels look after."""
 
     def __init__(self, path: str, folder: Path, stack: ExitStack) -> None:
-        self.primary = Member(path, stack, folder)
-        options = ("--replicaof", f"127.0.0.1 {self.primary.port}", "--repl-diskless-sync-delay", "0")
-        self.replica = Member(path, stack, folder, *options)
+        at_once = (
+            "--repl-diskless-sync-delay",
+            "0",
+        )  # by default, a primary waits five seconds for more replicas
+        self.primary = Member(path, stack, folder, *at_once)
+        following = ("--replicaof", f"127.0.0.1 {self.primary.port}")
+        self.replica = Member(path, stack, folder, *at_once, *following)
         until(self.replica.follows_somebody)
         self.sentinels = [Sentinel(path, folder) for _ in range(3)]
         for sentinel in self.sentinels:

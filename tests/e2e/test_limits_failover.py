@@ -44,11 +44,12 @@ async def test_calls_go_on_at_the_replica_and_not_a_nano_usd_too_much_is_spent(t
         budget = IN_ALL * one + held
         key = key_with_budget(database_url(tmp_path), budget)
         shared = {"database": database_url(tmp_path), "shared_state": fleet.url}
-        gateways = []
+        starting = []
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
             running = gateway_beside(tmp_path / name, models(worker), **shared)
-            gateways.append(await stack.enter_async_context(running))
+            starting.append(stack.enter_async_context(running))
+        gateways = await asyncio.gather(*starting)
         await asyncio.to_thread(fleet.be_ready)
         told: Counter[str] = Counter()
         calling = [asyncio.create_task(until_spent(gateways[n % 2], key, told)) for n in range(CALLERS)]
