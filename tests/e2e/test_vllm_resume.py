@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 from gateway_process import gateway_process
-from vllm_pool import async_client
+from vllm_pool import MASTER, async_client, draining
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway_process import Gateway
     from openai import AsyncOpenAI
     from vllm_pool import Worker
 
@@ -27,7 +24,6 @@ VICTIM, OTHER = "vllm-2", "vllm-3"
 QUESTIONS = ("tides", "storms", "stars", "whales", "harbours", "lamps", "ropes", "charts", "reefs", "moons")
 SEEN = 3
 """Chunks of each stream before the worker is killed."""
-MASTER = "sk-master-0123456789"
 
 
 def asked(number: int) -> dict[str, Any]:
@@ -105,16 +101,6 @@ def workers(servers: list[Worker]) -> list[Worker]:
     return servers[1:]
 
 
-def draining(gateway: Gateway, method: str) -> None:
-    """Have the other worker get nothing new, or get calls again."""
-    connection = HTTPConnection(urlsplit(gateway.url).netloc, timeout=TIMEOUT_S)
-    body = b'{"within_s": 3600}' if method == "POST" else None
-    headers = {"authorization": f"Bearer {MASTER}", "content-type": "application/json"}
-    connection.request(method, f"/admin/nodes/{OTHER}/drain", body, headers)
-    assert connection.getresponse().status == 200
-    connection.close()
-
-
 def served(workers: list[Worker]) -> dict[str, Any]:
     endpoints = [{"worker": worker.url, "name": worker.name, "model": "tiny"} for worker in workers]
     return {"llama": {"price": {"input": 1, "output": 1}, "endpoints": endpoints}}
@@ -128,7 +114,7 @@ async def test_ten_streams_of_a_worker_that_is_killed_end_as_undisturbed(
         async with async_client(gateway, key) as client:
             asked_for, expected = await with_stops(client)
             listeners = [Listener() for _ in asked_for]
-            await asyncio.to_thread(draining, gateway, "POST")
+            await asyncio.to_thread(draining, gateway, "POST", OTHER)
             headers = {"authorization": f"Bearer {key}"}
             async with httpx2.AsyncClient(base_url=gateway.url, headers=headers, timeout=TIMEOUT_S) as http:
                 async with asyncio.TaskGroup() as group:
@@ -137,7 +123,7 @@ async def test_ten_streams_of_a_worker_that_is_killed_end_as_undisturbed(
                     for listener in listeners:
                         await listener.has(SEEN)
                     workers[0].kill()
-                    await asyncio.to_thread(draining, gateway, "DELETE")
+                    await asyncio.to_thread(draining, gateway, "DELETE", OTHER)
         for listener, call, (text, usage) in zip(listeners, asked_for, expected, strict=True):
             assert listener.endpoint == VICTIM
             chunks = listener.chunks

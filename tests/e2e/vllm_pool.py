@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from gateway_process import PROJECT, answers, gateway_process, get, until
 from openai import AsyncOpenAI
@@ -27,6 +29,7 @@ VLLM_START_S = 600
 """It takes one minute on two free cores."""
 STOP_S = 60
 TIMEOUT_S = 300
+MASTER = "sk-master-0123456789"
 GREEDY: dict[str, Any] = {
     "model": "llama",
     "messages": [{"role": "user", "content": "Why are there tides?"}],
@@ -128,8 +131,18 @@ def gateway_over(workers: list[Worker], home: Path) -> Iterator[Gateway]:
     ]
     price = {"input": 0.05, "output": 0.10}
     models = {"llama": {"aliases": ["llama-small"], "price": price, "endpoints": endpoints}}
-    with gateway_process(home, models) as running:
+    with gateway_process(home, models, auth={"master_key": MASTER}) as running:
         yield running
+
+
+def draining(gateway: Gateway, method: str, name: str) -> None:
+    """Have a worker get nothing new (POST), or get calls again (DELETE). It keeps what it has."""
+    connection = HTTPConnection(urlsplit(gateway.url).netloc, timeout=TIMEOUT_S)
+    body = b'{"within_s": 3600}' if method == "POST" else None
+    headers = {"authorization": f"Bearer {MASTER}", "content-type": "application/json"}
+    connection.request(method, f"/admin/nodes/{name}/drain", body, headers)
+    assert connection.getresponse().status == 200
+    connection.close()
 
 
 def async_client(gateway: Gateway, key: str) -> AsyncOpenAI:
