@@ -157,17 +157,24 @@ class Pace:
         return self._expected
 
     def learn(
-        self, now_s: float, seconds: float, expected_tokens: float, tokens: int, *, running: bool = False
+        self, now_s: float, seconds: float, expected_tokens: float, tokens: int, *, running: int = 0
     ) -> None:
-        """`tokens` of a stream took `seconds`, in which `expected_tokens` were expected; `running` where it is not over."""
+        """`tokens` of a stream took `seconds`, in which `expected_tokens` were expected. Where it is not over, it is one of
+        so many `running`.
+
+        What these show together counts for as long as it took, however many they are. If each counted for itself, an
+        endpoint with more of them would forget a pause sooner than its equal, and so get still more.
+        """
         if tokens <= 0 or expected_tokens <= 0.0 or seconds < LEAST_SAMPLE_S:
             return
         share = min(1.0, LONGEST_SAMPLE_S / seconds)
         guessed_s = tokens * seconds / expected_tokens * share
-        self._seen.add(now_s, seconds * share, guessed_s)
-        self._peers.decoded(now_s, guessed_s, seconds * share)
+        observed_s = seconds * share
+        among = running or 1
+        self._seen.add(now_s, observed_s / among, guessed_s / among)
+        self._peers.decoded(now_s, guessed_s / among, observed_s / among)
         if running:
-            self._learn_now(now_s, seconds * share, guessed_s)
+            self._learn_now(now_s, observed_s, guessed_s)
 
     def _learn_now(self, now_s: float, seconds: float, guessed_s: float) -> None:
         """The same of what has just been: it may be far from what was until now."""

@@ -169,8 +169,8 @@ class Speed:
             return
         now_s = self._forward(now_s)
         reading = self._pace.reading(now_s)
-        new = completion_tokens - ticket.seen_tokens
-        self._pace.learn(now_s, now_s - ticket.seen_s, reading - ticket.mark, new, running=True)
+        new, shown = completion_tokens - ticket.seen_tokens, self._pace.decoding - self._hidden
+        self._pace.learn(now_s, now_s - ticket.seen_s, reading - ticket.mark, new, running=shown)
         ticket.seen_s, ticket.mark, ticket.seen_tokens = now_s, reading, completion_tokens
 
     def finish(self, ticket: Ticket, now_s: float, completion_tokens: int = 0) -> None:

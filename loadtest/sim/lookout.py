@@ -15,6 +15,13 @@ class Lookout:
     def __init__(self, run: Run, end_s: float) -> None:
         self._run = run
         self._end_s = end_s
+        # Asked once: it takes as long as a look.
+        self._hiding = [policy if isinstance(policy, Hides) else None for policy in run.policies]
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any policy goes on with streams: as in the gateway, those tell how they go."""
+        return any(policy is not None and policy.resumes for policy in self._hiding)
 
     def begin(self) -> None:
         self._run.at(self._run.now_s + TICK_S, self._look)
@@ -41,10 +48,10 @@ class Lookout:
 
     def _look_at_stream(self, flight: Flight, made_tokens: int) -> None:
         run, call = self._run, flight.call
-        policy = run.policies[flight.replica]
-        if not (isinstance(policy, Hides) and policy.moves) or made_tokens >= call.output_tokens:
+        policy = self._hiding[flight.replica]
+        if policy is None or not policy.resumes or made_tokens >= call.output_tokens:
             return
-        if not policy.slow(flight, made_tokens, run.now_s):
+        if not policy.slow(flight, made_tokens, run.now_s) or not policy.moves:
             return
         rest = call.rest(made_tokens)
         open_to = run.open_to(rest, (flight.endpoint,))
@@ -59,8 +66,8 @@ class Lookout:
     def _look_at_whole(self, flight: Flight) -> None:
         """A reply in one piece that takes far longer than it should is had elsewhere, once."""
         run, story, job = self._run, flight.story, flight.job
-        policy, tried = run.policies[flight.replica], (*flight.tried, flight.endpoint)
-        if not isinstance(policy, Hides) or story.hurried or job is None:
+        policy, tried = self._hiding[flight.replica], (*flight.tried, flight.endpoint)
+        if policy is None or not policy.moves or story.hurried or job is None:
             return
         box = run.boxes[flight.endpoint]
         if not policy.overdue(flight, run.open_to(flight.call, tried), run.now_s):

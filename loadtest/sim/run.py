@@ -66,8 +66,9 @@ class Run:
             self.at(mishap.at_s, self._befalls, mishap)
         self.at(0.0, self._sample)
         heap, events, end_s = self._heap, 0, calls[-1].at_s + PATIENCE_S
-        if any(isinstance(policy, Hides) and policy.moves for policy in self.policies):
-            Lookout(self, end_s).begin()
+        lookout = Lookout(self, end_s)
+        if lookout.is_wanted:
+            lookout.begin()
         gossip(self.policies, self.scene.gossip_s, end_s, self.at)
         while heap and heap[0][0] <= end_s:
             self.now_s, _, action, arguments = heappop(heap)

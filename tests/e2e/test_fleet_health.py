@@ -1,8 +1,7 @@
-"""Endpoints that are taken out and come back, as clients and the page of metrics show it; and how calls are spread."""
+"""Endpoints that are taken out and come back, as clients and the page of metrics show it."""
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from contextlib import asynccontextmanager
@@ -268,29 +267,3 @@ async def test_a_call_that_insists_on_an_endpoint_that_is_down_may_come_back_lat
             assert (refused.value.status_code, refused.value.code) == (503, code)
             assert 10 < int(refused.value.response.headers["retry-after"]) <= 30
         assert near.requests == ()
-
-
-@pytest.mark.parametrize(
-    ("mode", "short_calls"),
-    [("whole", 0), ("stream", 0), ("whole", 10), ("stream", 10)],
-)
-async def test_two_equal_workers_share_long_calls(tmp_path: Path, mode: str, short_calls: int):
-    async with SimWorker() as one, SimWorker() as two, gateway(tmp_path, one, two) as gw:
-        how: dict[str, Any] = {"stream": mode == "stream", "service_tier": "default"}
-        endless = {"max_tokens": 20_000, "extra_body": {"ignore_eos": True}}
-        client = gw.client()
-        for _ in range(short_calls):
-            await ask(client, **how)
-
-        async def all_run() -> bool:
-            return len(one.engine.running) + len(two.engine.running) == len(calls)
-
-        calls = []
-        for _ in range(12):
-            calls.append(asyncio.create_task(ask(client, **how, **endless)))
-            await until(all_run)
-        fewer = min(len(one.engine.running), len(two.engine.running))
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        assert fewer >= 3
