@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gateway.arrival import Arrival
     from gateway.client import Client
     from gateway.meter import Meter
+    from gateway.tries import Tries
     from routing.queue import Shed
     from routing.types import Call, Endpoint, Load, Plan
 
@@ -57,13 +58,7 @@ WAIT_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600
 class Admission:
     """Who waits, who goes, who comes back."""
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        limits: QueueLimits,
-        max_wait_s: float,
-        total_s: float,
-    ) -> None:
+    def __init__(self, fleet: Fleet, limits: QueueLimits, max_wait_s: float, total_s: float) -> None:
         self.waiting = 0
         """Calls that wait. A plain number, since every call asks for it."""
         self.may_be_sent_back: dict[Place, None] = {}
@@ -300,6 +295,7 @@ class Place:
     ) -> None:
         """`plan` is the call's plan of just now; `watched` where its first token will be seen."""
         self.call = call
+        self._demands = call.demands
         self.started_s = arrival.started_s
         self.since_s = 0.0
         """When it began to wait."""
@@ -345,15 +341,17 @@ class Place:
         self._task.cancel("it gives way to a call that is in more of a hurry")
         return True
 
-    def again(self, failed_at: frozenset[str]) -> bool:
+    def again(self, tries: Tries) -> bool:
         """The call has no answer yet: whether its block is worth entering now, since somebody has room or soon will.
 
-        Those at whom it has failed are not asked again.
+        Those at whom it has failed are not asked again; where nobody else is left, those are that only broke off.
         """
-        call = self.call
-        if failed_at - call.demands.ignore:
-            demands = structs.replace(call.demands, ignore=call.demands.ignore | failed_at)
-            self.call = structs.replace(call, demands=demands)
+        left = tries.failed_at - tries.cut_at
+        return self._without(tries.failed_at) or (left != tries.failed_at and self._without(left))
+
+    def _without(self, names: frozenset[str]) -> bool:
+        demands = structs.replace(self._demands, ignore=self._demands.ignore | names)
+        self.call = structs.replace(self.call, demands=demands)
         self._plan = self._admission.plan(self)
         return bool(self._plan.ranked) or self._admission.worth_waiting(self._plan, self.call)
 

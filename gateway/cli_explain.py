@@ -233,6 +233,10 @@ def _show_plan(plan: Explanation, output: ReportFormat) -> None:
                 for place, one in enumerate(each.candidates, start=1)
             ]
             show(rows, _CANDIDATES, Format.TABLE)
+            if each.last_resort:
+                typer.echo(
+                    "as a last resort: all are out, and a few calls at a time try whether they are back"
+                )
         else:
             typer.echo("nobody can serve it")
         if each.rejected:

@@ -181,9 +181,7 @@ class Dispatch:
         Raises `error` where nobody is worth waiting for, else what it has failed with in the end.
         """
         for _ in range(self._catalog.limits.attempts):
-            may_wait = (
-                each for each in unanswered if each.tries.left and each.place.again(each.tries.failed_at)
-            )
+            may_wait = (each for each in unanswered if each.tries.left and each.place.again(each.tries))
             found = next(may_wait, None)
             if found is None:
                 break

@@ -97,6 +97,10 @@ class Explanation(BaseModel):
     prompt_tokens: int = Field(description="Estimated from the body: the gateway does not tokenize.")
     output_tokens: int = Field(description="Expected.")
     candidates: list[CandidateShown]
+    last_resort: bool = Field(
+        False,
+        description="Whether the candidates are all out, and are asked since nobody else could serve it.",
+    )
     rejected: list[RejectionShown]
     passed_over: list[str] = Field(description="Endpoints that could serve it and were not looked at.")
     fallbacks: list[Explanation] = Field(
@@ -114,6 +118,7 @@ class Explanation(BaseModel):
             prompt_tokens=call.prompt_tokens,
             output_tokens=ask(call, decision.expected_output_tokens).output_tokens,
             candidates=[CandidateShown.of(candidate) for candidate in plan.ranked],
+            last_resort=plan.last_resort,
             rejected=[RejectionShown.of(rejection) for rejection in plan.rejected],
             passed_over=[endpoint.name for endpoint in plan.passed_over],
             fallbacks=[Explanation.of(caller, each) for each in fallbacks],
@@ -221,6 +226,7 @@ def plan_line(plan: Plan) -> bytes:
             "rejected": rejected,
             "more_rejected": len(plan.rejected) - len(rejected),
             "passed_over": len(plan.passed_over),
+            **({"last_resort": True} if plan.last_resort else {}),
         }
         # JSON escapes all that is no visible ASCII but DEL.
         text = json.dumps(shown, separators=(",", ":")).replace("\x7f", "\\u007f")

@@ -68,7 +68,7 @@ def plan(
         if ranked and ranked[0].on_time:
             return Plan(ranked, (*rejected, *misses), _others(serving, places))
     ranked, misses = _demanded(call, asked, serving, roll, cached_tokens)
-    return Plan(ranked, (*rejected, *misses), last_resort=last_resort)
+    return Plan(ranked, (*rejected, *misses), last_resort=last_resort and bool(ranked))
 
 
 def plan_drawn(

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from routing.types import Plan
+from msgspec import structs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from routing.types import Candidate, Endpoint, Load
+    from routing.types import Candidate, Endpoint, Load, Plan
 
 SPARE_WAIT_S = 0.05
 """Seconds of prefill under way at a worker up to which one more call is no delay to speak of."""
@@ -53,7 +53,7 @@ def spare(plan: Plan, loads: Mapping[str, Load], busy: Iterable[Endpoint] = ()) 
         if not left and endpoint.kind != "worker" and (passed_over_worker or _cheaper(busy, endpoint)):
             return None
         left.append(candidate)
-    return Plan(tuple(left), plan.rejected, plan.passed_over) if left else None
+    return structs.replace(plan, ranked=tuple(left)) if left else None
 
 
 def _cheaper(busy: Iterable[Endpoint], hosted: Endpoint) -> bool:
@@ -65,4 +65,4 @@ def _cheaper(busy: Iterable[Endpoint], hosted: Endpoint) -> bool:
 def hosted(plan: Plan) -> Plan | None:
     """The plan with the hosted endpoints left, for a call that has waited for a worker as long as it may."""
     left = tuple(c for c in plan.ranked if c.endpoint.kind != "worker")
-    return Plan(left, plan.rejected, plan.passed_over) if left else None
+    return structs.replace(plan, ranked=left) if left else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 from failing import ASKED, QUICK, ask, of_endpoint, said_by
-from pool import gateway
+from pool import gateway, until
 
 from loadtest.worker import Fault, SimWorker
 
@@ -36,6 +36,7 @@ PATIENT = {
 }
 """Calls wait for a minute where there is anybody to wait for."""
 AT_ONCE_S = 30.0
+MASTER = "sk-master-0123456789"
 
 
 async def texts(client: AsyncOpenAI, number: int, **more: Any) -> list[str]:
@@ -82,6 +83,48 @@ async def begun(client: AsyncOpenAI) -> asyncio.Task[str]:
         return "".join(said + [piece.choices[0].delta.content or "" async for piece in reply])
 
     return asyncio.create_task(rest())
+
+
+async def test_replies_in_one_piece_that_a_lone_worker_breaks_off_come_when_it_is_back(tmp_path: Path):
+    async with SimWorker(QUICK) as worker, gateway(tmp_path, worker, **PATIENT) as gw:
+        client, expected = gw.client(), await said_by(worker)
+        worker.order(Fault(kind="stall", match="tides"))
+        calls = [asyncio.create_task(ask(client, service_tier="default")) for _ in range(10)]
+
+        async def all_came() -> bool:
+            return len(worker.requests) == 11
+
+        await until(all_came)
+        worker.order()
+        worker.cut()
+        for headers, text in await asyncio.gather(*calls):
+            assert text == expected
+            assert headers["x-tidegate-attempts"] == "2"
+        assert {row.outcome for row in await gw.rows(10)} == {"ok"}
+
+
+async def test_a_reply_in_one_piece_that_a_lone_worker_breaks_off_each_time_fails_soon(tmp_path: Path):
+    async with SimWorker(QUICK) as worker, gateway(tmp_path, worker, **PATIENT) as gw:
+        worker.order(Fault(kind="reset"))
+        error = await failure_of(ask(gw.client(), service_tier="default"))
+        assert (error.status_code, error.code) == (502, "upstream_broken")
+        assert 2 <= len(worker.requests) <= 5
+
+
+async def test_explain_says_that_all_are_out_and_asked_as_a_last_resort(tmp_path: Path):
+    auth = {"master_key": MASTER}
+    async with SimWorker(QUICK) as worker, gateway(tmp_path, worker, auth=auth, **PATIENT) as gw:
+        client = gw.client()
+        worker.order(Fault(kind="reset"))
+
+        async def is_last_resort() -> bool:
+            admin = {"authorization": f"Bearer {MASTER}"}
+            plan = (await gw.http.post("/admin/explain", json=ASKED, headers=admin)).json()
+            return plan["last_resort"] and [each["endpoint"] for each in plan["candidates"]] == NAMES[:1]
+
+        assert not await is_last_resort()
+        await failure_of(ask(client, service_tier="default"))
+        await until(is_last_resort)
 
 
 async def test_where_all_workers_have_failed_twice_calls_wait_for_the_first_that_is_back(tmp_path: Path):

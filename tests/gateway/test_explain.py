@@ -74,6 +74,12 @@ def test_the_header_has_ten_candidates_and_ten_rejections_where_they_fit():
     assert as_json["rejected"][9] == {"endpoint": "r9", "filter": "region", "reason": "is in us"}
     assert [as_json[f"more_{what}"] for what in ("candidates", "rejected")] == [2, 2]
     assert as_json["passed_over"] == 1
+    assert "last_resort" not in as_json
+
+
+def test_a_plan_of_those_that_are_out_says_so():
+    ranked = [Candidate(endpoint("e"), Estimate(0.1, 0.01, 0.0, 7), 8.5, True)]
+    assert shown(Plan(ranked, (), last_resort=True))["last_resort"] is True
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ function Explanation({ of }) {
       <${Stat} label="Answer, expected" value=${count(of.output_tokens)} note="tokens" /><${Stat} label="First choice" value=${of.candidates[0]?.endpoint || "none"} tone=${of.candidates.length ? "" : "bad"} note=${`${of.candidates.length} can, ${of.rejected.length} cannot`} /><//>
     ${of.held_to && html`<p class="note">Held to: ${of.held_to}</p>`}
     <${Card}><${Plan} plan=${of} />
+      ${of.last_resort && html`<p class="note">As a last resort: all of them are out, and a few calls at a time try whether they are back.</p>`}
       ${of.passed_over.length > 0 && html`<p class="soft">Not looked at, of very many: ${of.passed_over.slice(0, 20).join(", ")}${of.passed_over.length > 20 ? ` and ${of.passed_over.length - 20} more` : ""}</p>`}<//>
     ${of.fallbacks.map((each) => html`<h2 key=${each.model}>If nobody serves it: ${each.model}</h2><${Explanation} of=${each} />`)}`;
 }
