@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from failing import ASKED, MESSAGES, QUICK, attempts, model
 from pool import endpoint, gateway, until
-from test_resume import Pair, roles_in, same
+from resumed import Pair, roles_in, same
 
 from loadtest.worker import Fault, SimWorker, WorkerSpec
 

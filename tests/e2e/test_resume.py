@@ -3,104 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import httpx2
 import msgspec
 import pytest
-from failing import ASKED, QUICK, model
-from pool import NO_TLS, endpoint, gateway, until
+from failing import QUICK, model
+from pool import endpoint, gateway, until
+from resumed import (
+    CHAT,
+    MASTER,
+    MODELS,
+    PLAIN,
+    WITH_USAGE,
+    Pair,
+    finishes_in,
+    pair,
+    same,
+    text_of,
+)
 
 from loadtest.worker import Fault, SimWorker, WorkerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
-
-    from pool import Gateway
-
-MODELS = ("llama", "llama-2", "llama-3", "llama-4")
-"""The same at the same workers: what is ejected is an endpoint of a model, and nobody wants to wait for it."""
-MASTER = "sk-master-0123456789"
-CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
-CALL: dict[str, Any] = ASKED | {"max_tokens": 40, "ignore_eos": True, "stream": True}
-WITH_USAGE = {"stream_options": {"include_usage": True}}
-
-
-class Pair:
-    """A gateway over a worker that will fail, which is asked first, and one that will not."""
-
-    def __init__(self, gw: Gateway, bad: SimWorker, good: SimWorker) -> None:
-        self.gw = gw
-        self.bad = bad
-        self.good = good
-
-    async def heard(self, path: str = CHAT, **more: Any) -> list[dict[str, Any]]:
-        """The events that a client gets; after the last comes [DONE] or an error."""
-        return await _events(self.gw, path, self.gw.key, CALL | more)
-
-    async def resumes(self) -> dict[tuple[str, str], float]:
-        """How streams went on, by cause and way, over all models."""
-        found: dict[tuple[str, str], float] = {}
-        for name, count in (await self.gw.metrics()).items():
-            if name.startswith("tidegate_resumes_total{"):
-                labels = dict(re.findall(r'(\w+)="([^"]*)"', name))
-                key = labels["cause"], labels["outcome"]
-                found[key] = found.get(key, 0) + count
-        return found
-
-    async def undisturbed(self, path: str = CHAT, **more: Any) -> list[dict[str, Any]]:
-        """What the good worker says by itself."""
-        asked = CALL | {"model": "sim"} | more
-        return await _events(self.good, path, "none", asked)
-
-
-async def _events(server: Any, path: str, key: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    if path == PLAIN:
-        body = {"prompt": "Why are there tides?"} | {k: v for k, v in body.items() if k != "messages"}
-    async with httpx2.AsyncClient(base_url=server.url, timeout=60, verify=NO_TLS) as http:
-        reply = await http.post(path, json=body, headers={"authorization": f"Bearer {key}"})
-    assert reply.status_code == 200, reply.text
-    lines = reply.text.split("\n\n")
-    assert lines.pop() == ""
-    events = [line.removeprefix("data: ") for line in lines]
-    if events[-1] == "[DONE]":
-        events.pop()
-    else:
-        assert events[-1].startswith('{"error"')
-    return [msgspec.json.decode(each) for each in events]
-
-
-@asynccontextmanager
-async def pair(home: Path, spec: WorkerSpec = QUICK, **sections: Any) -> AsyncIterator[Pair]:
-    """`spec` is that of the worker whose streams break."""
-    async with SimWorker(spec) as bad, SimWorker(QUICK) as good:
-        served = {name: model(endpoint(bad, "bad"), endpoint(good, "good")) for name in MODELS}
-        async with gateway(home, models=served, **sections) as gw:
-            yield Pair(gw, bad, good)
-
-
-def text_of(events: list[dict[str, Any]]) -> str:
-    choices = [choice for event in events for choice in event.get("choices", ())]
-    return "".join(
-        choice["text"] if "text" in choice else choice["delta"].get("content") or "" for choice in choices
-    )
-
-
-def tokens_in(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All logprobs that were told, in the order of their tokens."""
-    told = [choice["logprobs"] for event in events for choice in event["choices"] if choice["logprobs"]]
-    if told and "content" in told[0]:
-        return [token for each in told for token in each["content"]]
-    columns = ("text_offset", "token_logprobs", "tokens", "top_logprobs")
-    return [
-        dict(zip(columns, row, strict=True))
-        for each in told
-        for row in zip(*(each[column] for column in columns), strict=True)
-    ]
 
 
 CALLS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -139,41 +65,6 @@ async def test_a_stream_cut_anywhere_goes_on_as_if_nothing_had_happened(how: str
             assert taken_over.target == PLAIN
             assert isinstance(msgspec.json.decode(taken_over.body)["prompt"], list)
             same(heard, expected, name)
-
-
-def same(heard: list[dict[str, Any]], expected: list[dict[str, Any]], name: str = "llama") -> None:
-    """The client has heard one stream, and the one that was expected."""
-    assert text_of(heard) == text_of(expected)
-    assert len({event["id"] for event in heard}) == 1
-    assert {event["model"] for event in heard} == {name}
-    assert {event["object"] for event in heard} == {expected[0]["object"]}
-    assert roles_in(heard) == roles_in(expected)
-    assert finishes_in(heard) == finishes_in(expected)
-    assert tokens_in(heard) == tokens_in(expected)
-    assert ids_in(heard) == ids_in(expected)
-    assert [counts(event) for event in heard if not event["choices"]] == [
-        counts(event) for event in expected if not event["choices"]
-    ]
-
-
-def counts(event: dict[str, Any]) -> tuple[int, int]:
-    return event["usage"]["prompt_tokens"], event["usage"]["completion_tokens"]
-
-
-def roles_in(events: list[dict[str, Any]]) -> list[str]:
-    deltas = [choice["delta"] for event in events for choice in event["choices"] if "delta" in choice]
-    return [delta["role"] for delta in deltas if "role" in delta]
-
-
-def finishes_in(events: list[dict[str, Any]]) -> list[tuple[str, Any]]:
-    choices = [choice for event in events for choice in event["choices"] if choice["finish_reason"]]
-    return [(choice["finish_reason"], choice["stop_reason"]) for choice in choices]
-
-
-def ids_in(events: list[dict[str, Any]]) -> list[int]:
-    return [
-        token for event in events for choice in event["choices"] for token in choice.get("token_ids") or ()
-    ]
 
 
 @pytest.mark.parametrize("path", [CHAT, PLAIN])
@@ -297,116 +188,6 @@ async def test_a_stream_goes_on_elsewhere_when_its_worker_has_to_leave(tmp_path:
 
 async def runs(worker: SimWorker) -> bool:
     return any(len(sequence.emitted) > 3 for sequence in worker.engine.running)
-
-
-PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-PLACE = {"type": "object", "properties": {"place": {"type": "string"}}}
-TOOL = {"type": "function", "function": {"name": "tide_at", "parameters": PLACE}}
-WORDS = {
-    "type": "object",
-    "properties": {"words": {"type": "string", "minLength": 4000}},
-    "required": ["words"],
-}
-LONG_TOOL = {"type": "function", "function": {"name": "recite", "parameters": WORDS}}
-"""Its arguments are too long to be held back."""
-SCHEMA = {
-    "type": "json_schema",
-    "json_schema": {"name": "s", "schema": PLACE},
-}
-
-FROM_TEXT: dict[str, dict[str, Any]] = {
-    "a picture": {
-        "messages": [{"role": "user", "content": [PICTURE, {"type": "text", "text": "What is this?"}]}]
-    },
-    "tools offered": {"tools": [TOOL], "messages": [{"role": "user", "content": "Is it high tide?"}]},
-}
-
-
-@pytest.mark.parametrize("how", FROM_TEXT)
-async def test_what_cannot_be_given_as_ids_goes_on_from_its_text(how: str, tmp_path: Path):
-    async with pair(tmp_path) as both:
-        more = FROM_TEXT[how]
-        expected = await both.undisturbed(**more)
-        assert text_of(expected)  # no tool is called
-        both.bad.order(Fault("reset", after_chunks=20, count=1))
-        same(await both.heard(**more), expected)
-        taken_over = both.good.requests[-1]
-        assert taken_over.target == CHAT
-        asked = msgspec.json.decode(taken_over.body)
-        assert asked["continue_final_message"]
-        assert text_of(expected).startswith(asked["messages"][-1]["content"])
-        assert await both.resumes() == {("upstream_broken", "text"): 1}
-
-
-UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
-    "two choices": (CHAT, {"n": 2}),
-    "two prompts": (PLAIN, {"prompt": ["High?", "Low?"]}),
-    "a schema": (CHAT, {"response_format": SCHEMA}),
-    "echo": (PLAIN, {"echo": True}),
-    "logprobs of the prompt": (PLAIN, {"prompt_logprobs": 1}),
-    "a truncated prompt": (PLAIN, {"truncate_prompt_tokens": 100}),
-    "beams": (PLAIN, {"use_beam_search": True}),
-    "hidden reasoning": (CHAT, {"include_reasoning": False}),
-}
-
-
-@pytest.mark.parametrize("how", UNFIT)
-async def test_what_cannot_be_gone_on_with_ends_in_an_error_at_once(how: str, tmp_path: Path):
-    path, more = UNFIT[how]
-    async with pair(tmp_path) as both:
-        both.bad.order(Fault("reset", after_chunks=4, count=1))
-        *shown, last = await both.heard(path, **more)
-        assert shown
-        assert last["error"]["code"] == "upstream_broken"
-        assert both.good.requests == ()
-
-
-CALLED = {"tools": [TOOL], "tool_choice": "required", "max_tokens": None}
-
-
-def calls_in(events: list[dict[str, Any]]) -> tuple[list[str], str]:
-    """The names of the tools that are called, and all arguments."""
-    deltas = [choice["delta"] for event in events for choice in event["choices"]]
-    calls = [call["function"] for delta in deltas for call in delta.get("tool_calls") or ()]
-    return [call["name"] for call in calls if call.get("name")], "".join(call["arguments"] for call in calls)
-
-
-async def test_a_call_of_a_tool_is_shown_when_it_is_whole_and_begun_anew_where_it_breaks_before(
-    tmp_path: Path,
-):
-    async with pair(tmp_path) as both:
-        expected = await both.undisturbed(**CALLED)
-        assert calls_in(expected)[0] == ["tide_at"]
-        for name, after in zip(MODELS, (2, 3, 6, 10), strict=True):
-            both.bad.order(Fault("reset", after_chunks=after, count=1))
-            heard = await both.heard(model=name, **CALLED)
-            assert calls_in(heard) == calls_in(expected)
-            assert len({event["id"] for event in heard}) == 1
-            assert roles_in(heard) == ["assistant"]
-            assert finishes_in(heard) == finishes_in(expected)
-        assert await both.resumes() == {}
-        assert {(row.outcome, row.attempts) for row in await both.gw.rows(least=4)} == {("ok", 2)}
-
-
-@pytest.mark.parametrize(("tool", "after"), [(TOOL, 11), (LONG_TOOL, 800)], ids=["whole", "long"])
-async def test_a_call_of_a_tool_that_has_been_shown_is_gone_on_with_by_nobody(
-    tool: dict[str, Any], after: int, tmp_path: Path
-):
-    async with pair(tmp_path) as both:
-        both.bad.order(Fault("reset", after_chunks=after, count=1))
-        *shown, last = await both.heard(**CALLED | {"tools": [tool]})
-        assert calls_in(shown)[0] == [tool["function"]["name"]]
-        assert last["error"]["code"] == "upstream_broken"
-        assert both.good.requests == ()
-
-
-@pytest.mark.parametrize("how", UNFIT)
-async def test_it_is_begun_anew_where_nothing_had_been_shown(how: str, tmp_path: Path):
-    path, more = UNFIT[how]
-    async with pair(tmp_path) as both:
-        expected = await both.undisturbed(path, **more)
-        both.bad.order(Fault("reset", after_chunks=0 if path == PLAIN else 1, count=1))
-        assert text_of(await both.heard(path, **more)) == text_of(expected)
 
 
 def provider(worker: SimWorker, name: str, **more: object) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from failing import ASKED, LAST, PROMPT_TOKENS, QUICK, STREAM, chunk, event, model
 from pool import endpoint, gateway
+from resumed import PLAIN, WITH_USAGE, Pair, pair, same, text_of
 from scripted import Server, answers
-from test_resume import PLAIN, WITH_USAGE, Pair, pair, same, text_of
 
 from loadtest.worker import Fault, SimWorker
 

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 from failing import LAST, QUICK, STREAM, event, model
 from pool import endpoint, gateway
+from resumed import CALL, CHAT, PLAIN, WITH_USAGE, Pair, finishes_in, text_of
 from scripted import OK, Peer, Server
-from test_resume import CALL, CHAT, PLAIN, WITH_USAGE, Pair, finishes_in, text_of
 
 from loadtest.worker import SimWorker
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from failing import MESSAGES, QUICK, model
 from pool import endpoint, gateway, until
+from resumed import CALL, CHAT
 from test_lookout import SLOW, SPEEDY
 from test_race import HANG, RARELY
-from test_resume import CALL, CHAT
 
 from gateway.decision_log import Line
 from gateway.replay import replay
