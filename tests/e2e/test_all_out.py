@@ -36,7 +36,6 @@ PATIENT = {
 }
 """Calls wait for a minute where there is anybody to wait for."""
 AT_ONCE_S = 30.0
-MASTER = "sk-master-0123456789"
 
 
 async def texts(client: AsyncOpenAI, number: int, **more: Any) -> list[str]:
@@ -109,22 +108,6 @@ async def test_a_reply_in_one_piece_that_a_lone_worker_breaks_off_each_time_fail
         error = await failure_of(ask(gw.client(), service_tier="default"))
         assert (error.status_code, error.code) == (502, "upstream_broken")
         assert 2 <= len(worker.requests) <= 5
-
-
-async def test_explain_says_that_all_are_out_and_asked_as_a_last_resort(tmp_path: Path):
-    auth = {"master_key": MASTER}
-    async with SimWorker(QUICK) as worker, gateway(tmp_path, worker, auth=auth, **PATIENT) as gw:
-        client = gw.client()
-        worker.order(Fault(kind="reset"))
-
-        async def is_last_resort() -> bool:
-            admin = {"authorization": f"Bearer {MASTER}"}
-            plan = (await gw.http.post("/admin/explain", json=ASKED, headers=admin)).json()
-            return plan["last_resort"] and [each["endpoint"] for each in plan["candidates"]] == NAMES[:1]
-
-        assert not await is_last_resort()
-        await failure_of(ask(client, service_tier="default"))
-        await until(is_last_resort)
 
 
 async def test_where_all_workers_have_failed_twice_calls_wait_for_the_first_that_is_back(tmp_path: Path):

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.auth import Key
 from gateway.errors import ApiError
-from gateway.explain import HEADER_BYTES, Question, plan_line
-from routing.types import Candidate, Endpoint, Estimate, Plan, Rejection
+from gateway.explain import HEADER_BYTES, Explanation, Question, plan_line
+from routing.pool import Pool
+from routing.types import Call, Candidate, Endpoint, Estimate, Plan, Rejection, Tier
 
 NAMES = st.text(max_size=400)
 CANDIDATES = st.builds(
@@ -80,6 +82,22 @@ def test_the_header_has_ten_candidates_and_ten_rejections_where_they_fit():
 def test_a_plan_of_those_that_are_out_says_so():
     ranked = [Candidate(endpoint("e"), Estimate(0.1, 0.01, 0.0, 7), 8.5, True)]
     assert shown(Plan(ranked, (), last_resort=True))["last_resort"] is True
+
+
+def test_an_explanation_says_when_all_are_out_and_asked_all_the_same():
+    pool, tier = Pool(), Tier("default", max_ttft_s=5.0, waiting_nano_usd_per_s=1e6)
+    standing = pool.add(endpoint("e"))
+    call = Call("m", tier, prompt_tokens=100)
+
+    def explained(now_s: float) -> tuple[list[str], bool]:
+        explanation = Explanation.of(Key("", ""), pool.decision(call, now_s, 0.0))
+        return [each.endpoint for each in explanation.candidates], explanation.last_resort
+
+    assert explained(0.0) == (["e"], False)
+    for _ in range(2):
+        standing.failed(0.0, "reset", 0.5)
+    assert explained(0.0) == ([], False)
+    assert explained(pool.plan(call, 0.0, 0.0).retry_after_s) == (["e"], True)
 
 
 @pytest.mark.parametrize(
