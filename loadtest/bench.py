@@ -213,6 +213,14 @@ def _checked_size(target: Running, problems: list[str], *, stream: bool) -> int:
     return len(answer.content)
 
 
+def check(target: Running, *, stream: bool) -> None:
+    """Raises DidNotStartError where a reply is not what the mock says."""
+    problems: list[str] = []
+    _checked_size(target, problems, stream=stream)
+    if problems:
+        raise DidNotStartError(f"{target.name}: {problems[0]}")
+
+
 def _content(text: str, *, stream: bool) -> str:
     """The text of a reply; of one that is not as OpenAI's, what is wrong with it."""
     try:

@@ -10,6 +10,7 @@ import typer
 from loadtest import (
     chaos_commands,
     commands,
+    duel_command,
     endure_commands,
     routing_commands,
     scale_commands,
@@ -26,6 +27,7 @@ def loadtest() -> None:
 
 
 commands.register(app)
+duel_command.register(app)
 simulate.register(app)
 routing_commands.register(app)
 chaos_commands.register(app)

@@ -33,7 +33,7 @@ from loadtest.steps import doing
 from loadtest.workloads import Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from loadtest.proxies import Proxy
 
@@ -174,15 +174,10 @@ def bench(  # noqa: PLR0913 - each argument is an option of the command line
     )
     plan = benching.cores(plan) if pinned else plan
     console = Console()
-    known = {proxy.name: proxy for proxy in every_proxy(peers_path or [])}
     names = [name.strip() for name in targets.split(",")]
-    if unknown := set(names) - {*known, "mock"}:
-        raise typer.BadParameter(
-            f"no such target: {', '.join(sorted(unknown))}; there are mock, {', '.join(known)}"
-        )
-    chosen = [known[name] for name in names if name != "mock"]
+    chosen = chosen_by_name([name for name in names if name != "mock"], peers_path or [])
     with (
-        _without_traceback(),
+        without_traceback(),
         tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder,
         benching.site(plan, Path(folder)) as place,
     ):
@@ -198,6 +193,14 @@ def bench(  # noqa: PLR0913 - each argument is an option of the command line
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(comparison)) + b"\n")
     if markdown_file is not None:
         markdown_file.write_text(markdown(comparison))
+
+
+def chosen_by_name(names: Sequence[str], folders: Sequence[Path] = ()) -> list[Proxy]:
+    """The servers of these names. Raises BadParameter for what is none of them."""
+    known = {proxy.name: proxy for proxy in every_proxy(folders)}
+    if unknown := sorted(set(names) - known.keys()):
+        raise typer.BadParameter(f"no such target: {', '.join(unknown)}; there are mock, {', '.join(known)}")
+    return [known[name] for name in names]
 
 
 def _hold(place: benching.Site, chosen: list[Proxy], console: Console) -> None:
@@ -236,7 +239,7 @@ def soak(
     console = Console()
     [proxy] = [each for each in every_proxy([]) if each.name == "tidegate"]
     with (
-        _without_traceback(),
+        without_traceback(),
         tempfile.TemporaryDirectory(prefix="tidegate-soak-") as folder,
         benching.site(plan, Path(folder)) as place,
         benching.started(place, proxy, "tidegate") as target,
@@ -252,7 +255,7 @@ def soak(
 
 
 @contextmanager
-def _without_traceback() -> Iterator[None]:
+def without_traceback() -> Iterator[None]:
     """What did not start is a message with the end of its log, not a failure of the bench."""
     try:
         yield

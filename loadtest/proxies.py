@@ -191,6 +191,8 @@ class Tidegate:
     name = "tidegate"
 
     def __init__(self, timeouts: dict[str, float] | None = None) -> None:
+        self.program: tuple[str, ...] = (sys.executable, "-m", "gateway")
+        self.environment: dict[str, str] = {}
         self._timeouts = timeouts or {}
 
     def sections(self, setting: Setting) -> dict[str, Any]:
@@ -221,12 +223,18 @@ class Tidegate:
                 }
             )
         )
-        gateway = (sys.executable, "-m", "gateway")
         create = ("keys", "create", "--tenant", _TENANT, "--config", str(config), "--format", "json")
-        made = subprocess.run((*gateway, *create), check=False, capture_output=True, text=True)  # noqa: S603 - our own program
+        made = subprocess.run(  # noqa: S603 - our own program
+            (*self.program, *create),
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **self.environment},
+        )
         if made.returncode != 0:
             raise DidNotStartError(f"keys create failed: {made.stderr.strip()[-500:]}")
-        return Launch((*gateway, "serve", "--config", str(config)), json.loads(made.stdout)[0]["key"])
+        key = json.loads(made.stdout)[0]["key"]
+        return Launch((*self.program, "serve", "--config", str(config)), key, self.environment)
 
 
 class TidegateOfTwo(Tidegate):
