@@ -173,6 +173,11 @@ class Slice:
             return max(0, self._left_of_rate(now_ns) // MINUTE_NS)
         return max(0, self.limit - self.spent - self._others - self.held - self.owed)
 
+    def left_and_reset(self, now_ns: int) -> tuple[int, int]:
+        """Of a rate: what is left, and in how many nanoseconds all of it will be."""
+        left = self._left_of_rate(now_ns)
+        return max(0, left // MINUTE_NS), max(0, -((left - self.limit * MINUTE_NS) // self.limit))
+
     def until_ns(self, amount: int, now_ns: int) -> int:
         """Until so much is left of a rate, if nothing else is taken."""
         return max(0, -(-(amount * MINUTE_NS - self._left_of_rate(now_ns)) // self.limit))

@@ -43,10 +43,12 @@ _ROUND_TICKS = 1200
 
 
 class _Committed(NamedTuple):
-    """Of a row that the ledger has."""
+    """Of rows that the ledger has."""
 
-    call_id: str
-    subjects: tuple[str, ...]
+    call_ids: list[str]
+    """Of charges that are owed."""
+    subjects: set[str]
+    """Those with budgets, whoever made their calls."""
 
 
 class Accounts:
@@ -81,7 +83,7 @@ class Accounts:
         """Charges that the ledger does not have, by call."""
         self._budgeted: dict[str, set[Slice]] = {}
         """Budgets by subject."""
-        self._committed: deque[list[_Committed]] = deque()
+        self._committed: deque[_Committed] = deque()
         """Filled by the mover's thread."""
         self._begun = self._ended = 0
         self._asking: asyncio.Task[None] | None = None
@@ -172,16 +174,18 @@ class Accounts:
 
     def recorded(self, rows: Sequence[UsageRow]) -> None:
         """The database has these rows. Called by the mover, in its thread."""
-        budgeted, owed, found = self._budgeted, self._owed, []
+        budgeted, owed = self._budgeted, self._owed
         if not budgeted:
             return
-        for row in rows:
-            subjects = (f"tenant:{row.tenant}", f"project:{row.tenant}/{row.project}", f"key:{row.key_id}")
-            touched = tuple(subject for subject in subjects if subject in budgeted)
-            if touched or row.call_id in owed:
-                found.append(_Committed(row.call_id, touched))
-        if found:
-            self._committed.append(found)
+        subjects = {
+            subject
+            for tenant, project, key_id in {(row.tenant, row.project, row.key_id) for row in rows}
+            for subject in (f"tenant:{tenant}", f"project:{tenant}/{project}", f"key:{key_id}")
+            if subject in budgeted
+        }
+        call_ids = [row.call_id for row in rows if row.call_id in owed]
+        if call_ids or subjects:
+            self._committed.append(_Committed(call_ids, subjects))
 
     def accounted(self, page: Abandoned) -> None:
         """So it has all that a dead process has left. Called as above."""
@@ -193,25 +197,28 @@ class Accounts:
 
     async def _read_ledger(self) -> None:
         """Take over what it has by now. Not while the store is being asked."""
-        rows = [row for _ in range(len(self._committed)) for row in self._committed.popleft()]
+        committed = [self._committed.popleft() for _ in range(len(self._committed))]
+        call_ids = dict.fromkeys(call_id for each in committed for call_id in each.call_ids)
+        by_budgets: dict[tuple[Slice, ...], int] = {}
+        for call_id in call_ids:  # thousands, of few keys
+            nano_usd, budgets = self._owed.get(call_id, (0, ()))
+            by_budgets[budgets] = by_budgets.get(budgets, 0) + nano_usd
         charged: dict[Slice, int] = dict.fromkeys(self._unread, 0)
-        for row in rows:
-            nano_usd, budgets = self._owed.get(row.call_id, (0, ()))
+        for subject in set[str]().union(*(each.subjects for each in committed)):
+            charged |= dict.fromkeys(self._budgeted.get(subject, ()), 0)
+        for budgets, nano_usd in by_budgets.items():
             for each in budgets:
                 charged[each] = charged.get(each, 0) + nano_usd
-            for subject in row.subjects:
-                for each in self._budgeted.get(subject, ()):
-                    charged.setdefault(each, 0)
         if not charged:
             return
         try:
             await self._until_ready()
             spent = await asyncio.to_thread(self._ledger.nano_usd, [each.account for each in charged])
         except StoreAway:
-            self._committed.append(rows)  # owed, until it is known what is spent
+            self._committed.extend(committed)  # owed, until it is known what is spent
             raise
-        for row in rows:
-            self._owed.pop(row.call_id, None)
+        for call_id in call_ids:
+            self._owed.pop(call_id, None)
         for each, nano_usd in charged.items():
             each.in_ledger(nano_usd, spent[each.account])
         self._unread.difference_update(charged)

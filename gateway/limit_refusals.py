@@ -26,9 +26,9 @@ def limit_lines(requests: Slice | None, tokens: Slice | None, now_ns: int) -> by
     lines = b""
     for each, what in ((requests, b"requests"), (tokens, b"tokens")):
         if each is not None:
-            left = each.left(now_ns)
+            left, reset_ns = each.left_and_reset(now_ns)
             lines += b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
-                what, each.limit, what, left, what, duration(each.until_ns(each.limit, now_ns)),
+                what, each.limit, what, left, what, duration(reset_ns),
             )  # fmt: skip
     return lines
 

@@ -49,16 +49,15 @@ class Limiter:
     async def hold(self, caller: Key, request: Request, offer: Offer, call_id: str) -> Hold:
         """What the call needs. Raises ApiError."""
         first = offer.models[0]
-        contexts = {
-            standing.endpoint.context_tokens
-            for model in offer.models
-            for standing in self._fleet.pool(model.name)
-        }
+        pool = self._fleet.pool(first.name)
+        contexts = pool.contexts
+        for model in offer.models[1:]:
+            contexts += self._fleet.pool(model.name).contexts
         served = Served(
             first.name,
-            tuple(model.price_for(request.tier, caller.tenant) for model in offer.models),
-            tuple(contexts),
-            self._fleet.pool(first.name).output_tokens(caller.tenant),
+            tuple([model.price_for(request.tier, caller.tenant) for model in offer.models]),
+            contexts,
+            pool.output_tokens(caller.tenant),
         )
         return await self._limits.hold(caller, request, served, call_id)
 

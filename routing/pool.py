@@ -260,8 +260,9 @@ class Pool:
         self._unavailable: set[str] = set()
         self._draw: Draw | None = None
         """Whom to look at of very many; None: too few, or to be made anew."""
+        self.contexts: tuple[int | None, ...] = ()
+        """Tokens that the endpoints' contexts have, each figure once; None: of one that does not say."""
         self._least_context = math.inf
-        """Tokens of the shortest context that any endpoint has."""
         self._prices: dict[Price, Price] = {}
         """What the endpoints cost: for each price the one object that stands for all that are equal to it."""
         self._looks = Looks()
@@ -337,8 +338,8 @@ class Pool:
         """What is said of the endpoints has changed."""
         self._draw = None
         endpoints = [endpoint for endpoint, _ in self._seen.values()]
-        contexts = (endpoint.context_tokens for endpoint in endpoints)
-        self._least_context = min((tokens for tokens in contexts if tokens is not None), default=math.inf)
+        self.contexts = tuple({endpoint.context_tokens for endpoint in endpoints})
+        self._least_context = min((each for each in self.contexts if each is not None), default=math.inf)
         self._prices = {endpoint.cost: endpoint.cost for endpoint in endpoints}
 
     def cached_tokens(self, call: Call) -> Mapping[str, int]:

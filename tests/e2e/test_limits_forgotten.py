@@ -31,10 +31,10 @@ async def test_nothing_more_of_a_budget_is_given_out_before_the_journal_of_a_dea
         one, held = await cost_of_one(worker)
         key = key_with_budget(database_url(tmp_path), held)
         async with gateway_beside(tmp_path, models(worker), **shared) as gateway:
-            calling = asyncio.create_task(call(gateway, key))
+            begun = asyncio.Event()
+            calling = asyncio.create_task(call(gateway, key, begun))
             async with asyncio.timeout(LIMIT_S):
-                while not worker.engine.running or not worker.requests[-1].tokens_made:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+                await begun.wait()
             with ExitStack() as stack:
                 gateway.kill()
                 for path in (tmp_path / "journal").iterdir():

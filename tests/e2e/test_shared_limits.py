@@ -54,8 +54,8 @@ class Ended(NamedTuple):
 _numbers = count()
 
 
-async def call(gateway: Gateway | SimWorker, key: str) -> Ended:
-    """A stream to its end, or to that of the connection."""
+async def call(gateway: Gateway | SimWorker, key: str, begun: asyncio.Event | None = None) -> Ended:
+    """A stream to its end, or to that of the connection. `begun`: when its client has read more than its role."""
     request_id = f"call-{next(_numbers)}"
     body = json.dumps(
         {
@@ -76,6 +76,8 @@ async def call(gateway: Gateway | SimWorker, key: str) -> Ended:
         )
         while block := await reader.read(65536):
             reply += block
+            if begun is not None and reply.count(b"data: {") > 1:
+                begun.set()
         writer.close()
     except OSError:  # the gateway is gone
         pass
