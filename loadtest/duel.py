@@ -120,7 +120,7 @@ def table(duel: Duel) -> Table:
     head, body = rows(duel)
     shown = Table(caption=duel.conditions, caption_justify="left")
     for number, title in enumerate(head):
-        shown.add_column(title, justify="right" if number else "left")
+        shown.add_column(title, justify="right" if number else "left", no_wrap=not number)
     for row in body:
         shown.add_row(*row)
     return shown
