@@ -33,22 +33,10 @@ def watch(member: Member, interval_s: float, timeout_s: float) -> AbstractAsyncC
 
 
 async def check(member: Member, timeout_s: float, next_check_s: float) -> None:
-    begun_s = time.monotonic()
-    try:
-        status, _ = await member.backend.get("/health", timeout_s, MOST_BYTES)
-    except LaneFull:
+    answer = await _answer(member, timeout_s)
+    if answer is None:
         return  # in full use, which calls tell more of than a check
-    except CallTimeout:
-        if time.monotonic() - begun_s > timeout_s + HELD_UP_S:
-            await check(member, timeout_s, next_check_s)
-            return
-        ok, detail = False, f"/health did not answer within {timeout_s:g} s"
-    except AttemptFailed as failure:
-        ok, detail = False, str(failure)
-        if isinstance(failure, ConnectFailed):
-            member.restarted()
-    else:
-        ok, detail = status == 200, f"/health answered {status}"
+    ok, detail = answer
     was_out = member.ejection.unhealthy
     now_s, roll = time.monotonic(), random.random()  # noqa: S311 - jitter
     member.ejection.health(now_s, ok, "" if ok else detail, next_check_s, roll)
@@ -56,3 +44,22 @@ async def check(member: Member, timeout_s: float, next_check_s: float) -> None:
     if ok and was_out:
         member.ramp_up(now_s)
     member.changed()
+
+
+async def _answer(member: Member, timeout_s: float) -> tuple[bool, str] | None:
+    """Whether it is well, and what it said or why there is no answer; None where its lane is full."""
+    while True:
+        begun_s = time.monotonic()
+        try:
+            status, _ = await member.backend.get("/health", timeout_s, MOST_BYTES)
+        except LaneFull:
+            return None
+        except CallTimeout:
+            if time.monotonic() - begun_s <= timeout_s + HELD_UP_S:
+                return False, f"/health did not answer within {timeout_s:g} s"
+        except AttemptFailed as failure:
+            if isinstance(failure, ConnectFailed):
+                member.restarted()
+            return False, str(failure)
+        else:
+            return status == 200, f"/health answered {status}"

@@ -133,16 +133,18 @@ class Edge:
         except ApiError as error:
             self._telemetry.refused[error.code] += 1
             raise
-        if caller.tenant in self._catalog.prompts_logged:
-            self._telemetry.prompts.log(request, caller.tenant, call_id)
-        traced = None if self.tracing is None else self.tracing.begin(request, client)
-        trace = trace_lines(headers)
-        arrival = Arrival(call_id, request_id, caller, time.monotonic(), trace, hold, traced)
-        self._running[client] = arrival.started_s + self._catalog.total_s + _OVERDUE_S
+        traced = None
         try:
+            if caller.tenant in self._catalog.prompts_logged:
+                self._telemetry.prompts.log(request, caller.tenant, call_id)
+            if self.tracing is not None:
+                traced = self.tracing.begin(request, client)
+            trace = trace_lines(headers)
+            arrival = Arrival(call_id, request_id, caller, time.monotonic(), trace, hold, traced)
+            self._running[client] = arrival.started_s + self._catalog.total_s + _OVERDUE_S
             await self._dispatch.serve(request, offer, arrival, client)
         finally:
-            del self._running[client]
+            self._running.pop(client, None)
             hold.settle()
             if traced is not None:
                 traced.end()

@@ -87,17 +87,17 @@ class Prompts:
         _calls.info("prompt", extra=extra)
 
 
-def _texts(value: Any) -> list[str]:
-    """All that is text in messages or a prompt; media are no text."""
+def _texts(value: Any, depth: int = 3) -> list[str]:
+    """All that is text in messages or a prompt; media are no text, nor is what is deeper than any API has it."""
     match value:
         case str():
             return [value]
-        case list():
-            return [text for each in value for text in _texts(each)]
+        case list() if depth:
+            return [text for each in value for text in _texts(each, depth - 1)]
         case {"type": "text" | "input_text", "text": str(text)}:
             return [text]
-        case {"role": str(role), **rest}:
-            return [f"{role}: {text}" for text in _texts(rest.get("content"))]
+        case {"role": str(role), **rest} if depth:
+            return [f"{role}: {text}" for text in _texts(rest.get("content"), depth - 1)]
     return []
 
 

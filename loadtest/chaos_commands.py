@@ -8,13 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 import uvloop
 from rich.console import Console
 
 from loadtest import chaos as running
 from loadtest.proxies import LiteLlm, Proxy, RustRouter, Tidegate
+from loadtest.report import write_json
 from loadtest.steps import doing
 
 
@@ -55,8 +55,7 @@ def chaos(  # noqa: PLR0913 - each argument is an option of the command line
     console.print(running.table(outcome), markup=False, highlight=False, soft_wrap=True)
     for line in running.notes(outcome):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if json_file is not None:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(outcome)) + b"\n")
+    write_json(outcome, json_file)
     if any(each.failures or each.left_behind for each in outcome.results if each.router == "tidegate"):
         raise typer.Exit(1)
 

@@ -14,7 +14,6 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 import uvloop
 from rich.console import Console
@@ -28,7 +27,7 @@ from loadtest.client import Load
 from loadtest.comparison import comparison_table, markdown, notes
 from loadtest.mock import run_mock
 from loadtest.proxies import DidNotStartError, every_proxy, pinned
-from loadtest.report import latency_table, summarise
+from loadtest.report import latency_table, summarise, write_json
 from loadtest.steps import doing
 from loadtest.workloads import Workload
 
@@ -106,8 +105,7 @@ def run(  # noqa: PLR0913 - each argument is an option of the command line
         raise typer.BadParameter(str(error)) from error
     summary = summarise(load.samples, elapsed_s)
     console.print(latency_table(summary))
-    if json_file is not None:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+    write_json(summary, json_file)
     raise typer.Exit(0 if summary.ok or summary.aborted else 1)
 
 
@@ -189,8 +187,7 @@ def bench(  # noqa: PLR0913 - each argument is an option of the command line
     console.print(comparison_table(comparison))
     for line in notes(comparison):
         console.print(line, markup=False, highlight=False)
-    if json_file is not None:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(comparison)) + b"\n")
+    write_json(comparison, json_file)
     if markdown_file is not None:
         markdown_file.write_text(markdown(comparison))
 
@@ -249,8 +246,7 @@ def soak(
         verdict = soaking.run_soak(target, calls, abort_fraction, say)
     for line in soaking.lines(verdict):
         console.print(line, markup=False, highlight=False)
-    if json_file is not None:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
+    write_json(verdict, json_file)
     raise typer.Exit(1 if verdict.faults else 0)
 
 

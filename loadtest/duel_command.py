@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 
 from loadtest import bench, wrk
 from loadtest.commands import chosen_by_name, without_traceback
 from loadtest.duel import Checkout, markdown, run_duel, table
+from loadtest.report import write_json
 from loadtest.steps import doing
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def duel(
     ):
         found = run_duel(place, chosen, turns, say)
     Console().print(table(found))
-    if json_file is not None:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    write_json(found, json_file)
     if markdown_file is not None:
         markdown_file.write_text(markdown(found))
 

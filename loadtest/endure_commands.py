@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 import uvloop
 from rich.console import Console
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from loadtest.endurance import Plan
 from loadtest.endure_report import markdown, notes, table
+from loadtest.report import write_json
 from loadtest.steps import on_terminal
 
 
@@ -62,8 +62,7 @@ def endure(
     console.print(table(outcome))
     for line in notes(outcome):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if json_file is not None:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(outcome)) + b"\n")
+    write_json(outcome, json_file)
     if markdown_file is not None:
         markdown_file.write_text(markdown(outcome))
     if outcome.wrong:

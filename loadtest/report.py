@@ -6,6 +6,7 @@ from collections import Counter
 from math import ceil
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import Struct
 from rich.table import Table
 
@@ -13,6 +14,7 @@ from loadtest.sample import ABORTED, OK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from loadtest.sample import Sample
 
@@ -114,6 +116,12 @@ def headline(summary: Summary) -> str:
         f"{summary.calls} calls in {summary.elapsed_s:.1f} s: {summary.ok} ok ({summary.calls_per_s:.1f}/s), "
         f"{summary.aborted} aborted; errors: {errors}; {summary.tokens} tokens ({summary.tokens_per_s:.0f}/s), {summary.bytes} bytes"
     )
+
+
+def write_json(found: Struct, file: Path | None) -> None:
+    """For programs, where a file is wanted."""
+    if file is not None:
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -8,13 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
-import msgspec
 import typer
 import uvloop
 from rich.console import Console
 
 from loadtest import bench, routing_bench
 from loadtest.conversations import WorkloadName
+from loadtest.report import write_json
 from loadtest.steps import doing
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def route_bench(  # noqa: PLR0913 - each argument is an option of the command li
         console.print(table)
     for line in routing_bench.notes(outcome):
         console.print(line, markup=False, highlight=False)
-    if json_file is not None:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(outcome)) + b"\n")
+    write_json(outcome, json_file)
     if markdown_file is not None:
         markdown_file.write_text(routing_bench.markdown(outcome))
 

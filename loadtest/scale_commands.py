@@ -6,11 +6,11 @@ import signal
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 
 from loadtest.proxies import DidNotStartError
+from loadtest.report import write_json
 from loadtest.scale.report import markdown, notes, sheets, table
 from loadtest.scale.run import Asked, quick, run_scale
 from loadtest.steps import doing
@@ -53,8 +53,7 @@ def scale(  # noqa: PLR0913 - each argument is an option of the command line
         console.print(table(sheet))
     for line in notes(grown):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if json_file is not None:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(grown)) + b"\n")
+    write_json(grown, json_file)
     if markdown_file is not None:
         markdown_file.write_text(markdown(grown))
 

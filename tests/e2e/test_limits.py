@@ -128,6 +128,19 @@ async def test_no_more_calls_are_under_way_than_a_key_may_have(tmp_path: Path):
         assert (await gw.metrics())["tidegate_limits_holds"] == 0
 
 
+async def test_a_prompt_too_deep_to_be_logged_is_no_defect_and_leaves_no_hold(tmp_path: Path):
+    deep: object = "High water?"
+    for _ in range(600):
+        deep = [deep]
+    logged = {"tenants": {"acme": {"log_prompts": True}}}
+    async with SimWorker(INSTANT) as worker, gateway(tmp_path, worker, **logged) as gw:
+        key = await gw.new_key("acme", concurrency=1)
+        with pytest.raises(openai.BadRequestError):  # the worker's
+            await asked(gw, key, messages=[{"role": "user", "content": deep}])
+        await asked(gw, key)
+        assert (await gw.metrics())["tidegate_limits_holds"] == 0
+
+
 async def test_a_budget_that_is_spent_ends_the_calls_of_its_key_and_of_no_other(tmp_path: Path):
     async with SimWorker(INSTANT) as worker, gateway(tmp_path, worker) as gw:
         key = await gw.new_key("acme", budgets={"month": BUDGET})
