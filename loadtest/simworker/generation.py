@@ -39,6 +39,8 @@ _ANY_OBJECT = {
 
 MOST_LOGPROBS = 20
 """vLLM's `--max-logprobs`."""
+MOST_CHOICES = 16_384
+"""vLLM's VLLM_MAX_N_SEQUENCES."""
 
 
 class Asked(Struct):
@@ -199,6 +201,9 @@ def _choices(body: GenerateBody) -> int:
     number = 1 if body.n is None else body.n
     if number < 1:
         raise bad_value("n", number, f"n must be at least 1, got {number}.")
+    if number > MOST_CHOICES:
+        message = f"n must be at most {MOST_CHOICES}, got {number}. To increase this limit, set the VLLM_MAX_N_SEQUENCES environment variable."
+        raise bad_value("n", number, message)
     return number
 
 

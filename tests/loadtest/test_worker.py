@@ -304,3 +304,12 @@ async def test_a_worker_that_ends_leaves_no_connection_open():
         assert reader.at_eof() or reader.exception() is not None
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", worker.port)
+
+
+async def test_more_choices_than_vllm_takes_are_refused_before_any_is_made():
+    async with fast_worker() as (worker, client):
+        for n in (16_385, 10**30):
+            refused = await client.post("/v1/chat/completions", json=asking(n=n))
+            assert refused.status_code == 400
+            assert f"n must be at most 16384, got {n}." in refused.json()["error"]["message"]
+        assert worker.engine.generated_tokens == 0
